@@ -1,0 +1,51 @@
+"""Errors of the public edge.
+
+Every error is an :class:`NCMLError` *and* the builtin that a caller would expect, so both
+``except NCMLError`` and ``except ValueError`` work. Messages name the argument, what was got,
+what was expected, and the remedy. They are raised before any state changes.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "ConformanceError",
+    "InferenceTensorError",
+    "MissingExtraError",
+    "NCMLError",
+    "NonFiniteError",
+    "UnsupportedError",
+]
+
+
+class NCMLError(Exception):
+    """Base class of every error that ncml raises on purpose."""
+
+
+class ArgumentError(NCMLError, ValueError):
+    """An argument has a value, shape or device that the call cannot accept."""
+
+
+class ArgumentTypeError(NCMLError, TypeError):
+    """An argument has a type or dtype that the call cannot accept."""
+
+
+class UnsupportedError(NCMLError, TypeError):
+    """An object lacks the capability that the call needs (sampling, an SDE, a lattice, ...)."""
+
+
+class NonFiniteError(NCMLError, FloatingPointError):
+    """A log-density, score or loss is NaN or infinite."""
+
+
+class InferenceTensorError(NCMLError, RuntimeError):
+    """Parameters created under ``torch.inference_mode`` cannot take part in autograd."""
+
+
+class MissingExtraError(NCMLError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class ConformanceError(NCMLError, AssertionError):
+    """A check of :mod:`ncml.testing` failed; the message names the check."""

@@ -1,0 +1,135 @@
+r"""How a network sees the noise level, and other context.
+
+The raw time is a poor input (it lives in [0, 0.03] for VP at ten levels), and :math:`\log\sigma` is
+:math:`-\infty` at t = 0. The features here are functions of
+
+.. math:: v = \frac{\log(1 + \sigma/\sigma_{ref})}{\log(1 + \sigma_T/\sigma_{ref})} \in [0, 1],
+          \qquad \sigma_{ref} = \sigma_T / 100,
+
+namely v, cosines :math:`\cos(k \pi v)`, and an indicator of noiseless lattice data: the likelihood of
+a mass and the limit of densities differ there, so a smooth feature alone cannot serve both.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ncml._checks import check_count, check_positive, per_example
+from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from ncml.noise import GaussianProcess, NoiseProcess
+
+__all__ = ["Conditioning", "NoiseFeatures", "NoiseScaling"]
+
+REFERENCE = 100.0
+"""sigma_T / sigma_ref: noise down to a hundredth of the largest level is resolved evenly in log."""
+
+
+class NoiseFeatures(nn.Module):
+    """Features of the noise level, ``(B,)`` times to ``(B, features)``; no parameters.
+
+    Args:
+        process: The noise process. For one without a sigma, ``v = t / T``.
+        features: How many, at least 2: an indicator of t = 0, v, and cosines.
+    """
+
+    def __init__(self, process: NoiseProcess, features: int = 16) -> None:
+        super().__init__()
+        if not isinstance(process, NoiseProcess):
+            raise ArgumentTypeError(
+                f"process: got {type(process).__name__}; expected a NoiseProcess, which gives t its meaning"
+            )
+        self.process = process
+        self.features = check_count(features, "noise_features", minimum=2)
+
+    def forward(self, t: Tensor) -> Tensor:
+        if isinstance(self.process, GaussianProcess):
+            top = float(self.process.sigma(self.process.T))
+            v = torch.log1p(self.process.sigma(t) * (REFERENCE / top)) / math.log1p(REFERENCE)
+        else:
+            v = t / self.process.T
+        k = torch.arange(1, self.features - 1, dtype=v.dtype, device=v.device)
+        return torch.cat([(t == 0).to(v.dtype)[:, None], v[:, None], torch.cos(math.pi * k * v[:, None])], dim=1)
+
+
+class Conditioning(nn.Module):
+    """Noise features and, optionally, a context vector or class label, as one vector per example.
+
+    Args:
+        process: The noise process.
+        noise_features: Number of noise features.
+        context_features: Width of a floating context ``(B, context_features)``; 0 for none.
+        classes: Number of classes of an integer context ``(B,)``; -1 is the null label. 0 for none.
+    """
+
+    def __init__(
+        self, process: NoiseProcess, noise_features: int = 16, context_features: int = 0, classes: int = 0
+    ) -> None:
+        super().__init__()
+        self.noise = NoiseFeatures(process, noise_features)
+        self.context_features = check_count(context_features, "context_features", minimum=0)
+        self.classes = check_count(classes, "classes", minimum=0)
+        if context_features and classes:
+            raise ArgumentError(
+                "context_features, classes: got both; expected one kind of context; embed labels yourself"
+            )
+        width = noise_features if classes else context_features
+        self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last row is the null label
+        self.features = noise_features + width
+
+    def forward(self, t: Tensor, context: Tensor | None = None) -> Tensor:
+        noise = self.noise(t)
+        if (context is not None) != bool(self.context_features or self.classes):
+            expected = "a context" if context is None else "no context"
+            raise ArgumentError(
+                f"context: got {'none' if context is None else 'one'}; this density expected {expected}"
+            )
+        if context is None:
+            return noise
+        if self.labels is not None:
+            if context.is_floating_point() or context.ndim != 1:
+                raise ArgumentTypeError(
+                    f"context: got {context.dtype} {tuple(context.shape)}; expected integer labels (B,)"
+                )
+            if context.numel() and (int(context.min()) < -1 or int(context.max()) >= self.classes):
+                raise ArgumentError(f"context: got labels outside -1 .. {self.classes - 1}; -1 is the null label")
+            return torch.cat([noise.to(self.labels.weight.dtype), self.labels(context % (self.classes + 1))], dim=1)
+        if context.ndim != 2 or context.shape[1] != self.context_features:
+            raise ArgumentError(f"context: got shape {tuple(context.shape)}; expected (B, {self.context_features})")
+        return torch.cat([noise, context.to(noise.dtype)], dim=1)
+
+
+class NoiseScaling(nn.Module):
+    r"""Scales noisy data to unit size, :math:`y = c(t)\,x` with :math:`c = (\alpha^2 s^2 + \sigma^2)^{-1/2}`.
+
+    A density of y becomes one of x by adding :math:`D \log c`.
+
+    Args:
+        process: A Gaussian process.
+        data_std: Standard deviation s of the data, in data units.
+    """
+
+    def __init__(self, process: NoiseProcess, data_std: float) -> None:
+        super().__init__()
+        if not isinstance(process, GaussianProcess):
+            raise UnsupportedError(
+                f"process: got {type(process).__name__}; data_std expected a GaussianProcess; use data_std=None"
+            )
+        self.process = process
+        self.data_std = check_positive(data_std, "data_std")
+
+    def log_scale(self, t: Tensor) -> Tensor:
+        """``log c(t)``, shape of ``t``."""
+        variance = (self.process.alpha(t) * self.data_std).square() + self.process.sigma(t).square()
+        return -0.5 * variance.log()
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``c(t) x`` and its log-determinant ``D log c``, ``(B,)``."""
+        log_c = self.log_scale(t).to(x.dtype)
+        return x * per_example(log_c.exp(), x), log_c * x[0].numel() if x.shape[0] else log_c
+
+    def inverse(self, y: Tensor, t: Tensor) -> Tensor:
+        """``y / c(t)``."""
+        return y * per_example((-self.log_scale(t)).exp().to(y.dtype), y)

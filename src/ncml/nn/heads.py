@@ -1,0 +1,177 @@
+r"""Mixture heads: a one-dimensional density per value from 3K network outputs.
+
+With logits, means m and log-scales, a component is a logistic or Gaussian F((x - m)/s). On continuous
+data its density is F'. On a lattice with half-width :math:`\delta` everything is the window mass
+
+.. math:: \log\frac{F(b) - F(a)}{2\delta}, \qquad a = \frac{x-m-\delta}{s},\quad b = \frac{x-m+\delta}{s}.
+
+At lattice points this is the mass of a bin over its width, and the first and last bin reach to
+infinity where edges apply (tails telescope: masses sum to 1). Elsewhere, without edges, it is the
+density of the component plus a uniform on :math:`[-\delta, \delta]`, which integrates to 1 over the
+line and is smooth; using the edges there would not be a density. For the logistic,
+
+.. math:: \log[F(b)-F(a)] = \log F(b) + \log F(-a) + \log(1 - e^{-2\delta/s})
+
+without branch or cancellation. Heads run in float32 or better with autocast off, whatever the trunk.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ncml._checks import HALF, check_count
+from ncml.lattice import Lattice
+
+__all__ = ["GaussianHead", "LogisticHead", "MixtureHead"]
+
+CEILING = 7.0
+"""Largest log-scale; a scale of e^7 is flat on any data of order one."""
+
+
+@dataclass(frozen=True)
+class MixtureHead(abc.ABC):
+    """A mixture of K components per value.
+
+    Args:
+        components: Number of components K.
+        lattice: The lattice of the data, or None for continuous data.
+    """
+
+    components: int = 10
+    lattice: Lattice | None = None
+
+    def __post_init__(self) -> None:
+        check_count(self.components, "components")
+
+    @property
+    def outputs(self) -> int:
+        """Network outputs per value: K logits, K means, K log-scales."""
+        return 3 * self.components
+
+    @property
+    def floor(self) -> float:
+        """Smallest log-scale: 0.23 of a half-width (-7 at 256 levels), or -7 for continuous data."""
+        return -7.0 if self.lattice is None else math.log(self.lattice.half_width) - 1.46
+
+    def initial_bias(self) -> Tensor:
+        """Outputs to start from: even weights, means spread over [-1, 1], scales to match, ``(3K,)``."""
+        k = self.components
+        means = torch.linspace(-1.0, 1.0, k + 2)[1:-1]
+        return torch.cat([torch.zeros(k), means, torch.full((k,), math.log(1.0 / (k + 1)))])
+
+    def log_prob(self, outputs: Tensor, x: Tensor, edges: Tensor | None = None) -> Tensor:
+        """Log-density of each value.
+
+        Args:
+            outputs: Network outputs, ``(B, D, 3K)``.
+            x: Values, ``(B, D)``, float32 or float64.
+            edges: Where the first and last bin reach to infinity, bool ``(B,)``; lattice data only.
+
+        Returns:
+            Tensor ``(B, D)`` in nats, in the dtype of ``x``.
+        """
+        with torch.autocast(outputs.device.type, enabled=False):
+            log_weights, means, log_scales = self._unpack(outputs.to(x.dtype))
+            terms = self._log_components(x.unsqueeze(-1), means, log_scales, edges)
+            return torch.logsumexp(log_weights + terms, dim=-1)
+
+    def sample(self, outputs: Tensor, noise: Tensor, on_lattice: Tensor) -> Tensor:
+        """Draw values from uniforms: component by inverse CDF, then its quantile, then the window.
+
+        Args:
+            outputs: Network outputs, ``(B, D, 3K)``.
+            noise: Uniforms on the open unit interval, ``(B, D, 3)``.
+            on_lattice: Which rows live on the lattice, bool ``(B,)``; ignored for continuous data.
+
+        Returns:
+            Values ``(B, D)``; rounded to the lattice where ``on_lattice``.
+        """
+        log_weights, means, log_scales = self._unpack(outputs.to(noise.dtype))
+        cumulative = log_weights.exp().cumsum(-1)
+        below = cumulative < noise[..., :1] * cumulative[..., -1:]
+        pick = below.sum(-1, keepdim=True).clamp(max=self.components - 1)
+        x = (means + log_scales.exp() * self._quantile(noise[..., 1:2])).gather(-1, pick).squeeze(-1)
+        if self.lattice is None:
+            return x
+        window = (2.0 * noise[..., 2] - 1.0) * self.lattice.half_width
+        return torch.where(on_lattice[:, None], self.lattice.quantize(x), x + window)
+
+    def draw_noise(
+        self, n: int, dims: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
+    ) -> Tensor:
+        """The uniforms behind ``n`` samples, ``(n, dims, 3)``, never 0 (or 1, by torch's convention)."""
+        u = torch.rand(n, dims, 3, dtype=dtype, device=device, generator=generator)
+        return u.clamp_(min=0.25 * torch.finfo(dtype).eps)
+
+    def _unpack(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if outputs.dtype in HALF:
+            outputs = outputs.float()
+        logits, means, raw = outputs.unflatten(-1, (3, self.components)).unbind(-2)
+        # Soft bounds: a clamp would stop the gradient exactly where a scale must be able to return.
+        log_scales = CEILING - F.softplus(CEILING - (self.floor + F.softplus(raw - self.floor)))
+        return F.log_softmax(logits, dim=-1), means, log_scales
+
+    def _edge_bins(self, x: Tensor, edges: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Where a value is in the first and in the last bin and edges apply, ``(B, D, 1)``."""
+        assert self.lattice is not None
+        if edges is None:
+            never = torch.zeros_like(x, dtype=torch.bool)
+            return never, never
+        level, edges = self.lattice.nearest(x), edges[:, None, None]
+        return edges & (level == 0), edges & (level == self.lattice.levels - 1)
+
+    @abc.abstractmethod
+    def _log_components(self, x: Tensor, means: Tensor, log_scales: Tensor, edges: Tensor | None) -> Tensor:
+        """Log-density of ``x``, ``(B, D, 1)``, under each component, ``(B, D, K)``."""
+
+    @abc.abstractmethod
+    def _quantile(self, u: Tensor) -> Tensor:
+        """Inverse CDF of the standard component."""
+
+
+@dataclass(frozen=True)
+class LogisticHead(MixtureHead):
+    """Mixture of logistics (Salimans et al., 2017, "PixelCNN++", in the branch-free form)."""
+
+    def _log_components(self, x: Tensor, means: Tensor, log_scales: Tensor, edges: Tensor | None) -> Tensor:
+        inverse = torch.exp(-log_scales)
+        centred = (x - means) * inverse
+        if self.lattice is None:
+            return F.logsigmoid(centred) + F.logsigmoid(-centred) - log_scales
+        half = self.lattice.half_width * inverse
+        below, above = F.logsigmoid(half + centred), F.logsigmoid(half - centred)  # log F(b), log F(-a)
+        inside = below + above + torch.log(-torch.expm1(-2.0 * half))
+        first, last = self._edge_bins(x, edges)
+        return torch.where(first, below, torch.where(last, above, inside)) - math.log(self.lattice.width)
+
+    def _quantile(self, u: Tensor) -> Tensor:
+        return torch.logit(u)
+
+
+@dataclass(frozen=True)
+class GaussianHead(MixtureHead):
+    """Mixture of Gaussians. On a lattice it computes in float64, where the difference of CDFs is safe."""
+
+    def _log_components(self, x: Tensor, means: Tensor, log_scales: Tensor, edges: Tensor | None) -> Tensor:
+        if self.lattice is None:
+            centred = (x - means) * torch.exp(-log_scales)
+            return -0.5 * (centred.square() + math.log(2.0 * math.pi)) - log_scales
+        inverse = torch.exp(-log_scales.double())
+        centred, half = (x.double() - means.double()) * inverse, self.lattice.half_width * inverse
+        below, above = torch.special.log_ndtr(half + centred), torch.special.log_ndtr(half - centred)
+        # By symmetry work in the left tail: mass = Phi(high) - Phi(low), both at most about 1/2.
+        high, low = half - centred.abs(), -half - centred.abs()
+        log_high = torch.special.log_ndtr(high)
+        inside = log_high + torch.log(-torch.expm1(torch.special.log_ndtr(low) - log_high))
+        first, last = self._edge_bins(x, edges)
+        log_mass = torch.where(first, below, torch.where(last, above, inside))
+        return (log_mass - math.log(self.lattice.width)).to(x.dtype)
+
+    def _quantile(self, u: Tensor) -> Tensor:
+        return torch.special.ndtri(u)

@@ -1,0 +1,132 @@
+r"""3. The objective: :math:`-E_{t\sim\mu}\,E_{x_t\sim p_t}[\log p_{\theta,t}(x_t)]` (paper, eq. 6)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ncml._checks import HALF, Time, check_floating, check_generator, check_time
+from ncml.density import check_process
+from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ncml.noise import NoiseProcess
+from ncml.times import TimeSampler, UniformTimes
+
+__all__ = ["NCMLObjective"]
+
+
+@dataclass(frozen=True)
+class NCMLObjective:
+    r"""Noise conditional maximum likelihood: the weighted mean negative log-likelihood of noisy data.
+
+    .. math:: L = \frac1n \sum_{i=1}^n w_i \left[-\log p_{\theta,t_i}(x_{t_i})\right],
+              \qquad (t_i, w_i) \sim \mu,\quad x_{t_i} \sim p(x_{t_i} \mid x_i).
+
+    Maximum likelihood is the special case ``times=AtZero()``, bit for bit. The objective owns no
+    parameters and touches nothing of the density but its call, so DDP, hooks and ``torch.compile``
+    all see the likelihood.
+
+    Args:
+        process: How data become noisy.
+        times: Distribution of noise levels. Default ``UniformTimes(p_zero=0.2)``: a fifth of each batch
+            trains the data likelihood itself.
+        reduction: ``"mean"`` (sum of weighted terms divided by n, not by the sum of weights),
+            ``"sum"``, or ``"none"`` for one weighted term per example.
+
+    Raises:
+        ArgumentTypeError: ``process`` or ``times`` is not of its interface.
+        ArgumentError: An unknown reduction.
+
+    Example:
+        >>> process = VPSDE.at_noise(0.1)
+        >>> density = GaussianDensity(process, mean=torch.zeros(2), std=0.5)
+        >>> x = density.sample(256, generator=torch.Generator().manual_seed(0))
+        >>> loss = NCMLObjective(process)(density, x, generator=torch.Generator().manual_seed(1))
+    """
+
+    process: NoiseProcess
+    times: TimeSampler | None = None
+    reduction: Literal["mean", "sum", "none"] = "mean"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.process, NoiseProcess):
+            raise ArgumentTypeError(f"process: got {type(self.process).__name__}; expected a NoiseProcess")
+        if self.times is None:
+            object.__setattr__(self, "times", UniformTimes())
+        if not isinstance(self.times, TimeSampler):
+            raise ArgumentTypeError(
+                f"times: got {type(self.times).__name__}; expected a TimeSampler, such as UniformTimes()"
+            )
+        if self.reduction not in ("mean", "sum", "none"):
+            raise ArgumentError(f"reduction: got {self.reduction!r}; expected 'mean', 'sum' or 'none'")
+
+    def __call__(
+        self,
+        density: nn.Module,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        t: Time | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The loss of a batch, in nats.
+
+        Args:
+            density: A :class:`~ncml.NoiseConditionalDensity`, or a wrapper (DDP, compiled) of one.
+            x: Clean data, ``(B, *event_shape)``, in data units.
+            context: Conditioning with one row per example, or None.
+            t: Times to use instead of drawing them (weights are then 1): a number or ``(B,)``.
+            noise: The process's noise to use instead of drawing it.
+            generator: Source of randomness for both.
+
+        Returns:
+            A scalar, or ``(B,)`` with ``reduction="none"``.
+
+        Raises:
+            ArgumentError: An empty batch (its mean is NaN), or another process than the density's.
+            NonFiniteError: A log-likelihood is NaN or infinite; nothing was changed.
+        """
+        check_floating(x, "x")
+        check_process(density, self.process)
+        n = x.shape[0] if x.ndim else 0
+        if n == 0 and self.reduction != "none":
+            raise ArgumentError(f"x: got an empty batch, shape {tuple(x.shape)}; expected at least one example")
+        check_generator(generator, x.device)
+        if x.dtype in HALF:
+            x = x.float()
+        if t is None:
+            assert self.times is not None  # set in __post_init__
+            t, weight = self.times(n, self.process, generator=generator, device=x.device, dtype=x.dtype)
+        else:
+            t = check_time(t, x, self.process.T)
+            weight = torch.ones_like(t)
+        x_t = self.process.perturb(x, t, noise=noise, generator=generator)
+        nll = -density(x_t, t, context)
+        self._check(nll, t, n)
+        terms = weight * nll
+        if self.reduction == "none":
+            return terms
+        return terms.sum() / n if self.reduction == "mean" else terms.sum()
+
+    @staticmethod
+    def _check(nll: Tensor, t: Tensor, n: int) -> None:
+        if nll.shape != (n,):
+            raise ArgumentError(
+                f"density: got log-likelihoods of shape {tuple(nll.shape)}; expected ({n},), one per example"
+            )
+        if math.isfinite(float(nll.detach().sum())):
+            return
+        bad = ~torch.isfinite(nll.detach())
+        if bool(bad.any()):
+            i = int(bad.nonzero()[0])
+            fine = nll.detach()[~bad]
+            spread = f"[{float(fine.min()):.6g}, {float(fine.max()):.6g}]" if fine.numel() else "no value"
+            raise NonFiniteError(
+                f"loss: got {float(nll.detach()[i])} at index {i} with t = {float(t[i]):.6g} ({int(bad.sum())} of {n} "
+                f"examples; the others lie in {spread} nats); expected finite values; lower the learning rate or "
+                f"clip gradients"
+            )

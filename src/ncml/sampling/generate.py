@@ -1,0 +1,63 @@
+"""Two-part sampling: draw at a noise level where the model is robust, refine to the data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ncml.density import NoiseConditionalDensity, SampleableDensity, check_process
+from ncml.errors import UnsupportedError
+from ncml.noise import NoiseProcess
+from ncml.sampling.base import Sampler
+from ncml.sampling.sde import EulerMaruyama
+
+__all__ = ["generate"]
+
+
+def generate(
+    density: NoiseConditionalDensity,
+    process: NoiseProcess,
+    n: int,
+    *,
+    sampler: Sampler | None = None,
+    t_start: float | None = None,
+    context: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> Tensor:
+    r"""Draw :math:`x_t \sim p_{\theta,t}` and refine it to t = 0 (paper, section 4.2).
+
+    Args:
+        density: A density that can sample.
+        process: Its noise process.
+        n: Number of samples.
+        sampler: How to refine. Default ``EulerMaruyama()``: 128 steps of the reverse SDE.
+        t_start: Where to draw; the process's T if None. 0 is plain sampling, without a sampler.
+        context: Conditioning with ``n`` rows, or None.
+        generator: Source of randomness for both parts.
+        progress: Show a progress bar for the refinement.
+
+    Returns:
+        Samples ``(n, *event_shape)`` at t = 0 in data units; of a lattice density clamped and rounded
+        to the lattice (nowhere earlier: clamping noisy samples would change their law).
+
+    Raises:
+        UnsupportedError: The density cannot sample, or the sampler needs another kind of process.
+    """
+    if not isinstance(density, SampleableDensity):
+        raise UnsupportedError(
+            f"density: got {type(density).__name__}, which cannot sample; expected a SampleableDensity; "
+            f"refine samples of your own with sampler(density, process, x)"
+        )
+    check_process(density, process)
+    t = process.T if t_start is None else t_start
+    sampler = EulerMaruyama() if sampler is None else sampler
+    if t != 0.0 and not isinstance(process, sampler.needs):
+        raise UnsupportedError(
+            f"process: got {type(process).__name__}; {type(sampler).__name__} expected a {sampler.needs.__name__}; "
+            f"use t_start=0 for plain sampling"
+        )
+    x = density.sample(n, t, context, generator=generator)
+    if t != 0.0:
+        x = sampler(density, process, x, t, context=context, generator=generator, progress=progress)  # type: ignore[arg-type]
+    return x if density.lattice is None else density.lattice.quantize(x)

@@ -1,0 +1,147 @@
+r"""4. The score :math:`\nabla_x \log p_t(x)` and what is built on it.
+
+``density.score(x, t)`` is the score itself. Here are the log-density and the score from one pass, the
+divergence of the score (exact, or estimated from random directions), and the sliced score matching
+loss, which compares models by Fisher divergence without the data's score.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ncml._checks import Time, check_count, check_generator
+from ncml.density import NoiseConditionalDensity, evaluating
+from ncml.errors import ArgumentError
+
+__all__ = ["exact_divergence", "hutchinson_divergence", "log_density_and_score", "sliced_score_matching"]
+
+Probe = Literal["rademacher", "gaussian"]
+
+
+def log_density_and_score(
+    density: NoiseConditionalDensity, x: Tensor, t: Time = 0.0, context: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r""":math:`\log p_t(x)` without lattice edges and its gradient, from one forward and one backward pass.
+
+    Args:
+        density: The density.
+        x: Batch ``(B, *event_shape)`` in data units.
+        t: Time, a number or ``(B,)``.
+        context: Conditioning with one row per example, or None.
+
+    Returns:
+        Log-density ``(B,)`` in nats and score, shape of ``x``; both detached.
+
+    Raises:
+        NCMLError: As :meth:`~ncml.NoiseConditionalDensity.score`.
+    """
+    x, t, context = density._checked(x, t, context)
+    with evaluating(density), torch.enable_grad():
+        x, t = x.detach().clone().requires_grad_(), t.clone()
+        log_p = density._checked_result(density.forward_density(x, t, context), x, t)
+        (score,) = torch.autograd.grad(log_p.sum(), x)
+    return log_p.detach(), score
+
+
+def exact_divergence(
+    density: NoiseConditionalDensity,
+    x: Tensor,
+    t: Time = 0.0,
+    context: Tensor | None = None,
+    *,
+    create_graph: bool = False,
+) -> Tensor:
+    r"""The divergence of the score, :math:`\sum_i \partial_i s_i = \Delta \log p_t(x)`, by D backward passes.
+
+    Returns:
+        Tensor ``(B,)``, in nats per squared data unit. For many dimensions use
+        :func:`hutchinson_divergence`.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        x = _leaf(x, create_graph)
+        flat = density.score(x, t, context, create_graph=True).flatten(1)
+        total = x.new_zeros(x.shape[0])
+        for i in range(flat.shape[1]):
+            (row,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True, create_graph=create_graph)
+            total = total + row.flatten(1)[:, i]
+    return total if create_graph else total.detach()
+
+
+def hutchinson_divergence(
+    density: NoiseConditionalDensity,
+    x: Tensor,
+    t: Time = 0.0,
+    context: Tensor | None = None,
+    *,
+    probes: int = 1,
+    probe: Probe = "rademacher",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""An unbiased estimate of the divergence of the score, :math:`E_v[v^\top (\nabla s)\, v]`.
+
+    Args:
+        density, x, t, context: As in :func:`log_density_and_score`.
+        probes: Random directions per example; the variance falls as 1/probes.
+        probe: ``"rademacher"`` (exact when the Hessian is diagonal, so the default) or ``"gaussian"``.
+        generator: Source of randomness.
+
+    Returns:
+        Tensor ``(B,)``, detached.
+    """
+    check_count(probes, "probes")
+    check_generator(generator, x.device)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = _leaf(x, False)
+        score = density.score(x, t, context, create_graph=True)
+        total = x.new_zeros(x.shape[0])
+        for i in range(probes):
+            v = _direction(x, probe, generator)
+            (hv,) = torch.autograd.grad((score * v).sum(), x, retain_graph=i + 1 < probes)
+            total += (hv * v).flatten(1).sum(1)
+    return total / probes
+
+
+def sliced_score_matching(
+    density: NoiseConditionalDensity,
+    x: Tensor,
+    t: Time = 0.0,
+    context: Tensor | None = None,
+    *,
+    probe: Probe = "gaussian",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Sliced score matching loss per example (Song et al., 2020a, variance-reduced form).
+
+    .. math:: v^\top (\nabla s)\, v + \tfrac12 \|s\|^2, \qquad v \text{ random with } E[vv^\top] = I,
+
+    whose expectation is the Fisher divergence between data and model up to a constant. Differentiable
+    in the parameters, so that it can be trained on or added to a likelihood.
+
+    Returns:
+        Tensor ``(B,)``.
+    """
+    check_generator(generator, x.device)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = _leaf(x, True)
+        score = density.score(x, t, context, create_graph=True)
+        v = _direction(x, probe, generator)
+        (hv,) = torch.autograd.grad((score * v).sum(), x, create_graph=True)
+        return (hv * v).flatten(1).sum(1) + 0.5 * score.flatten(1).square().sum(1)
+
+
+def _leaf(x: Tensor, keep_graph: bool) -> Tensor:
+    if keep_graph and x.requires_grad:
+        return x
+    return x.detach().clone().requires_grad_()
+
+
+def _direction(x: Tensor, probe: Probe, generator: torch.Generator | None) -> Tensor:
+    if probe == "gaussian":
+        return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    if probe == "rademacher":
+        bits = torch.randint(0, 2, x.shape, device=x.device, generator=generator)
+        return (2 * bits - 1).to(x.dtype)
+    raise ArgumentError(f"probe: got {probe!r}; expected 'rademacher' or 'gaussian'")
