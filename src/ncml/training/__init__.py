@@ -1,0 +1,5 @@
+"""Training loops."""
+
+from ncml.training.fit import fit
+
+__all__ = ["fit"]

@@ -1,0 +1,79 @@
+"""A short training loop for data that fit in memory."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ncml._checks import check_count, check_generator, check_positive
+from ncml._progress import progress_bar
+from ncml.errors import ArgumentError
+from ncml.objective import NCMLObjective
+
+__all__ = ["fit"]
+
+
+def fit(
+    density: nn.Module,
+    objective: NCMLObjective,
+    x: Tensor,
+    context: Tensor | None = None,
+    *,
+    steps: int = 2000,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    clip_norm: float = 10.0,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    label: str = "training",
+) -> list[float]:
+    """Minimise an objective with Adam and a cosine learning rate, in place; ends in eval mode.
+
+    Args:
+        density: The density to train.
+        objective: The objective; its draws and the batches come from ``generator``.
+        x: All training data in data units, ``(N, *event_shape)``, on the density's device.
+        context: Conditioning with N rows, or None.
+        steps: Number of optimizer steps. The learning rate falls to zero over them.
+        batch_size: Examples per step, drawn with replacement.
+        learning_rate: Adam's learning rate at the start.
+        clip_norm: Gradients of a larger norm are scaled down to it.
+        generator: Source of randomness (dropout aside, which uses torch's own); with the same one, on
+            the same machine with the same number of threads, training is repeated bit for bit.
+        progress: Show a progress bar (needs tqdm).
+        label: What the progress bar calls it.
+
+    Returns:
+        The loss of every step, in nats.
+
+    Raises:
+        NonFiniteError: The loss is NaN or infinite; the parameters are those before that step.
+        RuntimeError: A gradient is NaN or infinite; likewise.
+    """
+    check_count(steps, "steps")
+    check_count(batch_size, "batch_size")
+    check_positive(learning_rate, "learning_rate")
+    check_generator(generator, x.device)
+    if x.shape[0] == 0:
+        raise ArgumentError(f"x: got an empty data set, shape {tuple(x.shape)}; expected at least one example")
+    parameters = list(density.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 * (1.0 + math.cos(math.pi * i / steps)))
+    # Batches have a stream of their own: two objectives with the same generator see the same data.
+    seed = torch.randint(2**62, (), generator=generator, device=x.device)
+    batches = torch.Generator(x.device).manual_seed(int(seed))
+    density.train()
+    losses = []
+    for _ in progress_bar(range(steps), progress, label):
+        rows = torch.randint(x.shape[0], (batch_size,), generator=batches, device=x.device)
+        loss = objective(density, x[rows], None if context is None else context[rows], generator=generator)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, clip_norm, error_if_nonfinite=True)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    density.eval()
+    return losses

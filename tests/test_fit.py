@@ -1,0 +1,109 @@
+"""The training loop: it fits, it repeats, and it stops before a bad step."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from ncml import VPSDE, NCMLObjective, NoiseConditionalDensity
+from ncml.densities import MAF
+from ncml.errors import ArgumentError, NonFiniteError
+from ncml.times import AtZero
+from ncml.training import fit
+
+PROCESS = VPSDE.at_noise(0.2)
+
+
+def ring(n=512):
+    angle = torch.linspace(0, 6.28, n)
+    return torch.stack([angle.cos(), angle.sin()], 1)
+
+
+def maf():
+    torch.manual_seed(0)
+    return MAF((2,), PROCESS, transforms=2, hidden=(16,))
+
+
+def trained(seed, **settings):
+    density = maf()
+    losses = fit(density, NCMLObjective(PROCESS), ring(), generator=torch.Generator().manual_seed(seed), **settings)
+    return density, losses
+
+
+def test_loss_falls():
+    _, losses = trained(0, steps=150, learning_rate=1e-2)
+    assert len(losses) == 150
+    assert sum(losses[-20:]) / 20 < sum(losses[:20]) / 20 - 0.15
+
+
+def test_same_generator_same_bits():
+    (a, first), (b, second), (_, third) = trained(1, steps=5), trained(1, steps=5), trained(2, steps=5)
+    assert first == second != third
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+class Broken(NoiseConditionalDensity):
+    """NaN from the third call on."""
+
+    def __init__(self):
+        super().__init__((2,))
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.calls = 0
+
+    def forward(self, x, t, context=None):
+        self.calls += 1
+        return -x.square().sum(1) * self.scale * (float("nan") if self.calls > 2 else 1.0)
+
+
+def test_a_nan_stops_before_the_step():
+    density = Broken()
+    with pytest.raises(NonFiniteError, match="t ="):
+        fit(density, NCMLObjective(PROCESS), ring(), steps=10)
+    assert density.calls == 3
+    assert bool(torch.isfinite(density.scale))
+
+
+def test_gradients_are_clipped():
+    density, reference = maf(), maf()
+    fit(density, NCMLObjective(PROCESS, AtZero()), 100.0 * ring(), steps=1, clip_norm=1e-12)
+    moved = max(float((p - q).detach().abs().max()) for p, q in zip(density.parameters(), reference.parameters(), strict=True))
+    # Adam's step is lr g / (|g| + 1e-8): clipped to 1e-12 it is at most 1e-4 of the learning rate.
+    assert moved < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"steps": 0}, "steps"), ({"batch_size": True}, "batch_size"), ({"learning_rate": 0.0}, "learning_rate")],
+)
+def test_bad_settings_change_nothing(settings, name):
+    density = maf()
+    before = copy.deepcopy(density.state_dict())
+    with pytest.raises(ArgumentError, match=f"{name}: got"):
+        fit(density, NCMLObjective(PROCESS), ring(), **settings)
+    assert all(torch.equal(before[k], v) for k, v in density.state_dict().items())
+
+
+def test_an_empty_data_set_is_refused():
+    with pytest.raises(ArgumentError, match="empty"):
+        fit(maf(), NCMLObjective(PROCESS), torch.empty(0, 2))
+
+
+def test_context_rows_follow_their_examples():
+    """A model whose likelihood needs the matching label sees it: x = label exactly."""
+
+    class Matches(NoiseConditionalDensity):
+        def __init__(self):
+            super().__init__((1,))
+            self.scale = torch.nn.Parameter(torch.ones(()))
+            self.seen = 0.0
+
+        def forward(self, x, t, context=None):
+            self.seen = max(self.seen, float((x.detach()[:, 0] - context).abs().max()))
+            return -(x - context[:, None]).square().sum(1) * self.scale
+
+    labels = torch.arange(50)
+    density = Matches()
+    fit(density, NCMLObjective(PROCESS, AtZero()), labels[:, None].float(), labels, steps=3)
+    assert density.seen == 0.0
