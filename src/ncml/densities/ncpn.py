@@ -1,0 +1,288 @@
+"""The noise conditional pixel network (paper, section 5 and appendix A.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ncml._checks import Time, check_count
+from ncml._progress import progress_bar
+from ncml.density import AutoregressiveDensity, evaluating
+from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.lattice import Lattice
+from ncml.nn.conditioning import NoiseFeatures
+from ncml.nn.pixel_cache import CachedPass
+from ncml.nn.pixel_head import PixelHead
+from ncml.nn.pixel_network import PixelNetwork
+from ncml.noise import NoiseProcess
+from ncml.times import check_probability
+
+__all__ = ["NCPN"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"features": 32, "blocks": 1, "levels": 2, "heads": 4, "components": 5},
+    "small": {"features": 40, "blocks": 2, "levels": 3, "heads": 8, "components": 10},
+    "paper": {"features": 160, "blocks": 5, "levels": 3, "heads": 8, "components": 10, "dropout": 0.25},
+}
+
+FOURIER_SEED = 0  # of the frequencies, which are part of the architecture and not of a run
+
+
+class NCPN(AutoregressiveDensity):
+    r"""PixelCNN++ with axial attention, conditioned on the noise level in every block.
+
+    .. math:: \log p_t(x) = \sum_{\text{pixels } i} \log p_t(x_i \mid x_{<i})
+
+    in row-major order, with a mixture of discretized logistics per pixel and linear autoregression over
+    its channels (:mod:`ncml.nn.pixel_head`): an exact mass where the process keeps images on the lattice,
+    a density elsewhere. Two streams of gated residual blocks in a U-shape, each followed by causal row
+    and column attention with rescaled skips; Gaussian Fourier features of the noise level enter every
+    block. Nothing normalises over space or batch.
+
+    Args:
+        image_shape: ``(C, H, W)`` with C = 1 or 3; H and W divisible by ``2 ** (resolutions - 1)``.
+        process: The noise process.
+        lattice: The lattice of the pixels; ``Lattice(256)`` if None. 2 to 4,096 levels.
+        features: Width of the network.
+        blocks: Blocks per stream and resolution.
+        levels: Number of resolutions.
+        heads: Attention heads, a divisor of ``features``; 0 for no attention.
+        components: Mixture components per pixel.
+        dropout: Dropout inside the blocks while training.
+        classes: Number of classes of an integer context ``(B,)``; -1 is "no label". 0 for none.
+        label_dropout: Probability of training an example as unlabelled.
+
+    Raises:
+        ArgumentError: Sizes that do not fit.
+
+    Example:
+        >>> process = VPSDE.at_noise(10 * Lattice(256).width)
+        >>> ncpn = NCPN.preset("tiny", image_shape=(3, 8, 8), process=process)
+        >>> ncpn.sample(2, t=process.T).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    process: NoiseProcess
+    lattice: Lattice
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        process: NoiseProcess,
+        *,
+        lattice: Lattice | None = None,
+        features: int = 160,
+        blocks: int = 5,
+        levels: int = 3,
+        heads: int = 8,
+        components: int = 10,
+        dropout: float = 0.0,
+        classes: int = 0,
+        label_dropout: float = 0.1,
+    ) -> None:
+        super().__init__(image_shape, process, Lattice(256) if lattice is None else lattice)
+        _check_sizes(self.event_shape, self.lattice, levels, features, heads)
+        check_count(blocks, "blocks")
+        check_count(components, "components")
+        self.classes = check_count(classes, "classes", minimum=0)
+        check_probability(dropout, "dropout")
+        check_probability(label_dropout, "label_dropout")
+        self.label_dropout = label_dropout
+        channels = self.event_shape[0]
+        self.head = PixelHead(channels, components, self.lattice)
+        self.noise = NoiseFeatures(process, 2)
+        width = 4 * features
+        draw = torch.randn(features // 2, generator=torch.Generator().manual_seed(FOURIER_SEED))
+        self.register_buffer("frequencies", 2.0 * math.pi * draw)
+        self.embed = nn.Sequential(nn.Linear(2 * (features // 2) + 2, width), nn.SiLU(), nn.Linear(width, width))
+        self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last row is "no label"
+        self.network = PixelNetwork(channels, self.head.outputs, levels, blocks, features, heads, width, dropout)
+        with torch.no_grad():
+            self.network.out.bias.copy_(self.head.initial_bias())
+
+    @classmethod
+    def preset(cls, name: str, image_shape: Sequence[int], process: NoiseProcess, **changes: Any) -> NCPN:  # noqa: ANN401
+        """A network of a known size: ``"tiny"``, ``"small"`` or ``"paper"`` (73 M parameters at 3x32x32).
+
+        Args:
+            name: The preset.
+            image_shape, process: As for the class.
+            changes: Arguments of the class that replace the preset's.
+        """
+        if name not in PRESETS:
+            raise ArgumentError(f"name: got {name!r}; expected one of {', '.join(map(repr, PRESETS))}")
+        return cls(image_shape, process, **{**PRESETS[name], **changes})
+
+    @property
+    def order(self) -> Tensor:
+        """Row-major over pixels, and the channels of a pixel one after the other, ``(C H W,)``."""
+        channels, height, width = self.event_shape
+        flat = torch.arange(channels * height * width, device=self.device)
+        return flat.reshape(channels, height * width).t().flatten()
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        return self._log_density(x, t, context, self.process.on_lattice(t))
+
+    def forward_density(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        return self._log_density(x, t, context, None)
+
+    def _log_density(self, x: Tensor, t: Tensor, context: Tensor | None, edges: Tensor | None) -> Tensor:
+        outputs = self.network(x, self._conditioning(t, context)).flatten(1, 2)
+        return self.head.log_prob(outputs, _pixels(x), edges).sum(1)
+
+    def draw_noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Uniforms ``(n, H W, 1 + 2 C)``: component, quantiles, and positions in the windows."""
+        pixels = self.event_shape[1] * self.event_shape[2]
+        return self.head.draw_noise(n, pixels, self.dtype, self.device, generator)
+
+    def resample(self, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
+        """Redraw every pixel given the pixels before it, all in one pass.
+
+        Arguments and result as in :meth:`ncml.AutoregressiveDensity.resample`; a position is a pixel.
+        """
+        x, t, context = self._checked(x, t, context)
+        self._check_noise(noise, x.shape[0])
+        with evaluating(self), torch.no_grad():
+            outputs = self.network(x, self._conditioning(t, context)).flatten(1, 2)
+            return _images(self.head.sample(outputs, noise, self.process.on_lattice(t)), self.event_shape)
+
+    def sample(
+        self,
+        n: int,
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw ``n`` images, every feature computed once (see :class:`~ncml.nn.pixel_cache.CachedPass`).
+
+        Args:
+            n, t, context, generator: As in :meth:`ncml.SampleableDensity.sample`.
+            noise: What :meth:`draw_noise` returned, to draw the same images again.
+            progress: Show a progress bar over rows (needs tqdm).
+        """
+        start = torch.empty(0, *self.event_shape, dtype=self.dtype, device=self.device)
+        t, context = self._checked_draw(n, t, context, generator)
+        if n == 0:
+            return start
+        noise = self.draw_noise(n, generator=generator) if noise is None else noise
+        self._check_noise(noise, n)
+        return self._continue(start.new_zeros(n, *self.event_shape), 0, noise, t, context, progress)
+
+    def complete(
+        self,
+        x: Tensor,
+        rows: int,
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Keep the first rows of images and draw the rest (paper, Fig. 5).
+
+        Args:
+            x: Images at time ``t``, ``(B, C, H, W)``; what lies below the kept rows does not matter.
+            rows: Number of rows to keep, 0 to H.
+            t, context, generator, noise, progress: As for :meth:`sample`.
+
+        Returns:
+            Images with the shape of ``x``, whose first rows are those of ``x`` bit for bit.
+        """
+        x, t, context = self._checked(x, t, context)
+        if isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows <= self.event_shape[1]:
+            raise ArgumentError(f"rows: got {rows!r}; expected a number of rows, 0 to {self.event_shape[1]}")
+        noise = self.draw_noise(x.shape[0], generator=generator) if noise is None else noise
+        self._check_noise(noise, x.shape[0])
+        if x.shape[0] == 0:
+            return x.clone()
+        return self._continue(x.detach().clone(), rows, noise, t, context, progress)
+
+    def _continue(
+        self, x: Tensor, rows: int, noise: Tensor, t: Tensor, context: Tensor | None, progress: bool
+    ) -> Tensor:
+        """Draw the rows from ``rows`` on, in place."""
+        _, height, width = self.event_shape
+        on_lattice = self.process.on_lattice(t)
+        with evaluating(self), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            cache = CachedPass(self.network, x, self._conditioning(t, context))
+            for r in progress_bar(range(height), progress, "rows"):
+                cache.start_row(r)
+                if r < rows:
+                    cache.known_row(r)
+                    continue
+                for c in range(width):
+                    outputs = cache.outputs(r, c)
+                    here = noise[:, None, r * width + c]
+                    x[:, :, r, c] = self.head.sample(outputs[:, None], here, on_lattice)[:, 0]
+        return x
+
+    def _conditioning(self, t: Tensor, context: Tensor | None) -> Tensor:
+        clean, level = self.noise(t).unbind(1)
+        angles = level[:, None] * self.frequencies.to(level.dtype)
+        features = torch.cat([angles.sin(), angles.cos(), clean[:, None], level[:, None]], dim=1)
+        e = self.embed(features.to(self.embed[0].weight.dtype))
+        if (context is None) != (self.labels is None):
+            expected = "no context" if self.labels is None else "integer labels (B,)"
+            raise ArgumentError(
+                f"context: got {'none' if context is None else 'one'}; this density expected {expected}"
+            )
+        if context is not None and self.labels is not None:
+            e = e + self.labels(self._labels(context))
+        return nn.functional.silu(e)
+
+    def _labels(self, context: Tensor) -> Tensor:
+        if context.is_floating_point() or context.ndim != 1:
+            raise ArgumentTypeError(
+                f"context: got {context.dtype} {tuple(context.shape)}; expected integer labels (B,)"
+            )
+        if context.numel() and (int(context.min()) < -1 or int(context.max()) >= self.classes):
+            raise ArgumentError(f"context: got labels outside -1 .. {self.classes - 1}; -1 is the null label")
+        if self.training and self.label_dropout > 0.0:
+            dropped = torch.rand(context.shape, device=context.device) < self.label_dropout
+            context = torch.where(dropped, torch.full_like(context, -1), context)
+        return context % (self.classes + 1)
+
+    def _check_noise(self, noise: Tensor, n: int) -> None:
+        channels, height, width = self.event_shape
+        expected = (n, height * width, 1 + 2 * channels)
+        if noise.shape != expected or noise.dtype != self.dtype or noise.device != self.device:
+            raise ArgumentError(
+                f"noise: got shape {tuple(noise.shape)}, {noise.dtype} on {noise.device}; expected {expected}, "
+                f"{self.dtype} on {self.device}; use draw_noise({n})"
+            )
+
+
+def _check_sizes(shape: tuple[int, ...], lattice: Lattice, levels: int, features: int, heads: int) -> None:
+    """Refuse sizes that the architecture cannot have."""
+    check_count(levels, "levels")
+    check_count(features, "features", minimum=2)
+    check_count(heads, "heads", minimum=0)
+    step = 2 ** (levels - 1)
+    if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] % step or shape[2] % step:
+        raise ArgumentError(
+            f"image_shape: got {shape}; expected (C, H, W) with C = 1 or 3, and H and W divisible by {step} "
+            f"for {levels} resolutions; pad the images, or use fewer levels="
+        )
+    if lattice.levels > 4096:
+        raise ArgumentError(f"lattice: got {lattice.levels} levels; expected 2 to 4096")
+    if heads and features % heads:
+        raise ArgumentError(f"heads: got {heads}; expected a divisor of features = {features}")
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` to ``(B, H W, C)``."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def _images(pixels: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``(B, H W, C)`` to ``(B, C, H, W)``."""
+    return pixels.transpose(1, 2).reshape(-1, *shape)
