@@ -1,0 +1,39 @@
+"""Evaluation: likelihood, robustness, out-of-distribution detection, Fréchet distance, reports, figures."""
+
+from ncml.evaluation.frechet import features_of, frechet_distance, gaussian_frechet
+from ncml.evaluation.likelihood import bits_per_dim
+from ncml.evaluation.ood import AUROC, auroc, auroc_interval, ood_statistics
+from ncml.evaluation.perturbation import crossing_time, mean_abs_perturbation
+from ncml.evaluation.plots import plot_images, plot_robustness
+from ncml.evaluation.report import environment, write_report
+from ncml.evaluation.robustness import (
+    DeltaLogP,
+    LevelNoiseRow,
+    RobustnessCurve,
+    delta_log_p,
+    level_noise_table,
+    robustness_curve,
+)
+
+__all__ = [
+    "AUROC",
+    "DeltaLogP",
+    "LevelNoiseRow",
+    "RobustnessCurve",
+    "auroc",
+    "auroc_interval",
+    "bits_per_dim",
+    "crossing_time",
+    "delta_log_p",
+    "environment",
+    "features_of",
+    "frechet_distance",
+    "gaussian_frechet",
+    "level_noise_table",
+    "mean_abs_perturbation",
+    "ood_statistics",
+    "plot_images",
+    "plot_robustness",
+    "robustness_curve",
+    "write_report",
+]

@@ -1,0 +1,145 @@
+r"""Likelihood of data in bits per dimension.
+
+A density with a lattice gives the mass of lattice data exactly. One without sees uniformly dequantised
+data, :math:`x + u`, and by Jensen its mean log-density only bounds the log-mass:
+
+.. math:: -\log_2 P(x) \le E_u[-\log_2 p(x + u)] - D \log_2 \text{width}.
+
+Where data are not on the lattice (t > 0 under a Gaussian process) there is no mass. The value is then
+that of the density in the same unit, bits relative to a bin: it can be negative, and compares models at
+one t, not one t with another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ncml._checks import Time, check_count, check_generator, per_example
+from ncml._progress import progress_bar
+from ncml.density import NoiseConditionalDensity, evaluating
+from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.lattice import BitsPerDim, Lattice
+
+__all__ = ["batches", "bits_per_dim", "check_batch", "data_lattice", "log_prob_in_batches"]
+
+
+def bits_per_dim(
+    density: NoiseConditionalDensity,
+    x: Tensor,
+    t: Time = 0.0,
+    context: Tensor | None = None,
+    *,
+    lattice: Lattice | None = None,
+    dequantisations: int = 1,
+    batch_size: int = 512,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> BitsPerDim:
+    """Bits per dimension of every example, and whether they are exact or an upper bound.
+
+    Evaluates in eval mode, without gradients, in batches; training flags are restored.
+
+    Args:
+        density: The density. With a ``lattice`` of its own the result is exact.
+        x: Examples ``(B, *event_shape)`` in data units, already at time ``t``: nothing but the
+            dequantisation is added. On the lattice where the process keeps data there.
+        t: Time, a number or ``(B,)``.
+        context: Conditioning with one row per example, or None.
+        lattice: The lattice of the data, for a density without one. At times where data are on it,
+            they are dequantised uniformly and the result is an upper bound; elsewhere the result is
+            the exact value of the density, in bits relative to a bin.
+        dequantisations: Draws to average over; one is unbiased for the bound, more lower its variance.
+        batch_size: Examples per pass. The result does not depend on it.
+        generator: Source of the dequantisation.
+        progress: Show a progress bar (needs tqdm).
+
+    Returns:
+        One value per example; ``inf`` where the density is zero, counted by ``.infinite``.
+
+    Raises:
+        ArgumentError: No examples; values off the lattice at a time when data are on it; no lattice, or
+            another one than the density's.
+        ArgumentTypeError: ``x`` is not floating, or has another dtype than the density.
+        NonFiniteError: A log-density is NaN or ``+inf``.
+
+    Example:
+        >>> from ncml.densities import ToyLattice
+        >>> from ncml.evaluation import bits_per_dim
+        >>> density = ToyLattice(VPSDE.at_noise(0.1), torch.ones(3, 256))
+        >>> print(bits_per_dim(density, Lattice(256).to_unit(torch.tensor([[0, 7, 255]]))))
+        8.0000 bits/dim
+    """
+    lattice = data_lattice(density, lattice)
+    x, times, context = check_batch(density, x, t, context)
+    check_count(dequantisations, "dequantisations")
+    check_generator(generator, x.device)
+    on_lattice = times == 0 if density.process is None else density.process.on_lattice(times)
+    lattice.check(x[on_lattice])
+
+    exact = density.lattice is not None or not bool(on_lattice.any())
+    dims = math.prod(density.event_shape)
+    draws = []
+    for _ in range(1 if exact else dequantisations):
+        y = x
+        if not exact:
+            y = torch.where(per_example(on_lattice, x), lattice.dequantize(x, generator=generator), x)
+        log_p = log_prob_in_batches(density, y, times, context, batch_size, progress)
+        draws.append(lattice.bits_per_dim(log_p, dims).values)
+    return BitsPerDim(torch.stack(draws).mean(0), exact=exact)
+
+
+def data_lattice(density: NoiseConditionalDensity, lattice: Lattice | None) -> Lattice:
+    """The lattice in whose bins bits are counted: the density's own, or the one given."""
+    if not isinstance(density, NoiseConditionalDensity):
+        raise ArgumentTypeError(
+            f"density: got {type(density).__name__}; expected a NoiseConditionalDensity; "
+            f"unwrap DDP or compiled models with .module"
+        )
+    own = density.lattice
+    if own is None:
+        if lattice is None:
+            raise ArgumentError(
+                "lattice: got None and a density without one; expected the lattice of the data, such as "
+                "Lattice(256): bits/dim count bins"
+            )
+        return lattice
+    if lattice is not None and lattice != own:
+        raise ArgumentError(f"lattice: got {lattice}; expected {own}, the density's, or None")
+    return own
+
+
+def check_batch(
+    density: NoiseConditionalDensity, x: Tensor, t: Time, context: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Checked arguments of a call over a whole data set, times as ``(B,)``; refuses an empty one."""
+    x, times, context = density._checked(x, t, context)
+    if x.shape[0] == 0:
+        raise ArgumentError(f"x: got an empty batch, shape {tuple(x.shape)}; expected at least one example")
+    return x, times, context
+
+
+def batches(n: int, batch_size: int, progress: bool, label: str) -> Iterable[slice]:
+    """Slices that cover ``n`` rows, every one of them once, behind a progress bar if wanted."""
+    check_count(batch_size, "batch_size")
+    return progress_bar([slice(i, i + batch_size) for i in range(0, n, batch_size)], progress, label)
+
+
+def log_prob_in_batches(
+    density: NoiseConditionalDensity,
+    x: Tensor,
+    t: Tensor,
+    context: Tensor | None,
+    batch_size: int,
+    progress: bool,
+) -> Tensor:
+    """``density.log_prob`` of checked arguments, ``(B,)`` float64, in eval mode and without gradients."""
+    with evaluating(density), torch.no_grad():
+        parts = [
+            density.log_prob(x[rows], t[rows], None if context is None else context[rows], check_finite=False)
+            for rows in batches(x.shape[0], batch_size, progress, "log-likelihood")
+        ]
+    return torch.cat(parts).double()

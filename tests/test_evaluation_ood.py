@@ -1,0 +1,264 @@
+"""Out-of-distribution detection: AUROC against sklearn and brute force, its interval, and the statistics."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from ncml import VPSDE, Lattice
+from ncml.densities import MADE, CallableDensity, GaussianDensity, ToyLattice
+from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ncml.evaluation import auroc, auroc_interval, ood_statistics
+from tests.problems import mixture, plane_mixture, seeded
+from tests.statistics import Z
+
+PROCESS = VPSDE.at_noise(0.1)
+INF = math.inf
+
+
+def brute_force(inside, outside):
+    """P(in > out) + P(in = out) / 2 by comparing all pairs."""
+    return sum((a > b) + 0.5 * (a == b) for a in inside for b in outside) / (len(inside) * len(outside))
+
+
+def normals(n, shift, seed):
+    return torch.randn(n, dtype=torch.float64, generator=seeded(seed)) + shift
+
+
+# AUROC.
+
+scores = st.lists(st.floats(allow_nan=False) | st.integers(-3, 3).map(float), min_size=1, max_size=20)
+
+
+@given(scores, scores)
+def test_auroc_counts_pairs(inside, outside):
+    value = auroc(inside, outside)
+    assert value == pytest.approx(brute_force(inside, outside), abs=1e-15)
+    assert value + auroc(outside, inside) == pytest.approx(1.0, abs=1e-15)
+
+
+@pytest.mark.parametrize("levels", [2, 10, None])
+def test_auroc_agrees_with_sklearn(levels):
+    """With many ties, with few, and without."""
+    inside, outside = normals(500, 0.5, 0), normals(300, 0.0, 1)
+    if levels:
+        inside, outside = (inside * levels / 4).round(), (outside * levels / 4).round()
+    labels = torch.cat([torch.ones(500), torch.zeros(300)])
+    expected = roc_auc_score(labels, torch.cat([inside, outside]))
+    assert auroc(inside, outside) == pytest.approx(expected, abs=1e-14)
+    strict = float((inside[:, None] > outside).double().mean())
+    assert levels is None or abs(strict - expected) > 1e-3  # ignoring ties would not pass
+
+
+def test_infinite_scores_are_ranks_like_others():
+    inside, outside = [-INF, 0.0, 1.0], [-INF, -INF, 0.5, INF, INF]
+    assert auroc(inside, outside) == brute_force(inside, outside) == 6 / 15
+
+
+def test_auroc_takes_log_likelihoods_as_they_are():
+    """Far below zero, where a sigmoid would flatten them, and in float32."""
+    inside, outside = normals(400, 2.0, 2) - 200.0, normals(400, 0.0, 3) - 200.0
+    expected = roc_auc_score([1] * 400 + [0] * 400, torch.cat([inside, outside]))
+    assert auroc(inside, outside) == pytest.approx(expected, abs=1e-14)
+    assert auroc(inside.float(), outside.float().tolist()) == auroc(inside.float(), outside.float())
+    assert auroc([2, 3], [1, 2]) == 0.875
+
+
+@pytest.mark.parametrize(
+    ("inside", "error", "match"),
+    [
+        ([], ArgumentError, r"in_scores: got shape \(0,\)"),
+        ([[1.0]], ArgumentError, r"in_scores: got shape \(1, 1\)"),
+        (torch.tensor(1.0), ArgumentError, r"in_scores: got shape \(\)"),
+        ([math.nan, 1.0, math.nan], ArgumentError, "NaN for 2 of 3"),
+        (["a"], ArgumentTypeError, "in_scores: got list"),
+        (None, ArgumentTypeError, "in_scores: got NoneType"),
+    ],
+)
+def test_bad_scores_are_refused_on_both_sides(inside, error, match):
+    with pytest.raises(error, match=match):
+        auroc(inside, [1.0])
+    with pytest.raises(error, match=match.replace("in_scores", "out_scores")):
+        auroc([1.0], inside)
+    with pytest.raises(error, match=match):
+        auroc_interval(inside, [1.0])
+
+
+# Its interval.
+
+
+def test_the_interval_has_the_width_of_the_normal_theory():
+    """Equal laws: the variance of AUROC is (n + m + 1) / (12 n m), exactly; at 10^4 its root is 0.0041."""
+    n, m = 4000, 1000  # more than one chunk of resamples
+    result = auroc_interval(normals(n, 0.0, 4), normals(m, 0.0, 5), generator=seeded(6))
+    width = 2 * 1.96 * math.sqrt((n + m + 1) / (12 * n * m))
+    assert result.high - result.low == pytest.approx(width, rel=0.15)
+    assert result.low < result.value < result.high
+    assert (result.level, result.n_in, result.n_out) == (0.95, n, m)
+    assert result.value == auroc(normals(n, 0.0, 4), normals(m, 0.0, 5)) == float(result)
+    assert str(result) == f"{result.value:.3f} [{result.low:.3f}, {result.high:.3f}]"
+
+
+def test_both_sides_are_resampled():
+    """A single score on one side leaves the variance of the other, p (1 - p) / n."""
+    scores, n = normals(2000, 0.0, 7), 2000
+    for result in (
+        auroc_interval(scores, [0.5], generator=seeded(8)),
+        auroc_interval([-0.5], scores, generator=seeded(8)),
+    ):
+        width = 2 * 1.96 * math.sqrt(result.value * (1 - result.value) / n)
+        assert result.high - result.low == pytest.approx(width, rel=0.15)
+
+
+def test_the_interval_covers_the_truth():
+    """P(N(1, 1) > N(0, 1)) in 500 nominal 90 % intervals, up to z = 6.11 (resampling one side only: 75 %)."""
+    truth, covered, n = stats.norm.cdf(1 / math.sqrt(2)), 0, 500
+    for seed in range(n):
+        inside, outside = normals(60, 1.0, seed), normals(60, 0.0, n + seed)
+        result = auroc_interval(inside, outside, level=0.9, resamples=200, generator=seeded(seed))
+        covered += result.low <= truth <= result.high
+    assert abs(covered / n - 0.9) <= Z * math.sqrt(0.09 / n)
+
+
+def test_a_higher_level_is_wider():
+    inside, outside = normals(200, 0.3, 9), normals(200, 0.0, 10)
+    narrow, wide = (auroc_interval(inside, outside, level=p, generator=seeded(11)) for p in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_ties_count_half_in_every_resample():
+    result = auroc_interval([1.0] * 30, [1.0] * 20)
+    assert (result.value, result.low, result.high) == (0.5, 0.5, 0.5)
+
+
+def test_separated_scores_leave_no_doubt():
+    result = auroc_interval([INF, 3.0], [1.0, -INF])
+    assert (result.value, result.low, result.high) == (1.0, 1.0, 1.0)
+
+
+def test_resampling_uses_only_the_given_generator():
+    state = torch.get_rng_state()
+    first, second = (auroc_interval([1.0, 2.0, 4.0], [0.0, 3.0], generator=seeded(12)) for _ in range(2))
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"level": 1.0}, "level: got 1.0"), ({"level": 95}, "level: got 95"), ({"resamples": 0}, "resamples: got 0")],
+)
+def test_bad_interval_settings_are_refused(options, match):
+    with pytest.raises(ArgumentError, match=match):
+        auroc_interval([1.0], [0.0], **options)
+
+
+# The statistics.
+
+KEYS = ["log_p", "score_norm", "log_p_plus_log_score_norm", "score_sum"]
+
+
+@pytest.mark.parametrize("t", [0.0, PROCESS.T / 2])
+@pytest.mark.parametrize("batch_size", [2, 100])
+def test_statistics_of_a_gaussian_have_closed_forms(t, batch_size):
+    density = GaussianDensity(PROCESS, torch.tensor([0.3, -0.2, 0.0], dtype=torch.float64), 0.1)
+    x = normals(15, 0.0, 13).reshape(5, 3)
+    alpha, sigma = float(PROCESS.alpha(t)), float(PROCESS.sigma(t))
+    variance = alpha**2 * 0.01 + sigma**2
+    score = (alpha * density.mean - x) / variance
+    log_p = torch.from_numpy(stats.norm.logpdf(x, alpha * density.mean, math.sqrt(variance)).sum(1))
+    result = ood_statistics(density, x, t, batch_size=batch_size)
+    norm = score.square().sum(1).sqrt()
+    expected = dict(zip(KEYS, [log_p, norm, log_p + norm.log(), score.sum(1)], strict=True))
+    assert list(result) == KEYS
+    for key in KEYS:
+        assert torch.allclose(result[key], expected[key], rtol=1e-12, atol=1e-12), key
+
+
+def test_the_statistic_is_the_log_of_the_gradient_norm():
+    """Where exp does not underflow yet: log ||grad p||, with grad p by autograd of p itself."""
+    density, x = plane_mixture(PROCESS), normals(20, 0.0, 14).reshape(10, 2)
+    y = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(density.log_prob(y).exp().sum(), y)
+    result = ood_statistics(density, x)["log_p_plus_log_score_norm"]
+    assert torch.allclose(result, gradient.norm(dim=1).log(), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("std", [1.0, 0.01])
+def test_the_statistic_survives_where_the_likelihood_leaves_the_range_of_floats(std):
+    """3072 dimensions: exp(log p) is 0 or infinite for all, an AUROC of one half; the logs tell them apart."""
+    density = GaussianDensity(PROCESS, torch.zeros(3072, dtype=torch.float64), std)
+    inside = std * normals(40 * 3072, 0.0, 15).reshape(40, 3072)
+    statistics = [ood_statistics(density, x) for x in (inside, 1.1 * inside)]
+    products = [s["log_p"].exp() * s["score_norm"] for s in statistics]
+    assert auroc(*products) == 0.5
+    assert auroc(*(s["log_p_plus_log_score_norm"] for s in statistics)) > 0.95
+    assert auroc(*(-s["score_norm"] for s in statistics)) > 0.95
+
+
+def test_the_log_likelihood_decides_the_papers_statistic():
+    """Its order differs from that of log p only where these are closer than the spread of the log norms."""
+    density = mixture(PROCESS)
+    s = ood_statistics(density, normals(500, 0.0, 16)[:, None] * 0.5)
+    log_norm = s["score_norm"].log()
+    spread = float(log_norm.max() - log_norm.min())
+    p, both = s["log_p"], s["log_p_plus_log_score_norm"]
+    swapped = ((p[:, None] - p) * (both[:, None] - both)) < 0
+    assert swapped.any()
+    assert float((p[:, None] - p).abs()[swapped].max()) <= spread
+
+
+def test_a_vanishing_score_is_minus_infinity_and_a_valid_rank():
+    density = GaussianDensity(PROCESS, torch.zeros(2, dtype=torch.float64), 1.0)
+    statistic = ood_statistics(density, torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64))
+    assert statistic["log_p_plus_log_score_norm"][0] == -INF
+    assert auroc(statistic["log_p_plus_log_score_norm"][:1], [0.0]) == 0.0
+
+
+def test_a_lattice_density_gives_the_mass_with_edges_and_the_smooth_score():
+    torch.manual_seed(0)
+    made = MADE((3,), PROCESS, lattice=Lattice(17), hidden=(16,), components=2)
+    x = Lattice(17).to_unit(torch.tensor([[0, 8, 16], [16, 16, 0], [1, 2, 3]]))
+    result = ood_statistics(made, x)
+    assert torch.allclose(result["log_p"], made.log_prob(x).detach().double(), rtol=1e-6)
+    assert not torch.allclose(result["log_p"], made.log_density(x).detach().double(), rtol=1e-3)
+    assert torch.allclose(result["score_norm"], made.score(x).double().norm(dim=1), rtol=1e-6)
+    assert torch.allclose(result["score_sum"], made.score(x).double().sum(1), rtol=1e-5)
+    assert all(values.dtype == torch.float64 and not values.requires_grad for values in result.values())
+    assert all(p.grad is None for p in made.parameters())
+    with pytest.raises(ArgumentError, match="lattice points"):
+        ood_statistics(made, x + 0.01)
+
+
+def test_statistics_run_in_eval_mode_with_contexts_and_restore_the_flags():
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout = nn.Dropout(0.9)
+
+        def forward(self, x, t, c):
+            return -self.dropout(0.5 * x.square()).sum(1) * c
+
+    density = CallableDensity(Module(), (4,)).train()
+    x, c = normals(20, 1.0, 17).reshape(5, 4), torch.arange(5)
+    result = ood_statistics(density, x, 0.0, c, batch_size=2)
+    assert torch.allclose(result["score_sum"], -(x * c[:, None]).sum(1), rtol=1e-12)
+    assert torch.allclose(result["log_p"], -0.5 * x.square().sum(1) * c, rtol=1e-12)
+    assert density.training
+    assert density.module.dropout.training
+
+
+def test_bad_inputs_of_the_statistics_are_refused():
+    density = GaussianDensity(PROCESS, torch.zeros(1, dtype=torch.float64), 1.0)
+    with pytest.raises(ArgumentError, match="empty batch"):
+        ood_statistics(density, torch.zeros(0, 1))
+    with pytest.raises(ArgumentError, match="batch_size"):
+        ood_statistics(density, torch.zeros(1, 1), batch_size=0)
+    with pytest.raises(NonFiniteError, match="score"):
+        ood_statistics(CallableDensity(lambda x, t: -x.abs().sqrt().sum(1), (1,)), torch.zeros(1, 1))
+    flat = ToyLattice(PROCESS, torch.ones(5))
+    assert ood_statistics(flat, Lattice(5).to_unit(torch.tensor([[2]])))["score_norm"].tolist() == [0.0]
