@@ -11,13 +11,13 @@ tensor([-1.8379])
 
 Three pairs, each a checked public method around an unchecked one that subclasses write or override:
 
-===================  ===========================  ===========================================
+===================  ============================  ===========================================
 public, checked      unchecked, ``t`` is ``(B,)``  what it is
-===================  ===========================  ===========================================
-``log_prob``         ``forward``                  the likelihood; what training maximises
-``log_density``      ``forward_density``          the same without lattice edges, any real x
-``score``            ``forward_score``            gradient of ``log_density`` in x
-===================  ===========================  ===========================================
+===================  ============================  ===========================================
+``log_prob``         ``forward``                   the likelihood; what training maximises
+``log_density``      ``forward_density``           the same without lattice edges, any real x
+``score``            ``forward_score``             gradient of ``log_density`` in x
+===================  ============================  ===========================================
 
 **Mass and density.** Data on a lattice have a probability mass at t = 0 and a density at t > 0. A
 density with a ``lattice`` reports the mass of a bin divided by its width, so that both are densities;
@@ -32,6 +32,7 @@ where they are used.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -48,7 +49,9 @@ __all__ = [
     "NoiseConditionalDensity",
     "SampleableDensity",
     "check_process",
+    "check_score",
     "evaluating",
+    "unwrapped",
 ]
 
 
@@ -72,8 +75,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         self, event_shape: Sequence[int], process: NoiseProcess | None = None, lattice: Lattice | None = None
     ) -> None:
         super().__init__()
-        shape = tuple(event_shape)
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in shape):
+        shape = tuple(event_shape) if isinstance(event_shape, Sequence) else ()
+        if not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in shape):
             raise ArgumentError(
                 f"event_shape: got {event_shape!r}; expected positive integers, such as (2,) or (3, 32, 32)"
             )
@@ -84,6 +87,10 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         if lattice is not None and process is None:
             raise ArgumentTypeError(
                 "process: got None with a lattice; expected a NoiseProcess, which knows when data are on it"
+            )
+        if lattice is not None and getattr(process, "lattice", lattice) != lattice:
+            raise ArgumentError(
+                f"lattice: got {lattice}; expected that of {process}: its noise would leave the density's lattice"
             )
         self.event_shape: tuple[int, ...] = shape
         self.process = process
@@ -179,8 +186,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             x, t = _usable(x), _usable(t)
             context = None if context is None else _usable(context)
             score = self.forward_score(x, t, context, create_graph=create_graph)
-        if not bool(torch.isfinite(score).all()):
-            _raise_non_finite("score", ~torch.isfinite(score.detach().flatten(1)).all(1), t)
+        check_score(score, t)
         return score if create_graph else score.detach()
 
     @property
@@ -222,6 +228,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
                 f"{type(self).__name__}.forward: got {got}; expected ({x.shape[0]},); return the log-density of each "
                 f"example: sum over event dimensions, not over the batch"
             )
+        if math.isfinite(float(log_p.detach().sum())):  # then every term is
+            return log_p
         bad = log_p.detach().isnan() | (log_p.detach() == float("inf"))
         if bool(bad.any()):
             _raise_non_finite("log-density", bad, t)
@@ -323,14 +331,29 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = True
 
 
+def unwrapped(density: nn.Module) -> NoiseConditionalDensity | None:
+    """The density inside wrappers, which DDP keeps as ``module`` and ``torch.compile`` as ``_orig_mod``."""
+    inner: object = density
+    while inner is not None and not isinstance(inner, NoiseConditionalDensity):
+        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+    return inner
+
+
 def check_process(density: nn.Module, process: NoiseProcess) -> None:
     """Refuse a process that differs from the one the density was built for."""
-    own = getattr(getattr(density, "module", density), "process", None)
+    inner = unwrapped(density)
+    own = None if inner is None else inner.process
     if own is not None and own != process:
         raise ArgumentError(
             f"process: got {process}; expected {own}, the one that the density was built for; "
             f"its noise features would refer to the wrong noise levels"
         )
+
+
+def check_score(score: Tensor, t: Tensor) -> None:
+    """Raise :class:`~ncml.errors.NonFiniteError` unless every score is finite."""
+    if not bool(torch.isfinite(score).all()):
+        _raise_non_finite("score", ~torch.isfinite(score.detach().flatten(1)).all(1), t)
 
 
 def _usable(tensor: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ def as_time(t: Time) -> Tensor:
     """A time as a tensor of at least float32; Python numbers become 0-d float64."""
     if isinstance(t, Tensor):
         return t.to(torch.promote_types(t.dtype, torch.float32))
-    return torch.tensor(float(t), dtype=torch.float64)
+    # On the CPU whatever the default device: a 0-d tensor combines with any, and reads without waiting.
+    return torch.tensor(float(t), dtype=torch.float64, device="cpu")
 
 
 class NoiseProcess(abc.ABC):

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ncml._checks import Time, check_count, check_generator
-from ncml.density import NoiseConditionalDensity, evaluating
+from ncml._checks import Time, check_count, check_floating, check_generator
+from ncml.density import NoiseConditionalDensity, check_score, evaluating
 from ncml.errors import ArgumentError
 
 __all__ = ["exact_divergence", "hutchinson_divergence", "log_density_and_score", "sliced_score_matching"]
@@ -41,8 +41,10 @@ def log_density_and_score(
     x, t, context = density._checked(x, t, context)
     with evaluating(density), torch.enable_grad():
         x, t = x.detach().clone().requires_grad_(), t.clone()
+        context = context.clone() if context is not None and context.is_inference() else context
         log_p = density._checked_result(density.forward_density(x, t, context), x, t)
         (score,) = torch.autograd.grad(log_p.sum(), x)
+    check_score(score, t)
     return log_p.detach(), score
 
 
@@ -133,6 +135,7 @@ def sliced_score_matching(
 
 
 def _leaf(x: Tensor, keep_graph: bool) -> Tensor:
+    check_floating(x, "x")
     if keep_graph and x.requires_grad:
         return x
     return x.detach().clone().requires_grad_()

@@ -80,7 +80,8 @@ def draw_figure(shown: dict[str, Any], path: Path) -> None:
     }
     count = len(shown["data"])
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1.5, 1.0])
+    grid = figure.add_gridspec(1, 2, width_ratios=[1.5, 1.0])
+    left, right = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     for axis, (label, images) in zip(left.subplots(len(rows), 1), rows.items(), strict=True):
         axis.imshow(_strip(images[:count]).numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_title(label, loc="left", fontsize=9)

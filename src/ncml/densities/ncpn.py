@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncml._checks import Time, check_count
+from ncml._checks import Time, check_count, check_probability
 from ncml._progress import progress_bar
 from ncml.density import AutoregressiveDensity, evaluating
 from ncml.errors import ArgumentError, ArgumentTypeError
@@ -19,7 +19,6 @@ from ncml.nn.pixel_cache import CachedPass
 from ncml.nn.pixel_head import PixelHead
 from ncml.nn.pixel_network import PixelNetwork
 from ncml.noise import NoiseProcess
-from ncml.times import check_probability
 
 __all__ = ["NCPN"]
 
@@ -97,7 +96,7 @@ class NCPN(AutoregressiveDensity):
         self.head = PixelHead(channels, components, self.lattice)
         self.noise = NoiseFeatures(process, 2)
         width = 4 * features
-        draw = torch.randn(features // 2, generator=torch.Generator().manual_seed(FOURIER_SEED))
+        draw = torch.randn(features // 2, generator=torch.Generator().manual_seed(FOURIER_SEED), device="cpu")
         self.register_buffer("frequencies", 2.0 * math.pi * draw)
         self.embed = nn.Sequential(nn.Linear(2 * (features // 2) + 2, width), nn.SiLU(), nn.Linear(width, width))
         self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last row is "no label"
@@ -229,7 +228,7 @@ class NCPN(AutoregressiveDensity):
         clean, level = self.noise(t).unbind(1)
         angles = level[:, None] * self.frequencies.to(level.dtype)
         features = torch.cat([angles.sin(), angles.cos(), clean[:, None], level[:, None]], dim=1)
-        e = self.embed(features.to(self.embed[0].weight.dtype))
+        e = self.embed(features.to(self.dtype))
         if (context is None) != (self.labels is None):
             expected = "no context" if self.labels is None else "integer labels (B,)"
             raise ArgumentError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ncml.nn.pixel_network import PixelLevel, PixelNetwork
@@ -248,4 +248,4 @@ class _Keys:
 
 
 def _attentions(block: GatedBlock) -> list[AxialAttention]:
-    return cast("list[AxialAttention]", cast(nn.ModuleList, block.attention))
+    return cast("list[AxialAttention]", block.attention)

@@ -91,12 +91,15 @@ class AxialAttention(nn.Module):
         self.out = nn.Linear(features, features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.project(x)  # (B, H, W, heads, d)
-        order = (0, 1, 3, 2, 4) if self.axis == "row" else (0, 2, 3, 1, 4)
-        q, k, v = (z.permute(order) for z in (q, k, v))  # attention runs over the axis before the last
+        if self.axis == "column":
+            return self._along_rows(x.transpose(1, 2)).transpose(1, 2)
+        return self._along_rows(x)
+
+    def _along_rows(self, x: Tensor) -> Tensor:
+        # Four dimensions, (B * H, heads, W, d): with five, torch falls back to a slower algorithm.
+        q, k, v = (z.flatten(0, 1).transpose(1, 2) for z in self.project(x))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        back = (0, 1, 3, 2, 4) if self.axis == "row" else (0, 3, 1, 2, 4)
-        return self.merge(x, y.permute(back).flatten(3))
+        return self.merge(x, y.transpose(1, 2).reshape(x.shape))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, ``(..., heads, features / heads)``."""
