@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ncml.errors import ArgumentError, ArgumentTypeError
 
-Time: TypeAlias = "float | Tensor"
+Time: TypeAlias = float | Tensor
 """A Python number, a 0-d tensor, or one time per example, shape ``(B,)``."""
 
 HALF = (torch.float16, torch.bfloat16)
@@ -89,8 +89,11 @@ def check_time(t: Time, x: Tensor, T: float = math.inf) -> Tensor:
             raise ArgumentError(f"t: got device {t.device}; expected {x.device}, that of x; move it with .to()")
         if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != n):
             raise ArgumentError(f"t: got shape {tuple(t.shape)}; expected a scalar or ({n},), one time per example")
+        # T itself, rounded to the dtype of t or to that of x, may lie above T.
+        coarser = max(torch.finfo(torch.promote_types(d, torch.float32)).eps for d in (t.dtype, dtype))
+        limit = T * (1.0 + 4.0 * coarser)
         t = t.detach().to(dtype)
-        low, high = (float(t.min()), float(t.max())) if t.numel() else (0.0, 0.0)
+        low, high = (float(v) for v in t.aminmax()) if t.numel() else (0.0, 0.0)
     else:
         low = high = float(t)
     if not (low >= 0.0 and high <= limit):  # written so that NaN fails
@@ -117,7 +120,14 @@ def check_context(context: Tensor | None, n: int, device: torch.device) -> Tenso
 
 def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
     """Refuse a generator that lives on another device."""
-    if generator is not None and generator.device.type != device.type:
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise ArgumentTypeError(
+            f"generator: got {type(generator).__name__}; expected a torch.Generator or None; "
+            f"seed one with torch.Generator().manual_seed(0)"
+        )
+    if generator.device.type != device.type:
         raise ArgumentError(
             f"generator: got device {generator.device}; expected {device}; create it with torch.Generator(device)"
         )
@@ -135,6 +145,12 @@ def check_positive(value: float, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value < math.inf:
         raise ArgumentError(f"{name}: got {value!r}; expected a finite number > 0")
     return float(value)
+
+
+def check_probability(p: float, name: str) -> None:
+    """Refuse anything but a number in [0, 1]."""
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0.0 <= p <= 1.0:
+        raise ArgumentError(f"{name}: got {p!r}; expected a probability, 0 <= {name} <= 1")
 
 
 def per_example(v: Tensor, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ncml._checks import check_floating, check_generator
+from ncml._checks import check_finite, check_floating, check_generator
 from ncml.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["BitsPerDim", "Lattice"]
@@ -110,6 +110,7 @@ class Lattice:
         """Raise :class:`~ncml.errors.ArgumentError` unless every value is a lattice point."""
         ok = self.on_lattice(x)
         if not bool(ok.all()):
+            check_finite(x, name, "clean the data")
             value = float(x.detach()[~ok][0])
             raise ArgumentError(
                 f"{name}: {int((~ok).sum())} of {x.numel()} values are not one of the {self.levels} "
@@ -171,7 +172,8 @@ class BitsPerDim:
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over examples; NaN for one example or infinite values."""
-        return float(self.values.std() / math.sqrt(self.values.numel()))
+        n = self.values.numel()
+        return float(self.values.std() / math.sqrt(n)) if n > 1 else math.nan
 
     @property
     def infinite(self) -> int:

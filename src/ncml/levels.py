@@ -74,7 +74,7 @@ class LevelNoise(DiscreteProcess):
     def perturb(
         self, x: Tensor, t: Time, *, noise: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Move each value by one level with probability ``t`` (see :meth:`NoiseProcess.perturb`).
+        """Move each value by one level with probability ``t`` (see :meth:`~ncml.NoiseProcess.perturb`).
 
         Raises:
             ArgumentError: ``x`` is not on the lattice.

@@ -157,7 +157,8 @@ class GaussianProcess(NoiseProcess):
                     f"sigma: got values in [{low:.6g}, {high:.6g}]; expected 0 <= sigma <= sigma(T) = {top:.6g}; "
                     f"build the process with at_noise(std) for a larger T"
                 )
-        return self._invert_sigma(sigma).clamp(0.0, self.T)
+        # At the top T itself: where sigma has saturated (at 1, for VP) its inverse is not finite.
+        return torch.where(sigma >= top, self.T, self._invert_sigma(sigma).clamp(0.0, self.T))
 
     def _invert_sigma(self, sigma: Tensor) -> Tensor:
         """Bisection in float64, to the last bit of ``sigma(t)``."""

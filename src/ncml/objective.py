@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ncml._checks import HALF, Time, check_floating, check_generator, check_time
-from ncml.density import check_process
+from ncml._checks import HALF, Time, check_finite, check_floating, check_generator, check_time
+from ncml.density import check_process, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.noise import NoiseProcess
 from ncml.times import TimeSampler, UniformTimes
@@ -87,11 +87,18 @@ class NCMLObjective:
             A scalar, or ``(B,)`` with ``reduction="none"``.
 
         Raises:
-            ArgumentError: An empty batch (its mean is NaN), or another process than the density's.
+            ArgumentError: An empty batch (its mean is NaN), another process than the density's, shapes or
+                devices that do not fit, data that are not finite, or off the density's lattice.
+            ArgumentTypeError: Data that are not floating, or of another dtype than the density.
             NonFiniteError: A log-likelihood is NaN or infinite; nothing was changed.
         """
         check_floating(x, "x")
         check_process(density, self.process)
+        inner = unwrapped(density)
+        if inner is not None:
+            x, _, context = inner._checked(x, 0.0, context, finite=False)
+            if inner.lattice is not None:  # unscaled 0 .. 255 would train without a word
+                inner.lattice.check(x)
         n = x.shape[0] if x.ndim else 0
         if n == 0 and self.reduction != "none":
             raise ArgumentError(f"x: got an empty batch, shape {tuple(x.shape)}; expected at least one example")
@@ -106,14 +113,14 @@ class NCMLObjective:
             weight = torch.ones_like(t)
         x_t = self.process.perturb(x, t, noise=noise, generator=generator)
         nll = -density(x_t, t, context)
-        self._check(nll, t, n)
+        self._check(nll, x, t, n)
         terms = weight * nll
         if self.reduction == "none":
             return terms
         return terms.sum() / n if self.reduction == "mean" else terms.sum()
 
     @staticmethod
-    def _check(nll: Tensor, t: Tensor, n: int) -> None:
+    def _check(nll: Tensor, x: Tensor, t: Tensor, n: int) -> None:
         if nll.shape != (n,):
             raise ArgumentError(
                 f"density: got log-likelihoods of shape {tuple(nll.shape)}; expected ({n},), one per example"
@@ -122,6 +129,7 @@ class NCMLObjective:
             return
         bad = ~torch.isfinite(nll.detach())
         if bool(bad.any()):
+            check_finite(x, "x", "clean the data")  # looked at here only: good data cost nothing
             i = int(bad.nonzero()[0])
             fine = nll.detach()[~bad]
             spread = f"[{float(fine.min()):.6g}, {float(fine.max()):.6g}]" if fine.numel() else "no value"

@@ -54,7 +54,8 @@ class Sampler(abc.ABC):
         steps: Number of steps, at least 1.
         grid: ``"quadratic"``, :math:`t_i = t_{end} + (t_{start}-t_{end})(1-i/n)^2`, which takes small
             steps where the noise of VP and VE falls fast (default), or ``"uniform"``.
-        denoise_last: Take the last step to t = 0 by Tweedie's formula, without adding noise.
+        denoise_last: Take the last step to t = 0 by Tweedie's formula, without adding noise. Lattice densities
+            refined with ``t_end=None`` always do.
 
     Attributes:
         samples_law: True if the results follow the law of the data in the limit of many steps; False
@@ -149,10 +150,18 @@ class Sampler(abc.ABC):
             return x.detach().clone()
 
         plan = self.plan(density, process, start, None if t_end is None else stop)
+        # Below the lattice's stop only Tweedie's step is sound, also for samplers with a last step of their own.
+        tweedie_last = self.denoise_last or (t_end is None and density.lattice is not None)
         with evaluating(density), torch.no_grad():
             context = context.clone() if context is not None and context.is_inference() else context
             return self._run(
-                _Scorer(density, context, x.shape[0]), process, x.detach().clone(), plan, generator, progress
+                _Scorer(density, context, x.shape[0]),
+                process,
+                x.detach().clone(),
+                plan,
+                tweedie_last,
+                generator,
+                progress,
             )
 
     def plan(
@@ -173,10 +182,12 @@ class Sampler(abc.ABC):
         process: GaussianProcess,
         x: Tensor,
         times: list[float],
+        tweedie_last: bool,
         generator: torch.Generator | None,
         progress: bool,
     ) -> Tensor:
-        buffer = torch.empty_like(x)
+        # Contiguous, so that the noise of a seed does not depend on the memory layout of x.
+        buffer = torch.empty_like(x, memory_format=torch.contiguous_format)
 
         def noise() -> Tensor:
             return buffer.normal_(generator=generator)
@@ -184,7 +195,7 @@ class Sampler(abc.ABC):
         pairs = list(itertools.pairwise(times))
         for i, (t, s) in enumerate(progress_bar(pairs, progress, type(self).__name__)):
             score.position = i
-            if s == 0.0 and self.denoise_last:
+            if s == 0.0 and tweedie_last:
                 x = tweedie(x, t, score, process)
             else:
                 x = self.step(x, t, s, score, process, noise)

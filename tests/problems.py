@@ -1,0 +1,69 @@
+"""The problem zoo: processes and densities with known answers, shared by the tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ncml import VESDE, VPSDE, GaussianProcess, NoiseProcess, SubVPSDE
+from ncml.densities import GaussianDensity, GaussianMixtureDensity, ToyLattice
+
+LEVEL = 2.0 / 255.0
+"""One 8-bit level in data units."""
+
+SDES = {
+    "vp": VPSDE.at_noise(10 * LEVEL),
+    "subvp": SubVPSDE.at_noise(10 * LEVEL),
+    "ve": VESDE.at_noise(10 * LEVEL),
+}
+"""The paper's three processes at its noise level, ten levels."""
+
+LINEAR_SDES = {**SDES, "linear-ve": VESDE.linear(10 * LEVEL)}
+WHOLE_SDES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(), "linear-ve": VESDE.linear(1.0)}
+"""The same processes with the whole schedule, T = 1."""
+
+PROCESSES = {**LINEAR_SDES, "cosine": GaussianProcess(torch.cos, torch.sin, T=0.1)}
+"""Every Gaussian process; the last is known by its two functions only."""
+
+each_sde = pytest.mark.parametrize("process", SDES.values(), ids=SDES.keys())
+each_linear_sde = pytest.mark.parametrize("process", LINEAR_SDES.values(), ids=LINEAR_SDES.keys())
+each_whole_sde = pytest.mark.parametrize("process", WHOLE_SDES.values(), ids=WHOLE_SDES.keys())
+each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
+
+MEAN, STD = 0.3, 0.1
+"""The Gaussian data, N(0.3, 0.1^2)."""
+
+WEIGHTS, MEANS, STDS = (0.4, 0.6), (-0.5, 0.4), (0.1, 0.2)
+"""The mixture data, 0.4 N(-0.5, 0.1^2) + 0.6 N(0.4, 0.2^2)."""
+
+PMF = torch.tensor([20, 6, 3, 2, 1, 2, 4, 7, 9, 5, 3, 1, 1, 2, 5, 9, 20], dtype=torch.float64) / 100
+"""Lattice data: 17 levels, two fifths of the mass at the edges as in scanned digits."""
+
+
+def gaussian(process: NoiseProcess) -> GaussianDensity:
+    return GaussianDensity(process, torch.tensor([MEAN], dtype=torch.float64), STD)
+
+
+def mixture(process: NoiseProcess) -> GaussianMixtureDensity:
+    return GaussianMixtureDensity(process, WEIGHTS, torch.tensor(MEANS, dtype=torch.float64), STDS)
+
+
+def plane_mixture(process: NoiseProcess) -> GaussianMixtureDensity:
+    """A mixture in two dimensions, with a different spread in every direction."""
+    means = torch.tensor([[-0.5, 0.2], [0.4, -0.1], [0.1, 0.6]], dtype=torch.float64)
+    stds = torch.tensor([[0.1, 0.3], [0.2, 0.15], [0.25, 0.1]], dtype=torch.float64)
+    return GaussianMixtureDensity(process, (0.3, 0.5, 0.2), means, stds)
+
+
+def lattice(process: NoiseProcess) -> ToyLattice:
+    return ToyLattice(process, PMF)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal bit for bit: unlike ``torch.equal`` this tells -0.0 from 0.0."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))

@@ -1,0 +1,151 @@
+"""Levels, bins and bits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ncml import BitsPerDim, Lattice
+from ncml.errors import ArgumentError, ArgumentTypeError
+from tests.problems import same_bits, seeded
+from tests.statistics import assert_law
+
+levels_ = st.integers(2, 65_536)
+dtypes = st.sampled_from([torch.float32, torch.float64])
+
+
+@given(levels=levels_, dtype=dtypes, position=st.floats(0.0, 1.0))
+def test_every_level_survives_the_round_trip(levels, dtype, position):
+    lattice = Lattice(levels)
+    k = torch.tensor([0, round(position * (levels - 1)), levels - 1])
+    x = lattice.to_unit(k, dtype=dtype)
+    assert x.dtype == dtype
+    assert torch.equal(lattice.nearest(x), k)
+    assert lattice.on_lattice(x).all()
+    lattice.check(x)
+    assert torch.allclose(x.double(), 2.0 * k.double() / (levels - 1) - 1.0, atol=2 * torch.finfo(dtype).eps, rtol=0)
+
+
+@given(levels=st.integers(2, 1024), dtype=dtypes, x=st.floats(-3.0, 3.0))
+def test_quantize_finds_the_nearest_point_and_keeps_it(levels, dtype, x):
+    lattice = Lattice(levels)
+    value = torch.tensor([x], dtype=dtype)
+    q = lattice.quantize(value)
+    distances = (lattice.points(dtype=dtype) - value).abs()
+    assert float((q - value).abs()) <= float(distances.min()) + 4 * torch.finfo(dtype).eps
+    assert same_bits(lattice.quantize(q), q)
+    assert float(q.abs()) <= 1.0 + 2 * torch.finfo(dtype).eps
+
+
+@given(levels=st.integers(2, 1024), shift=st.floats(0.01, 0.99), position=st.floats(0.0, 1.0))
+def test_values_between_the_points_are_off_the_lattice(levels, shift, position):
+    lattice = Lattice(levels)
+    k = round(position * (levels - 2))
+    x = torch.tensor([2.0 * (k + shift) / (levels - 1) - 1.0], dtype=torch.float64)
+    assert not lattice.on_lattice(x).any()
+    with pytest.raises(ArgumentError, match=r"1 of 1 values are not one of the .* lattice points.*to_unit"):
+        lattice.check(x)
+
+
+def test_eight_bit_images():
+    lattice = Lattice()
+    assert (lattice.levels, lattice.width, lattice.half_width) == (256, 2 / 255, 1 / 255)
+    points = lattice.points(dtype=torch.float64)
+    assert points[0] == -1.0
+    assert points[-1] == 1.0
+    assert torch.allclose(points, torch.arange(256, dtype=torch.float64) / 127.5 - 1.0, atol=1e-15, rtol=0)
+    assert torch.equal(lattice.to_unit(torch.tensor([0, 255], dtype=torch.uint8)), torch.tensor([-1.0, 1.0]))
+
+
+@pytest.mark.parametrize("x", [-1.0 - 2 / 255, 1.0 + 2 / 255])
+def test_points_beyond_the_ends_are_off_the_lattice(x):
+    assert not Lattice().on_lattice(torch.tensor(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_images_are_on_the_lattice(dtype):
+    lattice = Lattice(17)
+    assert lattice.on_lattice(lattice.points(dtype=dtype)).all()
+
+
+def test_a_uniform_pmf_has_exactly_eight_bits():
+    """-log p / (D ln 2) + log2(127.5), with log2(127.5) = 6.994353."""
+    lattice, dims = Lattice(256), 3072
+    log_p = torch.full((4,), -dims * math.log(256 * lattice.width), dtype=torch.float64)
+    bits = lattice.bits_per_dim(log_p, dims)
+    assert torch.allclose(bits.values, torch.full((4,), 8.0, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert float(lattice.bits_per_dim(torch.zeros(1), 1)) == pytest.approx(6.994353, abs=5e-7)
+
+
+@given(levels=st.integers(2, 1024), dims=st.integers(1, 4000), log_mass=st.floats(-20.0, 0.0))
+def test_bits_of_a_mass_do_not_depend_on_the_width(levels, dims, log_mass):
+    """A mass P per value, reported as the density P / width, costs -log2 P bits."""
+    lattice = Lattice(levels)
+    log_p = torch.tensor([dims * (log_mass - math.log(lattice.width))], dtype=torch.float64)
+    assert float(lattice.bits_per_dim(log_p, dims)) == pytest.approx(-log_mass / math.log(2.0), abs=1e-11)
+
+
+def test_dequantization_is_uniform_on_the_bin():
+    lattice, n = Lattice(17), 20_000
+    x = lattice.points(dtype=torch.float64)[[0, 5, 16]].repeat(n, 1)
+    y = lattice.dequantize(x, generator=seeded(1))
+    offset = (y - x) / lattice.width + 0.5
+    assert (offset >= 0).all()
+    assert (offset < 1).all()
+    assert torch.equal(lattice.nearest(y), lattice.nearest(x))
+    for column in offset.unbind(1):
+        assert_law(column, lambda u: u)
+    assert same_bits(y, lattice.dequantize(x, generator=seeded(1)))
+
+
+def test_dequantization_bounds_the_bits_from_above():
+    """Jensen: the mean of log p(x + u) is at most the log of the mean of p over the bin."""
+    lattice = Lattice(17)
+    x = lattice.points(dtype=torch.float64)
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000 - 0.5
+    density = torch.distributions.Normal(0.1, 0.2).log_prob(x[:, None] + lattice.width * u)
+    bound = lattice.bits_per_dim(density.mean(1), 1, exact=False)
+    exact = lattice.bits_per_dim(density.logsumexp(1) - math.log(1000), 1)
+    assert (bound.values > exact.values).all()
+
+
+def test_exact_values_and_bounds_are_not_ranked():
+    exact, bound = BitsPerDim(torch.tensor([3.0, 5.0]), exact=True), BitsPerDim(torch.tensor([3.5]), exact=False)
+    assert str(exact) == "4.0000 bits/dim"
+    assert str(bound) == "<= 3.5000 bits/dim"
+    assert (exact.kind, bound.kind) == ("exact", "upper bound")
+    assert float(exact) == exact.mean == 4.0
+    assert exact.standard_error == pytest.approx(1.0)
+    assert BitsPerDim(torch.tensor([3.5]), exact=True) < exact
+    assert not exact < BitsPerDim(torch.tensor([3.5]), exact=True)
+    with pytest.raises(ArgumentTypeError, match="got exact against upper bound"):
+        _ = exact < bound
+
+
+def test_zero_mass_is_never_averaged_away():
+    bits = Lattice(256).bits_per_dim(torch.tensor([-1.0, -math.inf, 2.0]), 1)
+    assert bits.mean == math.inf
+    assert bits.infinite == 1
+    with pytest.raises(ArgumentError, match="got no examples"):
+        Lattice(256).bits_per_dim(torch.zeros(0), 1)
+    with pytest.raises(ArgumentError, match="got NaN"):
+        Lattice(256).bits_per_dim(torch.tensor([math.nan]), 1)
+    with pytest.raises(ArgumentError, match="dims: got 0"):
+        Lattice(256).bits_per_dim(torch.zeros(1), 0)
+
+
+@pytest.mark.parametrize("levels", [1, 65_537, 256.0, True])
+def test_bad_numbers_of_levels(levels):
+    with pytest.raises(ArgumentError, match="levels: got"):
+        Lattice(levels)
+
+
+def test_integers_only_and_in_range():
+    with pytest.raises(ArgumentTypeError, match="expected an integer tensor"):
+        Lattice(17).to_unit(torch.zeros(2))
+    with pytest.raises(ArgumentError, match=r"got values in \[0, 17\]; expected 0 .. 16"):
+        Lattice(17).to_unit(torch.tensor([0, 17]))

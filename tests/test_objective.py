@@ -1,0 +1,344 @@
+"""The objective: its true values by quadrature, its special cases bit for bit, its errors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ncml import VESDE, VPSDE, LevelNoise, NCMLObjective
+from ncml.densities import CallableDensity, GaussianDensity
+from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ncml.times import AtZero, ImportanceTimes, LadderTimes, UniformTimes, WeightedTimes
+from tests.problems import (
+    MEAN,
+    MEANS,
+    PMF,
+    SDES,
+    STD,
+    STDS,
+    WEIGHTS,
+    each_process,
+    each_sde,
+    gaussian,
+    lattice,
+    mixture,
+    same_bits,
+    seeded,
+)
+
+F64 = torch.float64
+PROCESS = SDES["vp"]
+
+# Data as quadrature nodes and weights: E h(x_0, z) is a weighted sum over nodes, without sampling.
+
+
+def normal_nodes(step: float) -> tuple[Tensor, Tensor]:
+    """The trapezoidal rule for a standard normal, which converges exponentially for analytic functions."""
+    z = torch.arange(-8.5, 8.5 + step, step, dtype=F64)
+    weight = torch.exp(-0.5 * z.square())
+    return z, weight / weight.sum()
+
+
+def gaussian_nodes() -> tuple[Tensor, Tensor]:
+    """N(0.3, 0.1^2) by three Gauss-Hermite nodes, exact up to degree 5; log p_t has degree 2."""
+    z, weight = np.polynomial.hermite_e.hermegauss(3)
+    return MEAN + STD * torch.from_numpy(z), torch.from_numpy(weight / weight.sum())
+
+
+def mixture_nodes(step: float) -> tuple[Tensor, Tensor]:
+    z, weight = normal_nodes(step)
+    x = [m + s * z for m, s in zip(MEANS, STDS, strict=True)]
+    return torch.cat(x), torch.cat([w * weight for w in WEIGHTS])
+
+
+def time_nodes(T: float, n: int = 12) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre nodes on [0, T] with weights that sum to 1."""
+    t, weight = np.polynomial.legendre.leggauss(n)
+    return torch.from_numpy(0.5 * T * (t + 1.0)), torch.from_numpy(0.5 * weight)
+
+
+def expected_loss(density: nn.Module, process, data, noise, times) -> float:
+    """E of the objective over data, noise and times, each given as (nodes, weights)."""
+    objective = NCMLObjective(process, reduction="none")
+    (x, wx), (z, wz), (t, wt) = data, noise, times
+    total = 0.0
+    for time, weight in zip(t.tolist(), wt.tolist(), strict=True):
+        pairs = torch.cartesian_prod(x, z)
+        terms = objective(density, pairs[:, :1], t=time, noise=pairs[:, 1:])
+        total += weight * float(terms @ torch.cartesian_prod(wx, wz).prod(1))
+    return total
+
+
+CLEAN = (torch.zeros(1, dtype=F64), torch.ones(1, dtype=F64))
+
+
+@pytest.mark.parametrize(("name", "value"), [("vp", 0.78245980), ("subvp", 0.83772976), ("ve", 0.82307377)])
+def test_value_for_gaussian_data(name, value):
+    """J = (1/T) int E log p_t dt at the exact T of ten levels; the loss of the true model is -J."""
+    process, hermite = SDES[name], gaussian_nodes()
+    noise = ((hermite[0] - MEAN) / STD, hermite[1])
+    loss = expected_loss(gaussian(process), process, hermite, noise, time_nodes(process.T))
+    assert -loss == pytest.approx(value, abs=1e-8)
+    assert -expected_loss(gaussian(process), process, hermite, noise, CLEAN) == pytest.approx(0.88364656, abs=1e-8)
+
+
+@pytest.mark.parametrize(("name", "value"), [("vp", -0.25510752), ("subvp", -0.21920761), ("ve", -0.23364902)])
+def test_value_for_mixture_data(name, value):
+    process = SDES[name]
+    data, noise = mixture_nodes(0.125), normal_nodes(0.25)
+    loss = expected_loss(mixture(process), process, data, noise, time_nodes(process.T, 8))
+    assert -loss == pytest.approx(value, abs=1e-8)
+    fine = expected_loss(mixture(process), process, mixture_nodes(0.02), CLEAN, CLEAN)
+    assert -fine == pytest.approx(-0.20102904, abs=1e-8)
+
+
+@each_sde
+def test_no_model_beats_the_truth(process):
+    """Gibbs: the expected loss of any other model is larger, at every noise level."""
+    hermite = gaussian_nodes()
+    noise = ((hermite[0] - MEAN) / STD, hermite[1])
+    for t in (0.0, 0.3 * process.T, process.T):
+        times = (torch.tensor([t], dtype=F64), torch.ones(1, dtype=F64))
+        best = expected_loss(gaussian(process), process, hermite, noise, times)
+        for mean, std in ((MEAN + 0.01, STD), (MEAN, 1.05 * STD), (MEAN, 0.95 * STD), (-MEAN, STD)):
+            wrong = GaussianDensity(process, torch.tensor([mean], dtype=F64), std)
+            assert expected_loss(wrong, process, hermite, noise, times) > best + 1e-5
+
+
+def test_value_for_level_noise_by_enumeration():
+    """p_pi is discrete: the expectation is a sum over levels and noise, and equals the entropy."""
+    process = LevelNoise(17)
+    density, objective = lattice(process), NCMLObjective(process, reduction="none")
+    x = density.lattice.points(dtype=F64)
+    pairs = torch.cartesian_prod(x, (torch.arange(64, dtype=F64) + 0.5) / 64)
+    terms = objective(density, pairs[:, :1], t=0.25, noise=pairs[:, 1:]).reshape(17, 64).mean(1)
+    noisy = PMF @ process.transition_matrix(0.25)
+    entropy = -float(noisy @ noisy.log()) + math.log(density.lattice.width)
+    assert float(PMF @ terms) == pytest.approx(entropy, abs=1e-12)
+
+
+# Special cases.
+
+
+class Affine(nn.Module):
+    """A trainable log-density that needs no library: the objective must be content with a call."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor([0.1, -0.2], dtype=dtype))
+        self.log_std = nn.Parameter(torch.tensor([0.3, -0.5], dtype=dtype))
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        variance = torch.exp(2.0 * self.log_std) + t[:, None]
+        shift = 0.0 if context is None else context
+        return -0.5 * ((x - self.mean - shift).square() / variance + variance.log() + math.log(2 * math.pi)).sum(1)
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_maximum_likelihood_bit_for_bit(n, dtype):
+    """All mass on t = 0 is plain maximum likelihood: the same loss and gradients, no bit apart."""
+    model, x = Affine(dtype), torch.randn(n, 2, generator=seeded(n), dtype=dtype)
+    loss = NCMLObjective(VPSDE(), AtZero())(model, x, generator=seeded(0))
+    plain = -model(x, torch.zeros(n, dtype=dtype)).mean()
+    assert same_bits(loss.detach(), plain.detach())
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, model.parameters()), torch.autograd.grad(plain, model.parameters()), strict=True
+    ):
+        assert same_bits(ours, theirs)
+
+
+@each_process
+def test_other_ways_to_say_maximum_likelihood(process):
+    density, x = gaussian(process), torch.randn(16, 1, generator=seeded(0))
+    expected = -density.log_prob(x, 0.0).mean()
+    for times in (AtZero(), UniformTimes(p_zero=1.0), LadderTimes((0.0,))):
+        assert same_bits(NCMLObjective(process, times)(density, x, generator=seeded(1)), expected)
+
+
+@given(lambdas=st.lists(st.integers(1, 12), min_size=1, max_size=4))
+def test_eq_6_is_mu_0_times_eq_7(lambdas):
+    """E_mu E -log p_t = mu(0) [E -log p_0 + sum_t lambda_t E -log p_t], lambda_t = mu(t) / mu(0)."""
+    ladder = LadderTimes.from_lambdas({PROCESS.T * (i + 1) / 5: k / 4 for i, k in enumerate(lambdas)})
+    density, (x, z) = gaussian(PROCESS), torch.randn(2, 1, 1, generator=seeded(1), dtype=F64)
+    # Equal data and noise in every row: a batch of 4 + sum(4 lambda) spread evenly is the sum over the ladder.
+    n = 4 + sum(lambdas)
+    eq6 = NCMLObjective(PROCESS, ladder)(density, x.expand(n, 1), noise=z.expand(n, 1), generator=seeded(2))
+    nll = {t: NCMLObjective(PROCESS)(density, x, t=t, noise=z) for t in ladder.times}
+    eq7 = nll[0.0] + sum(weight * nll[t] for t, weight in ladder.lambdas.items())
+    assert float(eq6) == pytest.approx(float(ladder.masses[0] * eq7), rel=1e-12)
+
+
+def test_itarflow_s_objective():
+    """w(t) = t on VE with sigma = t: sum of t nll, divided by n and not by the sum of weights."""
+    process = VESDE.linear(0.5)
+    times, model, x = WeightedTimes.itarflow(), Affine(), torch.randn(64, 2, generator=seeded(0))
+    z = torch.randn(64, 2, generator=seeded(1))
+    loss = NCMLObjective(process, times)(model, x, noise=z, generator=seeded(2))
+    t, _ = times(64, process, generator=seeded(2))
+    expected = -(t * model(x + t[:, None] * z, t)).sum() / 64
+    assert torch.allclose(loss, expected, rtol=1e-6, atol=0)
+
+
+# Mechanics.
+
+
+def test_reductions_and_weights():
+    times, model, x = ImportanceTimes((4.0, 1.0)), Affine(), torch.randn(32, 2, generator=seeded(0))
+
+    def loss(reduction):
+        return NCMLObjective(PROCESS, times, reduction)(model, x, generator=seeded(3))
+
+    terms = loss("none")
+    assert terms.shape == (32,)
+    assert same_bits(loss("sum"), terms.sum())
+    assert same_bits(loss("mean"), terms.sum() / 32)
+    t, weight = times(32, PROCESS, generator=seeded(3))
+    g = seeded(3)
+    times(32, PROCESS, generator=g)
+    x_t = PROCESS.perturb(x, t, generator=g)
+    assert torch.equal(terms, -weight * model(x_t, t))
+    assert NCMLObjective(PROCESS, reduction="none")(model, x[:0]).shape == (0,)
+
+
+def test_the_default_times_have_an_atom():
+    assert NCMLObjective(PROCESS).times == UniformTimes(p_zero=0.2)
+
+
+def test_every_row_has_its_own_time_and_noise():
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def model(x, t, context):
+        seen.append((x, t))
+        return x.sum(1)
+
+    x = torch.zeros(16, 2)
+    NCMLObjective(PROCESS, UniformTimes(p_zero=0.25))(model, x, generator=seeded(0))
+    ((x_t, t),) = seen
+    assert (t == 0).sum() == 4
+    assert len(set(t.tolist())) == 13
+    noisy = x_t[t > 0]
+    assert len(set(noisy.flatten().tolist())) == noisy.numel()
+    assert (x_t[t == 0] == 0).all()
+
+
+def test_same_seed_same_loss():
+    objective, model, x = NCMLObjective(PROCESS), Affine(), torch.randn(8, 2, generator=seeded(0))
+    first, second, other = (objective(model, x, generator=seeded(s)) for s in (1, 1, 2))
+    assert same_bits(first.detach(), second.detach())
+    assert not torch.equal(first, other)
+    state = torch.get_rng_state()
+    objective(model, x, generator=seeded(1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_all_forms_of_time_give_the_same_loss():
+    objective, model = NCMLObjective(PROCESS), Affine()
+    x, z = (torch.randn(8, 2, generator=seeded(i)) for i in (0, 1))
+    forms = (0.01, torch.tensor(0.01), torch.full((8,), 0.01))
+    first, *others = (objective(model, x, t=t, noise=z).detach() for t in forms)
+    assert all(same_bits(first, other) for other in others)
+
+
+def test_context_reaches_the_model_and_data_are_left_alone():
+    objective, model = NCMLObjective(PROCESS), Affine()
+    x, context = torch.randn(8, 2, generator=seeded(0)), torch.ones(8, 1)
+    before = x.clone()
+    shifted = objective(model, x, context, t=0.0)
+    assert float(shifted.detach()) == pytest.approx(float(objective(model, x - 1.0, t=0.0).detach()), rel=1e-6)
+    assert same_bits(x, before)
+
+
+def test_half_precision_data_are_computed_in_single():
+    model, x = Affine(), torch.randn(8, 2, generator=seeded(0)).to(torch.bfloat16)
+    loss = NCMLObjective(PROCESS)(model, x, generator=seeded(1))
+    assert same_bits(loss.detach(), NCMLObjective(PROCESS)(model, x.float(), generator=seeded(1)).detach())
+
+
+def test_minimising_it_finds_the_truth():
+    """The exact expectation over noisy data alone has its minimum at the mean and std of the clean data."""
+    x, w = gaussian_nodes()
+    pairs, weights = torch.cartesian_prod(x, (x - MEAN) / STD), torch.cartesian_prod(w, w).prod(1)
+    parameters = torch.tensor([0.0, math.log(0.3)], dtype=F64, requires_grad=True)
+
+    def log_p(x, t):
+        mean, variance = PROCESS.alpha(t) * parameters[0], (2 * parameters[1]).exp() * PROCESS.alpha(t) ** 2
+        variance = variance + PROCESS.sigma(t) ** 2
+        return -0.5 * ((x[:, 0] - mean) ** 2 / variance + variance.log())
+
+    density = CallableDensity(log_p, (1,), PROCESS)
+    objective = NCMLObjective(PROCESS, reduction="none")
+    optimizer = torch.optim.LBFGS([parameters], max_iter=100, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = objective(density, pairs[:, :1], t=PROCESS.T, noise=pairs[:, 1:]) @ weights
+        loss.backward()
+        return loss.detach()
+
+    optimizer.step(closure)
+    assert float(parameters[0].detach()) == pytest.approx(MEAN, abs=1e-5)
+    assert float(parameters[1].detach().exp()) == pytest.approx(STD, abs=1e-5)
+
+
+# Errors.
+
+
+def test_another_process_is_refused_also_inside_a_wrapper():
+    class Wrapper(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *args: Tensor) -> Tensor:
+            return self.module(*args)
+
+    density, x = gaussian(SDES["vp"]), torch.zeros(4, 1)
+    for wrapped in (density, Wrapper(density)):
+        assert NCMLObjective(SDES["vp"])(wrapped, x, generator=seeded(0)).ndim == 0
+        with pytest.raises(ArgumentError, match=r"process: got VESDE.*the one that the density was built for"):
+            NCMLObjective(SDES["ve"])(wrapped, x)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_likelihoods_are_loud(value):
+    def model(x, t, context):
+        return torch.where(torch.arange(4) == 2, value, x.sum(1))
+
+    with pytest.raises(NonFiniteError, match=r"at index 2 with t = 0.01 \(1 of 4 examples.*\[-0, -0\]"):
+        NCMLObjective(PROCESS)(model, torch.zeros(4, 1), t=0.01, noise=torch.zeros(4, 1))
+
+
+def test_huge_finite_likelihoods_are_fine():
+    """Their sum overflows; none of them is infinite."""
+    x = torch.full((4, 1), 3e38)
+    terms = NCMLObjective(PROCESS, reduction="none")(lambda x, t, context: x[:, 0], x, t=0.0)
+    assert terms.tolist() == [-x[0, 0].item()] * 4
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (), (4, 3)])
+def test_models_must_return_one_number_per_example(shape):
+    with pytest.raises(ArgumentError, match=r"got log-likelihoods of shape .*; expected \(4,\)"):
+        NCMLObjective(PROCESS)(lambda x, t, context: torch.zeros(shape), torch.zeros(4, 3))
+
+
+def test_bad_arguments():
+    model = Affine()
+    with pytest.raises(ArgumentError, match="got an empty batch"):
+        NCMLObjective(PROCESS)(model, torch.zeros(0, 2))
+    with pytest.raises(ArgumentTypeError, match=r"got dtype torch.uint8"):
+        NCMLObjective(PROCESS)(model, torch.zeros(4, 2, dtype=torch.uint8))
+    with pytest.raises(ArgumentError, match="expected 0 <= t <= T"):
+        NCMLObjective(PROCESS)(model, torch.zeros(4, 2), t=1.0)
+    with pytest.raises(ArgumentTypeError, match="process: got str; expected a NoiseProcess"):
+        NCMLObjective("vp")
+    with pytest.raises(ArgumentTypeError, match="times: got float; expected a TimeSampler"):
+        NCMLObjective(PROCESS, 0.1)
+    with pytest.raises(ArgumentError, match="reduction: got 'median'"):
+        NCMLObjective(PROCESS, reduction="median")

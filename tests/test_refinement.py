@@ -1,0 +1,281 @@
+"""How accurate the samplers are: tables of errors and orders of convergence, without sampling."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from scipy.interpolate import CubicSpline
+
+from ncml import VESDE, VPSDE, SubVPSDE
+from ncml.sampling import AnnealedLangevin, EulerMaruyama, HeunODE
+from tests.affine import affine_steps, noisy_moments, refined_moments, score_of, variance_error
+from tests.problems import LINEAR_SDES, MEAN, SDES, STD, each_sde, mixture
+
+F64 = torch.float64
+EULER, HEUN = EulerMaruyama(grid="uniform"), HeunODE(grid="uniform")
+SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def orders(errors: list[float]) -> list[float]:
+    return [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "name", "errors"),
+    [
+        (EULER, "vp", (8.57e-3, 5.05e-3, 2.71e-3, 1.40e-3, 7.11e-4, 3.58e-4, 1.80e-4, 9.01e-5)),
+        (EULER, "subvp", (3.82e-2, 2.20e-2, 1.16e-2, 5.97e-3, 3.02e-3, 1.52e-3, 7.62e-4, 3.82e-4)),
+        (EULER, "ve", (4.77e-2, 2.70e-2, 1.42e-2, 7.27e-3, 3.67e-3, 1.85e-3, 9.25e-4, 4.63e-4)),
+        (HEUN, "vp", (9.38e-4, 2.38e-4, 5.98e-5, 1.50e-5, 3.76e-6, 9.4e-7, 2.4e-7, 5.9e-8)),
+        (HEUN, "subvp", (2.69e-3, 6.28e-4, 1.52e-4, 3.73e-5, 9.24e-6, 2.3e-6, 5.7e-7, 1.4e-7)),
+        (HEUN, "ve", (5.25e-3, 1.25e-3, 3.05e-4, 7.52e-5, 1.87e-5, 4.7e-6, 1.2e-6, 2.9e-7)),
+    ],
+    ids=lambda v: v if isinstance(v, str) else type(v).__name__,
+)
+def test_variance_error_table(sampler, name, errors):
+    """Relative error of the variance for n = 8 ... 1024 uniform steps, to the digits given; and the order."""
+    measured = [variance_error(sampler, SDES[name], n) for n in SIZES]
+    for ours, expected in zip(measured, errors, strict=True):
+        # Three digits; the Heun table gives two from n = 256 on. Allow the rounding of the last one.
+        digits = 2 if sampler is HEUN and expected < 1e-6 * 4.75 else 3
+        assert ours == pytest.approx(expected, abs=0.6 * 10.0 ** (math.floor(math.log10(expected)) + 1 - digits))
+    low, high = (0.98, 1.02) if sampler is EULER else (1.97, 2.03)
+    assert all(low <= order <= high for order in orders(measured)[4:])
+
+
+@pytest.mark.parametrize(
+    ("name", "errors"),
+    [("vp", (6.4e-4, 8.0e-5, 9.9e-6)), ("subvp", (1.2e-2, 1.5e-3, 1.9e-4)), ("ve", (0.0, 0.0, 0.0))],
+)
+def test_mean_error_of_euler_maruyama(name, errors):
+    """In units of the data's standard deviation, at n = 8, 64, 512; VE keeps means exactly."""
+    for n, expected in zip((8, 64, 512), errors, strict=True):
+        error = abs(refined_moments(EULER, SDES[name], n)[0] - MEAN) / STD
+        assert error == pytest.approx(expected, rel=0.02, abs=1e-13)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(EulerMaruyama(), 1.0), (HeunODE(), 2.0)])
+@pytest.mark.parametrize("name", LINEAR_SDES)
+def test_the_quadratic_grid_keeps_the_order(sampler, order, name):
+    errors = [variance_error(sampler, LINEAR_SDES[name], n) for n in (64, 128, 256)]
+    assert orders(errors) == pytest.approx([order] * 2, abs=0.1)
+
+
+def test_the_quadratic_grid_pays_where_noise_falls_fast():
+    """Under VP, sigma ~ sqrt(t): at equal cost the quadratic grid has less than two thirds of the error."""
+    for n in (16, 64, 256):
+        assert variance_error(EulerMaruyama(), SDES["vp"], n) < 0.66 * variance_error(EULER, SDES["vp"], n)
+
+
+@pytest.mark.parametrize("grid", ["uniform", "quadratic"])
+@pytest.mark.parametrize("n", [1, 2, 7, 128])
+def test_grids(grid, n):
+    start, end = 0.3, 0.1
+    times = EulerMaruyama(grid=grid).times(start, end, n)
+    power = 1 if grid == "uniform" else 2
+    assert times[0] == start
+    assert times[-1] == end
+    assert times == pytest.approx([end + (start - end) * (1 - i / n) ** power for i in range(n + 1)], rel=1e-15)
+    assert all(t > s for t, s in itertools.pairwise(times))
+
+
+# Errors that must not pass.
+
+
+@dataclass(frozen=True)
+class Printed(EulerMaruyama):
+    """The paper's eq. 4 as printed: dx = [f + g^2 + grad log p] dt + g dw."""
+
+    def step(self, x, t, s, score, process, noise):
+        h, f, g = t - s, float(process.drift_coefficient(t)), float(process.diffusion(t))
+        return x - h * (f * x + g * g + score(x, t)) + g * math.sqrt(h) * noise()
+
+
+@dataclass(frozen=True)
+class WrongSign(EulerMaruyama):
+    """+ g^2 s in the drift."""
+
+    def step(self, x, t, s, score, process, noise):
+        h, f, g = t - s, float(process.drift_coefficient(t)), float(process.diffusion(t))
+        return x - h * (f * x + g * g * score(x, t)) + g * math.sqrt(h) * noise()
+
+
+@dataclass(frozen=True)
+class NotSquared(EulerMaruyama):
+    """g where g^2 belongs."""
+
+    def step(self, x, t, s, score, process, noise):
+        h, f, g = t - s, float(process.drift_coefficient(t)), float(process.diffusion(t))
+        return x - h * (f * x - g * score(x, t)) + g * math.sqrt(h) * noise()
+
+
+@dataclass(frozen=True)
+class WithoutDrift(EulerMaruyama):
+    """f forgotten: right for VE only."""
+
+    def step(self, x, t, s, score, process, noise):
+        h, g = t - s, float(process.diffusion(t))
+        return x + h * g * g * score(x, t) + g * math.sqrt(h) * noise()
+
+
+@dataclass(frozen=True)
+class ForwardDrift(EulerMaruyama):
+    """f with the sign of the forward SDE: right for VE only."""
+
+    def step(self, x, t, s, score, process, noise):
+        h, f, g = t - s, float(process.drift_coefficient(t)), float(process.diffusion(t))
+        return x + h * (f * x + g * g * score(x, t)) + g * math.sqrt(h) * noise()
+
+
+@dataclass(frozen=True)
+class WholeScoreODE(HeunODE):
+    """The probability flow without its factor 1/2, and so without noise to make up for it."""
+
+    def step(self, x, t, s, score, process, noise):
+        h, f, g = t - s, float(process.drift_coefficient(t)), float(process.diffusion(t))
+        return x - h * (f * x - g * g * score(x, t))
+
+
+def is_right(sampler, process) -> bool:
+    """Mean and variance of the data after 128 steps, within the discretisation errors of the tables."""
+    mean, variance = refined_moments(sampler, process, 128)
+    return abs(mean - MEAN) < 1.5e-4 and abs(variance / STD**2 - 1.0) < 5e-3
+
+
+@each_sde
+@pytest.mark.parametrize("sampler", [EULER, HEUN], ids=lambda s: type(s).__name__)
+def test_the_reverse_sde_and_the_probability_flow_are_right(sampler, process):
+    assert is_right(sampler, process)
+
+
+@each_sde
+@pytest.mark.parametrize("wrong", [Printed, WrongSign, NotSquared, WholeScoreODE], ids=lambda s: s.__name__)
+def test_planted_errors_are_noticed(wrong, process):
+    assert not is_right(wrong(grid="uniform"), process)
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp"])
+@pytest.mark.parametrize("wrong", [WithoutDrift, ForwardDrift], ids=lambda s: s.__name__)
+def test_planted_errors_of_the_drift_are_noticed(wrong, name):
+    assert not is_right(wrong(grid="uniform"), SDES[name])
+
+
+def test_values_of_the_printed_equation():
+    """What eq. 4 gives as printed, at n = 128: for VE it explodes."""
+    moments = {name: refined_moments(Printed(grid="uniform"), process, 128) for name, process in SDES.items()}
+    assert moments["vp"] == pytest.approx((0.280, 0.527), abs=6e-4)
+    assert moments["subvp"] == pytest.approx((-5.0, 7.7e4), rel=0.01)
+    assert moments["ve"] == pytest.approx((-6e5, 3.8e15), rel=0.05)
+    wrong = [refined_moments(WrongSign(grid="uniform"), process, 128)[1] for process in SDES.values()]
+    assert wrong == pytest.approx([0.053, 0.059, 0.053], abs=6e-4)
+    assert refined_moments(EULER, SDES["vp"], 128) == pytest.approx((0.30000, 0.00999), abs=6e-6)
+
+
+# Paths, and laws that are not Gaussian.
+
+
+@each_sde
+def test_strong_order_of_euler_maruyama(process):
+    """Root mean square distance to 4,096 steps on the same Brownian path, exactly.
+
+    The end of a path is affine in its start and its increments, so the distance follows from the weights of
+    each increment: c_i / sqrt(h) times the product of the a's after it.
+    """
+    fine = 4096
+
+    def response(n: int) -> tuple[float, float, np.ndarray]:
+        """Weights of the start and of each fine increment, and the constant."""
+        steps = affine_steps(EULER, process, n)
+        a, b = np.array([step.a for step in steps]), np.array([step.b for step in steps])
+        after = np.append(np.cumprod(a[::-1])[::-1][1:], 1.0)
+        kicks = np.array([step.c / math.sqrt(step.t - step.s) for step in steps]) * after
+        return float(a.prod()), float(b @ after), np.repeat(kicks, fine // n)
+
+    slope, constant, kicks = response(fine)
+    mean, variance = noisy_moments(process, process.T)
+    errors = []
+    for n in (8, 16, 32, 64, 128, 256):
+        da, db, dk = (ours - exact for ours, exact in zip(response(n), (slope, constant, kicks), strict=True))
+        errors.append(math.sqrt((da * mean + db) ** 2 + da**2 * variance + float(dk @ dk) * process.T / fine))
+    assert orders(errors) == pytest.approx([1.0] * 5, abs=0.1)
+    if isinstance(process, VPSDE):
+        assert [errors[0], errors[-1]] == pytest.approx([4.83e-3, 1.47e-4], rel=0.1)  # an earlier Monte Carlo estimate
+
+
+def refined_density(process, n: int, cells: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+    """The density, on a grid of x, of mixture samples refined by n Euler-Maruyama steps.
+
+    A step maps x to an increasing function of x, read off the sampler's own ``step``, and adds normal noise:
+    a change of variables by cubic splines, and a convolution by FFT.
+    """
+    density = mixture(process)
+    score = score_of(density)
+    x = torch.linspace(-2.0, 2.0, cells + 1, dtype=F64)[:-1]
+    grid, width, zero = x.numpy(), 4.0 / cells, torch.zeros(1, 1, dtype=F64)
+    frequencies = 2.0 * np.pi * np.fft.rfftfreq(cells, width)
+    p = density.log_prob(x[:, None], process.T).exp().numpy()
+    for t, s in itertools.pairwise(EULER.times(process.T, 0.0, n)):
+        mapped = EULER.step(x[:, None].clone(), t, s, score, process, lambda: zero)[:, 0].numpy()
+        still, kicked = (EULER.step(zero.clone(), t, s, score, process, lambda z=z: zero + z) for z in (0.0, 1.0))
+        inverse = CubicSpline(mapped, grid)
+        inside = (grid >= mapped[0]) & (grid <= mapped[-1])
+        moved = np.zeros(cells)
+        moved[inside] = CubicSpline(grid, p)(inverse(grid[inside])) * inverse(grid[inside], 1)
+        smoothing = np.exp(-0.5 * (float(kicked - still) * frequencies) ** 2)
+        p = np.fft.irfft(np.fft.rfft(moved) * smoothing, cells)
+    return grid, p
+
+
+@pytest.mark.parametrize(
+    ("name", "distances"),
+    [
+        ("vp", (2.172e-3, 1.168e-3, 6.041e-4, 3.070e-4)),
+        ("subvp", (8.067e-3, 4.260e-3, 2.181e-3, 1.103e-3)),
+        ("ve", (8.836e-3, 4.718e-3, 2.418e-3, 1.222e-3)),
+    ],
+)
+def test_law_of_refined_mixtures(name, distances):
+    """Total variation from the data at n = 8, 16, 32, 64: the law itself converges with order 1."""
+    process, errors = SDES[name], []
+    for n in (8, 16, 32, 64):
+        x, p = refined_density(process, n)
+        truth = mixture(process).log_prob(torch.from_numpy(x)[:, None], 0.0).exp().numpy()
+        assert p.sum() * (x[1] - x[0]) == pytest.approx(1.0, abs=1e-8)
+        errors.append(0.5 * float(np.abs(p - truth).sum()) * (x[1] - x[0]))
+    assert errors == pytest.approx(list(distances), rel=1e-3)
+    assert all(0.88 <= order <= 1.02 for order in orders(errors))
+
+
+# Langevin dynamics at one noise level.
+
+
+@pytest.mark.parametrize("name", LINEAR_SDES)
+@pytest.mark.parametrize("step_size", [0.01, 0.1, 0.5])
+def test_langevin_is_stationary_at_the_level(name, step_size):
+    """Mean alpha m; variance v / (1 - epsilon / 2v), too large by at most step_size / 2 relative."""
+    process, sampler = LINEAR_SDES[name], AnnealedLangevin(moves=1, step_size=step_size, grid="uniform")
+    for step in affine_steps(sampler, process, 4)[:-1]:
+        mean, variance = noisy_moments(process, step.s)
+        epsilon = step_size * float(process.sigma(step.s)) ** 2
+        assert 0.0 < step.a < 1.0
+        assert step.b / (1.0 - step.a) == pytest.approx(mean, rel=1e-12)
+        stationary = step.c**2 / (1.0 - step.a**2)
+        assert stationary == pytest.approx(variance / (1.0 - 0.5 * epsilon / variance), rel=1e-12)
+        assert 1.0 < stationary / variance < 1.0 / (1.0 - 0.5 * step_size)
+
+
+def test_langevin_stays_put_without_noise():
+    (*_, last) = affine_steps(AnnealedLangevin(moves=1), SDES["vp"], 4)
+    assert last[:3] == (1.0, 0.0, 0.0)
+
+
+def test_the_papers_processes_refine_as_well():
+    """At the paper's (exchanged) times 256 steps leave less than one per cent of variance error."""
+    for process in (VPSDE.paper(), SubVPSDE.paper(), VESDE.paper()):
+        assert variance_error(EulerMaruyama(), process, 256) < 1e-2
+        assert variance_error(HeunODE(), process, 64) < 1e-3

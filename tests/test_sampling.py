@@ -1,0 +1,488 @@
+"""Samplers and generate(): the law of what they return, the end of the way, the contract of the call."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ncml import VESDE, LevelNoise, NoiseConditionalDensity, generate
+from ncml.densities import CallableDensity, GaussianDensity, ToyLattice
+from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
+from ncml.sampling import AnnealedLangevin, EulerMaruyama, HeunODE, Tweedie
+from tests.affine import affine_steps, noisy_moments, score_of
+from tests.problems import (
+    LINEAR_SDES,
+    MEAN,
+    MEANS,
+    PMF,
+    PROCESSES,
+    SDES,
+    STD,
+    STDS,
+    WEIGHTS,
+    each_linear_sde,
+    each_process,
+    gaussian,
+    lattice,
+    mixture,
+    plane_mixture,
+    same_bits,
+    seeded,
+)
+from tests.statistics import assert_frequencies, assert_law, assert_mean, assert_variance, normal_cdf
+
+F64 = torch.float64
+VP = SDES["vp"]
+SAMPLERS = {
+    "euler": EulerMaruyama(steps=8),
+    "euler uniform": EulerMaruyama(steps=8, grid="uniform", denoise_last=False),
+    "heun": HeunODE(steps=8),
+    "langevin": AnnealedLangevin(steps=8),
+    "tweedie": Tweedie(),
+}
+each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+coarse = {name: type(p).at_noise(0.25) for name, p in SDES.items()}
+"""Processes whose T is two levels of the 17-level lattice."""
+
+
+def mixture_cdf(x: np.ndarray) -> np.ndarray:
+    return sum(w * normal_cdf(m, s)(x) for w, m, s in zip(WEIGHTS, MEANS, STDS, strict=True))
+
+
+class Spy(NoiseConditionalDensity):
+    """Records the times at which its score is asked for, and whether it was in eval mode."""
+
+    dtype_follows_input = True
+
+    def __init__(self, inner: NoiseConditionalDensity) -> None:
+        super().__init__(inner.event_shape, inner.process, inner.lattice)
+        self.inner, self.calls, self.trained = inner, [], False
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        self.calls.append(float(t[0]))
+        self.trained |= self.training
+        return self.inner.forward_density(x, t, context)
+
+
+# The law of the samples.
+
+
+def exact_moments(sampler: EulerMaruyama | AnnealedLangevin, process) -> tuple[float, float]:
+    """Mean and variance of what a stochastic sampler makes of exact samples at T, by its own recursion."""
+    moves = getattr(sampler, "moves", 1)
+    mean, variance = noisy_moments(process, process.T)
+    recursion = affine_steps(replace(sampler, moves=1) if moves > 1 else sampler, process, sampler.steps)
+    for step in recursion[:-1] if sampler.denoise_last else recursion:
+        for _ in range(moves):
+            mean, variance = step.a * mean + step.b, step.a**2 * variance + step.c**2
+    if sampler.denoise_last:  # Tweedie: x -> ((1 - k) x + k m_t) / alpha, k = sigma^2 / v_t
+        t = recursion[-1].t
+        m, v = noisy_moments(process, t)
+        alpha, k = float(process.alpha(t)), float(process.sigma(t)) ** 2 / v
+        mean, variance = ((1 - k) * mean + k * m) / alpha, ((1 - k) / alpha) ** 2 * variance
+    return mean, variance
+
+
+@each_linear_sde
+@pytest.mark.parametrize(
+    "sampler",
+    [EulerMaruyama(16), EulerMaruyama(16, "uniform", denoise_last=False), AnnealedLangevin(8, moves=3)],
+    ids=["euler", "euler to the end", "langevin"],
+)
+def test_law_is_that_of_the_recursion(process, sampler):
+    """20,000 real samples against exact moments: no bias is left for the tolerance to hide."""
+    density, g = gaussian(process), seeded(1)
+    y = sampler(density, process, density.sample(20_000, process.T, generator=g), generator=g)
+    mean, variance = exact_moments(sampler, process)
+    assert_mean(y, mean, math.sqrt(variance))
+    assert_variance(y, mean, variance)
+    assert_law(y, normal_cdf(mean, math.sqrt(variance)))
+
+
+@each_process
+def test_langevin_reaches_the_data_slowly(process):
+    """Its moves shrink with the noise, so the variance error falls, but only with many levels."""
+    errors = [abs(exact_moments(AnnealedLangevin(n, moves=4), process)[1] / STD**2 - 1.0) for n in (16, 64, 256)]
+    assert errors[0] > 2.0 * errors[1] > 4.0 * errors[2]
+    assert errors[2] < 0.1
+
+
+@each_linear_sde
+@pytest.mark.parametrize("sampler", [EulerMaruyama(128), HeunODE(64)], ids=["euler", "heun"])
+def test_refined_mixtures_follow_the_data(process, sampler):
+    """From T to 0 with the exact score. The distribution function is off by at most 1e-3 (see the tables)."""
+    density, n, g = mixture(process), 10_000, seeded(2)
+    y = sampler(density, process, density.sample(n, process.T, generator=g), generator=g)
+    assert_law(y, mixture_cdf, bias=1e-3)
+
+
+@each_linear_sde
+def test_the_probability_flow_keeps_quantiles(process):
+    """Between Gaussians the flow is x -> m + s (x - alpha m) / std_t, and draws nothing."""
+    mean, variance = noisy_moments(process, process.T)
+    u = torch.linspace(-3.0, 3.0, 13, dtype=F64)[:, None]
+    state = torch.get_rng_state()
+    y = HeunODE(64)(gaussian(process), process, mean + math.sqrt(variance) * u)
+    assert torch.allclose(y, MEAN + STD * u, rtol=0, atol=2e-3 * STD)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_refining_part_of_the_way():
+    """From t to s > 0 the law is that of p_s."""
+    process = SDES["subvp"]
+    density, g = gaussian(process), seeded(4)
+    t, s = 0.8 * process.T, 0.3 * process.T
+    y = EulerMaruyama(64)(density, process, density.sample(10_000, t, generator=g), t, s, generator=g)
+    mean, variance = noisy_moments(process, s)
+    assert_law(y, normal_cdf(mean, math.sqrt(variance)), bias=5e-3)
+
+
+# Tweedie's formula.
+
+
+@each_process
+@pytest.mark.parametrize("fraction", [1e-3, 0.3, 1.0])
+def test_tweedie_is_the_posterior_mean(process, fraction):
+    """Of Gaussians (m sigma^2 + alpha s^2 x) / (alpha^2 s^2 + sigma^2), of mixtures and lattices by Bayes."""
+    t = fraction * process.T
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    x = torch.linspace(-1.2, 1.2, 41, dtype=F64)[:, None]
+
+    def component(mean, std):
+        return (mean * sigma**2 + alpha * std**2 * x) / (alpha**2 * std**2 + sigma**2)
+
+    assert torch.allclose(Tweedie()(gaussian(process), process, x, t), component(MEAN, STD), rtol=1e-12, atol=1e-13)
+    means, stds, weights = (torch.tensor(v, dtype=F64) for v in (MEANS, STDS, WEIGHTS))
+    variances = (alpha * stds).square() + sigma**2
+    posterior = (weights.log() - 0.5 * (x - alpha * means).square() / variances - 0.5 * variances.log()).softmax(1)
+    expected = (posterior * component(means, stds)).sum(1, keepdim=True)
+    assert torch.allclose(Tweedie()(mixture(process), process, x, t), expected, rtol=1e-11, atol=1e-12)
+    points = torch.linspace(-1.0, 1.0, 17, dtype=F64)
+    posterior = (PMF.log() - 0.5 * ((x - alpha * points) / sigma).square()).softmax(1)
+    assert torch.allclose(Tweedie()(lattice(process), process, x, t)[:, 0], posterior @ points, rtol=1e-9, atol=1e-11)
+
+
+def test_tweedie_is_no_draw():
+    assert not Tweedie.samples_law
+    assert EulerMaruyama.samples_law
+    assert HeunODE.samples_law
+    with pytest.raises(ArgumentError, match="steps: got 2; expected 1"):
+        Tweedie(steps=2)
+    with pytest.raises(ArgumentError, match=r"t_end: got 0.01; expected 0 or None"):
+        Tweedie()(gaussian(VP), VP, torch.zeros(1, 1), 0.02, 0.01)
+
+
+# Lattice data.
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("t_end", [None, 0.0])
+@pytest.mark.parametrize("sampler", [EulerMaruyama(64), HeunODE(32)], ids=["euler", "heun"])
+def test_refined_lattice_data_have_the_right_masses(name, t_end, sampler):
+    """Exact score, from T = 2 levels, rounded: by way of 0.3 level, and all the way to 0."""
+    process, g = coarse[name], seeded(5)
+    density = lattice(process)
+    y = sampler(density, process, density.sample(5_000, process.T, generator=g), t_end=t_end, generator=g)
+    assert torch.isfinite(y).all()
+    assert_frequencies(torch.bincount(density.lattice.nearest(y).flatten(), minlength=17), PMF, bias=5e-3)
+
+
+def test_the_uniform_grid_and_a_noisy_end_are_poor_for_lattice_data():
+    """From ten levels, VE, 64 steps: total variation more than twice that of the quadratic grid."""
+    scale = 0.125 * 127.5  # the 17-level lattice's levels in 8-bit levels: the same problem, enlarged
+    process = VESDE.at_noise(1.25, sigma_min=0.01 * scale, sigma_max=50 * scale)
+    density, n = lattice(process), 5_000
+
+    def distance(sampler: EulerMaruyama, t_end: float | None) -> float:
+        g = seeded(6)
+        y = sampler(density, process, density.sample(n, process.T, generator=g), t_end=t_end, generator=g)
+        counts = torch.bincount(density.lattice.nearest(y).flatten(), minlength=17)
+        return 0.5 * float((counts / n - PMF).abs().sum())
+
+    default, poor = EulerMaruyama(64), EulerMaruyama(64, "uniform", denoise_last=False)
+    assert distance(default, None) < 0.5 * distance(poor, 0.0)
+    assert distance(default, 0.0) < 0.5 * distance(poor, 0.0)
+
+
+@pytest.mark.parametrize("name", SDES)
+@each_sampler
+def test_lattice_data_end_with_tweedie_from_three_tenths_of_a_level(name, sampler):
+    """Also samplers whose own last step is another: the exact score diverges below."""
+    process = coarse[name]
+    density = lattice(process)
+    stop = float(process.time_at(0.3 * density.lattice.width))
+    spy, x = Spy(density), density.sample(3, process.T, generator=seeded(0)).double()
+    y = sampler(spy, process, x, generator=seeded(1))
+    if sampler == Tweedie():
+        assert same_bits(y, Tweedie()(density, process, x))
+        return
+    assert min(spy.calls) == spy.calls[-1] == pytest.approx(stop, rel=1e-12)
+    shorter = type(sampler)(steps=7, grid=sampler.grid)
+    middle = shorter(density, process, x, t_end=stop, generator=seeded(1))
+    assert same_bits(y, Tweedie()(density, process, middle, stop))
+
+
+def test_lattice_data_below_the_stop_take_one_step():
+    process = coarse["vp"]
+    density = lattice(process)
+    t = 0.5 * float(process.time_at(0.3 * density.lattice.width))
+    x = density.sample(4, t, generator=seeded(0)).double()
+    expected = Tweedie()(density, process, x, t)
+    assert same_bits(EulerMaruyama(64)(density, process, x, t), expected)
+    assert same_bits(EulerMaruyama(1)(density, process, x, process.T), Tweedie()(density, process, x, process.T))
+    quiet = VESDE.at_noise(0.1 * density.lattice.width)  # never reaches 0.3 level
+    density = lattice(quiet)
+    assert same_bits(EulerMaruyama(64)(density, quiet, x), Tweedie()(density, quiet, x))
+
+
+# generate().
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_generate_rounds_to_the_lattice(name):
+    """Only at the end: refined values lie off the lattice, what generate returns is on it bit for bit."""
+    process = coarse[name]
+    density, sampler = lattice(process), EulerMaruyama(16)
+    y = generate(density, process, 200, sampler=sampler, generator=seeded(7))
+    assert same_bits(y, density.lattice.quantize(y))
+    g = seeded(7)
+    refined = sampler(density, process, density.sample(200, process.T, generator=g), generator=g)
+    assert not density.lattice.on_lattice(refined).all()
+    assert same_bits(y, density.lattice.quantize(refined))
+
+
+def test_generate_is_a_draw_and_its_refinement():
+    density, sampler, t = plane_mixture(VP), EulerMaruyama(8), 0.5 * VP.T
+    y = generate(density, VP, 50, sampler=sampler, t_start=t, generator=seeded(8))
+    g = seeded(8)
+    x = density.sample(50, t, generator=g)
+    assert same_bits(y, sampler(density, VP, x, t, generator=g))
+    default = generate(density, VP, 5, generator=seeded(9))
+    assert same_bits(default, generate(density, VP, 5, sampler=EulerMaruyama(), t_start=VP.T, generator=seeded(9)))
+    assert generate(density, VP, 0).shape == (0, 2)
+
+
+def test_plain_sampling_needs_no_sampler():
+    density = plane_mixture(VP)
+    assert same_bits(
+        generate(density, VP, 9, t_start=0.0, generator=seeded(1)), density.sample(9, 0.0, generator=seeded(1))
+    )
+    noise = LevelNoise(17)
+    y = generate(ToyLattice(noise, PMF), noise, 9, t_start=0.0, generator=seeded(1))
+    assert noise.lattice.on_lattice(y).all()
+    with pytest.raises(UnsupportedError, match="use t_start=0 for plain sampling"):
+        generate(ToyLattice(noise, PMF), noise, 9)
+
+
+def test_what_cannot_sample_cannot_generate():
+    density = CallableDensity(lambda x, t: -x.square().sum(1), (2,))
+    with pytest.raises(UnsupportedError, match="got CallableDensity, which cannot sample"):
+        generate(density, VP, 4)
+    with pytest.raises(ArgumentError, match="the one that the density was built for"):
+        generate(gaussian(VP), SDES["ve"], 4)
+
+
+# The contract of the call.
+
+
+@each_sampler
+def test_no_way_to_go(sampler):
+    """t_start == t_end: a copy bit for bit, no score, no random number."""
+    spy, x = Spy(plane_mixture(VP)), torch.tensor([[-0.0, 1.0], [math.pi, -2.0]])
+    generator = seeded(0)
+    state, default = generator.get_state(), torch.get_rng_state()
+    for start, end in ((0.0, None), (0.0, 0.0), (0.01, 0.01), (VP.T, VP.T)):
+        y = sampler(spy, VP, x, start, end, generator=generator)
+        assert same_bits(y, x)
+        assert y.data_ptr() != x.data_ptr()
+    assert spy.calls == []
+    assert torch.equal(generator.get_state(), state)
+    assert torch.equal(torch.get_rng_state(), default)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "times"),
+    [
+        (EulerMaruyama(4, "uniform"), [1.0, 0.75, 0.5, 0.25]),
+        (EulerMaruyama(4), [1.0, 0.5625, 0.25, 0.0625]),
+        (HeunODE(2, "uniform"), [1.0, 0.5, 0.5, 0.0]),
+        (HeunODE(2, "uniform", denoise_last=True), [1.0, 0.5, 0.5]),
+        (AnnealedLangevin(2, "uniform", moves=3), [0.5, 0.5, 0.5, 0.5]),
+        (Tweedie(), [1.0]),
+    ],
+    ids=lambda v: type(v).__name__ if not isinstance(v, list) else "",
+)
+def test_scores_that_are_asked_for(sampler, times):
+    """Where and how often: the cost of a sampler."""
+    process = VESDE.linear(1.0)
+    spy = Spy(plane_mixture(process))
+    sampler(spy, process, torch.zeros(3, 2), generator=seeded(0))
+    assert spy.calls == pytest.approx(times)
+
+
+@given(
+    name=st.sampled_from(list(SAMPLERS)),
+    process=st.sampled_from(list(LINEAR_SDES.values())),
+    dtype=st.sampled_from([torch.float32, F64]),
+    seed=st.integers(0, 2**31),
+)
+def test_same_seed_same_samples(name, process, dtype, seed):
+    """Bit for bit; x is never written to; its dtype is kept; the default generator is left alone."""
+    sampler, density = SAMPLERS[name], plane_mixture(process)
+    x = torch.randn(5, 2, generator=seeded(seed), dtype=dtype)
+    before, state = x.clone(), torch.get_rng_state()
+    first, second = (sampler(density, process, x, generator=seeded(seed)) for _ in range(2))
+    assert same_bits(first, second)
+    assert first.dtype == dtype
+    assert same_bits(x, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@each_sampler
+def test_every_value_gets_its_own_noise_at_every_step(sampler):
+    """Equal starts end differently where noise is added, and equally where none is."""
+    y = sampler(plane_mixture(VP), VP, torch.zeros(6, 2, dtype=F64), generator=seeded(0))
+    ends = {round(v, 12) for v in y.flatten().tolist()}
+    assert len(ends) == (2 if isinstance(sampler, (HeunODE, Tweedie)) else 12)
+
+
+@each_sampler
+def test_works_in_every_grad_mode_and_restores_training(sampler):
+    spy = Spy(plane_mixture(VP))
+    spy.train()
+    x = torch.randn(4, 2, generator=seeded(0))
+    expected = sampler(spy, VP, x, generator=seeded(1))
+    assert not expected.requires_grad
+    assert spy.training
+    assert not spy.trained
+    with torch.no_grad():
+        assert same_bits(sampler(spy, VP, x, generator=seeded(1)), expected)
+    with torch.inference_mode():
+        again = sampler(spy, VP, x.clone(), generator=seeded(1))
+    assert same_bits(again, expected)
+    assert same_bits(sampler(spy, VP, x.clone().requires_grad_(), generator=seeded(1)), expected)
+    transposed = x.t().contiguous().t()
+    assert same_bits(sampler(spy, VP, transposed, generator=seeded(1)), expected)
+
+
+@each_sampler
+def test_context_reaches_the_score(sampler):
+    """A density shifted by its context has samples shifted by it."""
+    inner = plane_mixture(VESDE.linear(0.1))
+
+    def log_p(x, t, context):
+        return inner.forward(x - context, t)
+
+    density = CallableDensity(log_p, (2,), inner.process)
+    x, shift = torch.randn(4, 2, generator=seeded(0), dtype=F64), torch.tensor([[1.0], [2.0], [3.0], [4.0]]).double()
+    moved = sampler(density, inner.process, x + shift, context=shift, generator=seeded(1))
+    assert torch.allclose(moved - shift, sampler(inner, inner.process, x, generator=seeded(1)), atol=1e-9)
+    with torch.inference_mode():
+        assert same_bits(sampler(density, inner.process, x + shift, context=shift.clone(), generator=seeded(1)), moved)
+
+
+@each_sampler
+def test_half_precision_and_empty_batches(sampler):
+    density, x = plane_mixture(VP), torch.randn(4, 2, generator=seeded(0)).bfloat16()
+    assert same_bits(sampler(density, VP, x, generator=seeded(1)), sampler(density, VP, x.float(), generator=seeded(1)))
+    assert sampler(density, VP, torch.zeros(0, 2)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("sampler", [EulerMaruyama(8), HeunODE(8)], ids=["euler", "heun"])
+def test_sde_samplers_need_an_sde(sampler):
+    process = PROCESSES["cosine"]
+    with pytest.raises(UnsupportedError, match=r"got GaussianProcess; .* expected a LinearSDE"):
+        sampler(gaussian(process), process, torch.zeros(2, 1))
+    with pytest.raises(UnsupportedError, match=r"got GaussianProcess; .* expected a LinearSDE"):
+        generate(gaussian(process), process, 2, sampler=sampler)
+    with pytest.raises(UnsupportedError, match="got LevelNoise"):
+        sampler(lattice(LevelNoise(17)), LevelNoise(17), torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "error", "message"),
+    [
+        (0.01, 0.02, ArgumentError, "t_end: got 0.02; expected at most t_start = 0.01: samplers go towards the data"),
+        (1.0, 0.0, ArgumentError, "t_start, t_end: got 1, 0; expected 0 <= t_end <= t_start <= T"),
+        (0.01, -0.01, ArgumentError, "t_start, t_end: got 0.01, -0.01"),
+        (math.nan, None, ArgumentError, "t_start: got NaN"),
+        ("T", None, ArgumentTypeError, "t_start: got str; expected one number"),
+        (torch.zeros(2), None, ArgumentTypeError, "t_start: got Tensor; expected one number"),
+        (True, None, ArgumentTypeError, "t_start: got bool"),
+    ],
+)
+def test_bad_times(start, end, error, message):
+    with pytest.raises(error, match=message):
+        EulerMaruyama(8)(gaussian(VP), VP, torch.zeros(2, 1), start, end)
+
+
+def test_zero_dimensional_times_are_numbers():
+    x = torch.randn(3, 1, generator=seeded(0))
+    a, b = (EulerMaruyama(4)(gaussian(VP), VP, x, t, generator=seeded(1)) for t in (0.015625, torch.tensor(0.015625)))
+    assert same_bits(a, b)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: EulerMaruyama(0), "steps: got 0; expected an integer >= 1"),
+        (lambda: HeunODE(2.0), "steps: got 2.0"),
+        (lambda: EulerMaruyama(True), "steps: got True"),
+        (lambda: EulerMaruyama(grid="log"), "grid: got 'log'; expected 'quadratic' or 'uniform'"),
+        (lambda: AnnealedLangevin(moves=0), "moves: got 0"),
+        (lambda: AnnealedLangevin(step_size=-1.0), "step_size: got -1.0"),
+    ],
+)
+def test_bad_settings(build, message):
+    with pytest.raises(ArgumentError, match=message):
+        build()
+
+
+def test_bad_scores_name_time_and_step():
+    def log_p(x, t):
+        return -x.square().sum(1) * torch.where(t > 0.005, 1.0, math.nan)
+
+    density = CallableDensity(log_p, (1,), VP)
+    density.train()
+    with pytest.raises(NonFiniteError, match=r"score: got NaN or infinity for 3 of 3 samples at t = .*\(step 5\)"):
+        EulerMaruyama(8)(density, VP, torch.ones(3, 1), generator=seeded(0))
+    assert density.training
+
+
+def test_another_process_than_the_density_s():
+    with pytest.raises(ArgumentError, match="process: got VESDE"):
+        EulerMaruyama(8)(gaussian(VP), SDES["ve"], torch.zeros(2, 1))
+
+
+def test_progress_is_shown_on_request(capsys):
+    sampler, x = EulerMaruyama(3), torch.zeros(2, 1)
+    quiet = sampler(gaussian(VP), VP, x, generator=seeded(0))
+    assert capsys.readouterr().err == ""
+    assert same_bits(sampler(gaussian(VP), VP, x, generator=seeded(0), progress=True), quiet)
+    assert "EulerMaruyama" in capsys.readouterr().err
+
+
+def test_settings_are_values():
+    assert EulerMaruyama(8) == EulerMaruyama(steps=8) != EulerMaruyama(9)
+    assert EulerMaruyama().grid == HeunODE().grid == "quadratic"
+    assert EulerMaruyama().denoise_last
+    assert not HeunODE().denoise_last
+    with pytest.raises(AttributeError):
+        EulerMaruyama().steps = 3
+
+
+def test_more_dimensions():
+    """Events of any shape; every coordinate is refined alike."""
+    density = GaussianDensity(VP, torch.full((2, 3, 4), MEAN, dtype=F64), STD)
+    y = generate(density, VP, 500, sampler=EulerMaruyama(32), generator=seeded(0))
+    assert y.shape == (500, 2, 3, 4)
+    one = score_of(gaussian(VP))(torch.full((1, 1), 0.2, dtype=F64), VP.T)
+    assert torch.allclose(density.score(torch.full((1, 2, 3, 4), 0.2, dtype=F64), VP.T), one.expand(1, 2, 3, 4))
+    assert_law(y, normal_cdf(MEAN, STD), bias=2e-3)
