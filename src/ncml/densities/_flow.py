@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml._checks import Time
-from ncml.density import SampleableDensity
+from ncml.density import SampleableDensity, evaluating
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.nn.conditioning import Conditioning, NoiseScaling
 from ncml.noise import NoiseProcess
@@ -73,7 +73,8 @@ class FlowDensity(SampleableDensity):
         features = self._features(t, context)
         if n == 0:
             return torch.empty(0, *self.event_shape, dtype=self.dtype, device=self.device)
-        x = self.flow_sample(self.flow, features, generator)
+        with evaluating(self), torch.no_grad():  # dropout would sample another density than the one evaluated
+            x = self.flow_sample(self.flow, features, generator)
         return x if self.scaling is None else self.scaling.inverse(x, t)
 
     def _features(self, t: Tensor, context: Tensor | None) -> Tensor:
@@ -124,6 +125,9 @@ def global_random_state(generator: torch.Generator | None, device: torch.device)
         yield
         return
     seed = int(torch.randint(0, 2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    cuda = device.type == "cuda"
+    # Not torch.manual_seed, which would also reseed devices whose state is not restored.
+    own = torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        own.manual_seed(seed)
         yield

@@ -79,10 +79,10 @@ class GaussianDensity(_ClosedForm):
             raise ArgumentError("std: got values <= 0; expected standard deviations > 0")
         super().__init__(tuple(m.shape), process, mean)
         self.register_buffer("mean", m)
-        self.register_buffer("std", s.expand(m.shape).clone())
+        self.register_buffer("std", s)  # a number stays one, so that the variance is one number per example
 
     def _moments(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of ``x_t``, broadcast to the batch, in the dtype of ``x``."""
+        """Mean and variance of ``x_t``, broadcastable to the batch, in the dtype of ``x``."""
         alpha, sigma = per_example(self.process.alpha(t), x), per_example(self.process.sigma(t), x)
         mean, std = self.mean.to(x.dtype), self.std.to(x.dtype)
         return alpha * mean, (alpha * std).square() + sigma.square()
@@ -96,7 +96,8 @@ class GaussianDensity(_ClosedForm):
         self, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
     ) -> Tensor:
         mean, variance = self._moments(x, t)
-        return (mean - x) / variance
+        # In place: samplers call this at every step, where allocating costs more than computing.
+        return mean.sub_(x).div_(variance)
 
     def sample(
         self, n: int, t: Time = 0.0, context: Tensor | None = None, *, generator: torch.Generator | None = None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncml._checks import Time
-from ncml.density import AutoregressiveDensity
+from ncml.density import AutoregressiveDensity, evaluating
 from ncml.errors import ArgumentError
 from ncml.lattice import Lattice
 from ncml.nn.conditioning import Conditioning
@@ -39,6 +39,7 @@ class MADE(AutoregressiveDensity):
         hidden: Widths of the hidden layers.
         components: Mixture components per value.
         head: ``"logistic"`` (default: heavier tails, closed-form window) or ``"gaussian"``.
+        dropout: Probability of dropping a hidden unit in training mode (sampling and scores never do).
         order: A permutation of the flat indices; row-major if None.
         noise_features: Number of noise features.
         context_features: Width of a floating context, 0 for none.
@@ -65,6 +66,7 @@ class MADE(AutoregressiveDensity):
         hidden: Sequence[int] = (512, 512, 512),
         components: int = 10,
         head: Literal["logistic", "gaussian"] = "logistic",
+        dropout: float = 0.0,
         order: Sequence[int] | Tensor | None = None,
         noise_features: int = 16,
         context_features: int = 0,
@@ -81,13 +83,14 @@ class MADE(AutoregressiveDensity):
             )
         self.head = HEADS[head](components, lattice)
         self.conditioning = Conditioning(process, noise_features, context_features, classes)
-        self.net = MaskedMLP(dims, self.head.outputs, hidden, self.conditioning.features)
+        self.net = MaskedMLP(dims, self.head.outputs, hidden, self.conditioning.features, dropout)
         with torch.no_grad():
-            self.net.out.bias.copy_(self.head.initial_bias().repeat(dims))
+            self.net.out.bias.copy_(self.head.initial_bias().repeat_interleave(dims))
             self.net.out.weight.mul_(0.1)  # start near the same broad mixture for every value
         self._row_major = permutation.tolist() == list(range(dims))
-        # Part of the state: a checkpoint of another order must not load silently.
+        # Part of the state: the weights mean nothing in another order.
         self.register_buffer("_order", permutation)
+        self.register_load_state_dict_pre_hook(_check_order)  # type: ignore[no-untyped-call]
 
     _order: Tensor
 
@@ -112,10 +115,11 @@ class MADE(AutoregressiveDensity):
         """Uniforms ``(n, D, 3)``: component, quantile, and position in the window."""
         return self.head.draw_noise(n, len(self._order), self.dtype, self.device, generator)
 
-    @torch.no_grad()
     def resample(self, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
         x, t, context = self._checked(x, t, context)
-        outputs = self.net(self._ordered(x), self.conditioning(t, context))
+        self._check_noise(noise, x.shape[0])
+        with evaluating(self), torch.no_grad():
+            outputs = self.net(self._ordered(x), self.conditioning(t, context))
         return self._restored(self.head.sample(outputs, noise, self.process.on_lattice(t)))
 
     @torch.no_grad()
@@ -129,18 +133,25 @@ class MADE(AutoregressiveDensity):
         noise: Tensor | None = None,
     ) -> Tensor:
         t, context = self._checked_draw(n, t, context, generator)
+        features, on_lattice = self.conditioning(t, context), self.process.on_lattice(t)
         if noise is None:
             noise = self.draw_noise(n, generator=generator)
-        elif noise.shape != (n, len(self._order), 3):
+        self._check_noise(noise, n)
+        # The pass writes into tensors of one dtype; inference mode cheapens its many small operations.
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            pass_ = self.net.incremental(features)
+            for i in range(len(self._order)):
+                outputs = pass_.outputs().t().unsqueeze(1)
+                pass_.push(self.head.sample(outputs, noise[:, i : i + 1], on_lattice)[:, 0])
+        return self._restored(pass_.x.t().clone())  # an ordinary tensor again
+
+    def _check_noise(self, noise: Tensor, n: int) -> None:
+        expected = (n, len(self._order), 3)
+        if noise.shape != expected or noise.dtype != self.dtype or noise.device != self.device:
             raise ArgumentError(
-                f"noise: got shape {tuple(noise.shape)}; expected {(n, len(self._order), 3)}; use draw_noise({n})"
+                f"noise: got shape {tuple(noise.shape)}, {noise.dtype} on {noise.device}; expected {expected}, "
+                f"{self.dtype} on {self.device}; use draw_noise({n})"
             )
-        pass_ = self.net.incremental(self.conditioning(t, context))
-        on_lattice = self.process.on_lattice(t)
-        for i in range(len(self._order)):
-            outputs = pass_.outputs().t().unsqueeze(1)
-            pass_.push(self.head.sample(outputs, noise[:, i : i + 1], on_lattice)[:, 0])
-        return self._restored(pass_.x.t())
 
     def _ordered(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
@@ -150,3 +161,13 @@ class MADE(AutoregressiveDensity):
         if not self._row_major:
             values = values[:, self._order.argsort()]
         return values.reshape(-1, *self.event_shape).contiguous()
+
+
+def _check_order(made: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Refuse a state dict of another order before anything is copied."""
+    own, given = cast(MADE, made).order, state.get(f"{prefix}_order")
+    if given is not None and given.tolist() != own.tolist():
+        raise ArgumentError(
+            "order: got a state dict of a density with another order; expected the same order; "
+            "build this density with order=state['_order']"
+        )

@@ -16,7 +16,8 @@ class NFlowsDensity(FlowDensity):
     """A conditional ``nflows.flows.Flow`` as a noise conditional density.
 
     The noise level enters as the flow's context, so every transform must be built with
-    ``context_features=noise_features`` (plus your own). nflows itself is not imported here.
+    ``context_features=noise_features`` (plus your own). nflows itself is not imported here. Scores can
+    be differentiated again (``create_graph=True``) for every transform of nflows.
 
     Args:
         flow: An nflows flow (duck-typed: ``flow.log_prob(x, context=...)``).

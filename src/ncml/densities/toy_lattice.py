@@ -66,6 +66,13 @@ class ToyLattice(SampleableDensity):
         """Spikes under a Gaussian process; flat on each bin, and zero outside, where there is no noise."""
         return self._log_density(x, t, torch.zeros_like(t, dtype=torch.bool))
 
+    def forward_score(
+        self, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
+    ) -> Tensor:
+        if isinstance(self.process, DiscreteProcess):  # flat on each bin, and no graph to differentiate
+            return torch.zeros_like(x)
+        return super().forward_score(x, t, context, create_graph=create_graph)
+
     def posterior(self, x: Tensor, t: Time) -> Tensor:
         """Probabilities of each level of ``x_0`` given ``x_t = x``, ``(B, *event_shape, levels)``."""
         x, times, _ = self._checked(x, t, None)
@@ -121,4 +128,6 @@ class ToyLattice(SampleableDensity):
     def _matrices(self, t: Tensor) -> Tensor:
         assert isinstance(self.process, DiscreteProcess)
         values, index = t.unique(return_inverse=True)
+        if not values.numel():  # an empty batch
+            return self.pmf.new_empty(0, self.lattice.levels, self.lattice.levels)
         return torch.stack([self.process.transition_matrix(float(v)) for v in values]).to(self.pmf)[index]

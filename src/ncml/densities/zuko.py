@@ -8,8 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ncml.densities._flow import FlowDensity, global_random_state
+from ncml.errors import UnsupportedError
 
 __all__ = ["ZukoDensity"]
+
+ONCE_DIFFERENTIABLE = {"SOSPF", "UNAF", "CNF", "UMNN", "FFJTransform"}
+"""Modules of zuko that integrate numerically: autograd returns wrong second derivatives, without an error."""
 
 
 class ZukoDensity(FlowDensity):
@@ -17,6 +21,9 @@ class ZukoDensity(FlowDensity):
 
     The noise level enters as the flow's context, so build it with ``context=noise_features`` (plus
     your own). zuko itself is not imported here.
+
+    Scores work for every flow. Differentiating them again (``create_graph=True``, divergences, score
+    matching) works for MAF, NSF, GMM and the like, and is refused for SOSPF, UNAF and CNF.
 
     Args:
         flow: A lazy distribution: ``flow(context)`` has ``log_prob(x)`` and ``sample()``.
@@ -31,6 +38,7 @@ class ZukoDensity(FlowDensity):
     Raises:
         ArgumentError: The flow takes no context, one of another width, or ignores it (probed on a
             copy): it would silently ignore t.
+        UnsupportedError: ``create_graph=True`` for a flow that is differentiable only once.
 
     Example:
         >>> import zuko
@@ -45,3 +53,14 @@ class ZukoDensity(FlowDensity):
     def flow_sample(self, flow: nn.Module, context: Tensor, generator: torch.Generator | None) -> Tensor:
         with global_random_state(generator, context.device):
             return cast(Tensor, cast(Any, flow)(context).sample())
+
+    def forward_score(
+        self, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
+    ) -> Tensor:
+        kinds = {type(m).__name__ for m in self.flow.modules()} if create_graph else set()
+        if kinds & ONCE_DIFFERENTIABLE:
+            raise UnsupportedError(
+                f"create_graph: got True for a {type(self.flow).__name__}, which is differentiable only once; "
+                f"expected a flow such as zuko.flows.MAF or NSF"
+            )
+        return super().forward_score(x, t, context, create_graph=create_graph)

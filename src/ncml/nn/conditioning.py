@@ -13,11 +13,12 @@ a mass and the limit of densities differ there, so a smooth feature alone cannot
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ncml._checks import check_count, check_positive, per_example
+from ncml._checks import check_count, check_floating, check_positive, per_example
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import GaussianProcess, NoiseProcess
 
@@ -43,13 +44,13 @@ class NoiseFeatures(nn.Module):
             )
         self.process = process
         self.features = check_count(features, "noise_features", minimum=2)
+        self._sigma_ref = float(process.sigma(process.T)) / REFERENCE if isinstance(process, GaussianProcess) else None
 
     def forward(self, t: Tensor) -> Tensor:
-        if isinstance(self.process, GaussianProcess):
-            top = float(self.process.sigma(self.process.T))
-            v = torch.log1p(self.process.sigma(t) * (REFERENCE / top)) / math.log1p(REFERENCE)
-        else:
+        if self._sigma_ref is None:
             v = t / self.process.T
+        else:
+            v = torch.log1p(cast(GaussianProcess, self.process).sigma(t) / self._sigma_ref) / math.log1p(REFERENCE)
         k = torch.arange(1, self.features - 1, dtype=v.dtype, device=v.device)
         return torch.cat([(t == 0).to(v.dtype)[:, None], v[:, None], torch.cos(math.pi * k * v[:, None])], dim=1)
 
@@ -89,15 +90,18 @@ class Conditioning(nn.Module):
         if context is None:
             return noise
         if self.labels is not None:
-            if context.is_floating_point() or context.ndim != 1:
+            whole = not (context.is_floating_point() or context.is_complex() or context.dtype == torch.bool)
+            if not whole or context.ndim != 1:
                 raise ArgumentTypeError(
                     f"context: got {context.dtype} {tuple(context.shape)}; expected integer labels (B,)"
                 )
             if context.numel() and (int(context.min()) < -1 or int(context.max()) >= self.classes):
                 raise ArgumentError(f"context: got labels outside -1 .. {self.classes - 1}; -1 is the null label")
-            return torch.cat([noise.to(self.labels.weight.dtype), self.labels(context % (self.classes + 1))], dim=1)
+            rows = self.labels(context.long() % (self.classes + 1))
+            return torch.cat([noise.to(rows.dtype), rows], dim=1)
         if context.ndim != 2 or context.shape[1] != self.context_features:
             raise ArgumentError(f"context: got shape {tuple(context.shape)}; expected (B, {self.context_features})")
+        check_floating(context, "context")
         return torch.cat([noise, context.to(noise.dtype)], dim=1)
 
 

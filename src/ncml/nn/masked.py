@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ncml._checks import check_count
+from ncml._checks import check_count, check_probability
 
 __all__ = ["MaskedMLP"]
 
@@ -31,12 +31,16 @@ class _MaskedLinear(nn.Linear):
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__(mask.shape[1], mask.shape[0])
+    def __init__(self, mask: Tensor, *, bias: bool) -> None:
+        super().__init__(mask.shape[1], mask.shape[0], bias=bias)
         self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * self.mask, self.bias)
+
+    def shifted(self, x: Tensor, shift: Tensor) -> Tensor:
+        """The product plus ``shift``, ``(B, out_features)``, in one call."""
+        return torch.addmm(shift, x, (self.weight * self.mask).t())
 
 
 class MaskedMLP(nn.Module):
@@ -47,21 +51,26 @@ class MaskedMLP(nn.Module):
         outputs: Numbers per input; those of input i depend on inputs before i only.
         hidden: Widths of the hidden layers, at least one.
         conditioning: Width of the conditioning vector, added to every hidden layer.
+        dropout: Probability of dropping a hidden unit in training mode.
     """
 
-    def __init__(self, inputs: int, outputs: int, hidden: Sequence[int], conditioning: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, hidden: Sequence[int], conditioning: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.inputs, self.outputs = check_count(inputs, "inputs"), check_count(outputs, "outputs")
         self.hidden = tuple(check_count(h, "hidden") for h in hidden)
         check_count(len(self.hidden), "number of hidden layers")
+        check_probability(dropout, "dropout")
+        self.dropout = nn.Dropout(dropout)
         position = torch.arange(inputs)
         degrees = [torch.arange(h) * inputs // h for h in self.hidden]
         masks = [degrees[0][:, None] > position[None, :]]
         masks += [b[:, None] >= a[None, :] for a, b in itertools.pairwise(degrees)]
-        self.layers = nn.ModuleList([_MaskedLinear(m) for m in masks])
-        last = position[:, None] >= degrees[-1][None, :]
-        self.out = _MaskedLinear(last.repeat_interleave(outputs, dim=0))
-        self.conditioner = nn.Linear(conditioning, sum(self.hidden), bias=False)
+        self.layers = nn.ModuleList([_MaskedLinear(m, bias=False) for m in masks])
+        # Rows of one kind of output are contiguous, so that heads work on long vectors.
+        self.out = _MaskedLinear((position[:, None] >= degrees[-1][None, :]).repeat(outputs, 1), bias=True)
+        self.conditioner = nn.Linear(conditioning, sum(self.hidden))
         # ends[l][d]: how many units of layer l have a degree below d.
         self.ends = [[int((g < d).sum()) for d in range(inputs + 1)] for g in degrees]
 
@@ -69,9 +78,11 @@ class MaskedMLP(nn.Module):
         shifts = self.conditioner(conditioning.to(self.conditioner.weight.dtype)).split(self.hidden, dim=1)
         h = x
         for layer, shift in zip(self.layers, shifts, strict=True):
-            h = F.silu(layer(h) + shift)
+            h = F.silu(cast(_MaskedLinear, layer).shifted(h, shift))
+            if self.dropout.p > 0.0:
+                h = self.dropout(h)
         outputs: Tensor = self.out(h)
-        return outputs.unflatten(1, (self.inputs, self.outputs))
+        return outputs.view(len(x), self.outputs, self.inputs).transpose(1, 2)
 
     def incremental(self, conditioning: Tensor) -> IncrementalPass:
         """A pass that takes one input at a time (no gradients); its state is its own."""
@@ -82,42 +93,46 @@ class IncrementalPass:
     """One forward pass of a :class:`MaskedMLP`, input by input.
 
     Alternate :meth:`outputs` (of the next position) and :meth:`push` (its value). Everything is kept
-    features first, so that a block of units is a contiguous block of rows.
+    features first, so that the units of one degree are a contiguous block of rows. Blocks stop where the
+    masks do, so the plain weights are used.
     """
 
     def __init__(self, net: MaskedMLP, conditioning: Tensor) -> None:
-        self.net = net
+        self.ends = net.ends
         self.position = 0
-        weight = net.out.weight
-        n = conditioning.shape[0]
-        shifts = net.conditioner(conditioning.to(weight.dtype)).t().split(net.hidden)
-        self.layers = [cast(nn.Linear, layer) for layer in net.layers]
-        self.shifts = [s + layer.bias[:, None] for s, layer in zip(shifts, self.layers, strict=True)]
-        self.x = weight.new_empty(net.inputs, n)
-        self.h = [weight.new_empty(h, n) for h in net.hidden]
-        self.out_weight = weight.unflatten(0, (net.inputs, net.outputs))
-        self.out_bias = net.out.bias.unflatten(0, (net.inputs, net.outputs, 1))
+        weight, bias = net.conditioner.weight.detach(), net.conditioner.bias.detach()
+        # Hidden units start as what the conditioning adds to them.
+        self.h = torch.addmm(bias[:, None], weight, conditioning.detach().to(weight.dtype).t()).split(net.hidden)
+        self.x = weight.new_empty(net.inputs, len(conditioning))
+        # All views at once: the loop would spend most of its time on making them.
+        units = [[b - a for a, b in itertools.pairwise(ends)] for ends in net.ends]
+        self.blocks = [
+            list(zip(cast(nn.Linear, layer).weight.detach().split(n), h.split(n), strict=True))
+            for n, layer, h in zip(units, net.layers, self.h, strict=True)
+        ]
+        self.rows = self.x.unbind()
+        self.out_weights = net.out.weight.detach().unflatten(0, (net.outputs, net.inputs)).unbind(1)
+        self.out_biases = net.out.bias.detach().unflatten(0, (net.outputs, net.inputs, 1)).unbind(1)
         self._extend()
 
     def outputs(self) -> Tensor:
         """Outputs of the next position, ``(outputs, n)``."""
         i = self.position
-        known = self.net.ends[-1][i + 1]
-        return torch.addmm(self.out_bias[i], self.out_weight[i, :, :known], self.h[-1][:known])
+        known = self.ends[-1][i + 1]
+        return torch.addmm(self.out_biases[i], self.out_weights[i].narrow(1, 0, known), self.h[-1].narrow(0, 0, known))
 
     def push(self, value: Tensor) -> None:
         """Set the next position to ``value``, ``(n,)``, and compute the units that it completes."""
-        self.x[self.position] = value
+        self.rows[self.position].copy_(value)
         self.position += 1
-        if self.position < self.net.inputs:
+        if self.position < len(self.rows):
             self._extend()
 
     def _extend(self) -> None:
         d = self.position
-        source = self.x[:d]
-        for layer, shift, h, ends in zip(self.layers, self.shifts, self.h, self.net.ends, strict=True):
-            rows = slice(ends[d], ends[d + 1])
-            if rows.start < rows.stop:
-                block = torch.addmm(shift[rows], layer.weight[rows, : source.shape[0]], source, out=h[rows])
-                F.silu(block, inplace=True)
-            source = h[: rows.stop]
+        source, known = self.x, d
+        for blocks, h, ends in zip(self.blocks, self.h, self.ends, strict=True):
+            if ends[d] < ends[d + 1]:
+                weight, block = blocks[d]
+                F.silu(block.addmm_(weight.narrow(1, 0, known), source.narrow(0, 0, known)), inplace=True)
+            source, known = h, ends[d + 1]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncml.nn.pixel_network import PixelLevel, PixelNetwork
@@ -85,7 +85,7 @@ class _Level:
         self.h_down = [_PixelBlock(cast(GatedBlock, b), e, height, width) for b in horizontal.down]
         if self.coarser is not None:
             self.u_downsample = _RowConv(cast(CausalConv, vertical.downsample))
-            self.h_downsample = _PixelConv(cast(CausalConv, horizontal.downsample), width)
+            self.h_downsample = _PixelConv(cast(CausalConv, horizontal.downsample), batch, width)
             self.u_upsample, self.h_upsample = cast(Upsample, vertical.upsample), cast(Upsample, horizontal.upsample)
             weight = self.h_upsample.weight
             self.h_upsample_weight = weight.permute(0, 2, 3, 1).flatten(1)  # (in, 2 * 2 * out)
@@ -106,7 +106,7 @@ class _Level:
         else:
             coarse = self.u_downsample(r, u)
             if r % 2 == 0:
-                self.u_parked = self._upsampled_rows(self.coarser.row(r // 2, coarse))
+                self.u_parked = self.u_upsample(self.coarser.row(r // 2, coarse))
             u = self.u_parked[:, r % 2 : r % 2 + 1]
             active = concat_elu(u)
         self.down_rows = []
@@ -118,28 +118,20 @@ class _Level:
 
     def pixel(self, r: int, c: int, h: Tensor) -> Tensor:
         """Horizontal features of the pixel at ``(r, c)``, ``(B, F)``, from those that enter."""
-        active = concat_elu(h)
-        skips = [active]
+        skips: list[Tensor] = []
         for block, row in zip(self.h_up, self.up_rows, strict=True):
-            h = block(r, c, h, active, [row[:, c]])
-            active = concat_elu(h)
+            h, active = block(r, c, h, [row[:, c]])
             skips.append(active)
-        if self.coarser is None:
-            skips.pop()
-        else:
-            self.h_downsample.push(r, c, h)
+        if self.coarser is not None:
+            skips.append(concat_elu(h))
+            self.h_downsample.slot(r, c).copy_(h)
             if r % 2 == 0 and c % 2 == 0:
-                coarse = self.coarser.pixel(r // 2, c // 2, self.h_downsample(r, c))
+                coarse = self.coarser.pixel(r // 2, c // 2, self.h_downsample(c))
                 self.h_parked[:, :, c : c + 2] = self._upsampled_pixels(coarse)
             h = self.h_parked[:, r % 2, c]
-            active = concat_elu(h)
         for block, row in zip(self.h_down, self.down_rows, strict=True):
-            h = block(r, c, h, active, [row[:, c], skips.pop()])
-            active = concat_elu(h)
+            h, _ = block(r, c, h, [row[:, c], skips.pop()])
         return h
-
-    def _upsampled_rows(self, u: Tensor) -> Tensor:
-        return cast(Tensor, self.u_upsample(u))
 
     def _upsampled_pixels(self, h: Tensor) -> Tensor:
         """The four pixels that come from one, ``(B, 2, 2, F)``."""
@@ -162,27 +154,35 @@ class _RowConv:
 
 
 class _PixelConv:
-    """A 2x2 convolution of the horizontal stream, one pixel after the other, as one matrix product."""
+    """A 2x2 convolution of the horizontal stream, one pixel after the other, as one matrix product.
 
-    def __init__(self, conv: CausalConv, width: int) -> None:
-        self.weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * in, out)
-        self.bias = conv.bias
-        self.width = width
-        self.rows: Tensor | None = None
+    Kept as ``(B, W + 1, 2 F)``, for every column the features above and those here, so that the window of
+    a pixel is a view of the buffer. At these sizes a copy costs as much as the product.
+    """
 
-    def push(self, r: int, c: int, x: Tensor) -> None:
-        """Take in the features at ``(r, c)``, ``(B, F)``."""
-        if self.rows is None:  # two rows, with a column of zeros on the left
-            self.rows = x.new_zeros(x.shape[0], 2, self.width + 1, x.shape[1])
-        self.rows[:, r % 2, c + 1] = x
+    def __init__(self, conv: CausalConv, batch: int, width: int, bias: Tensor | None = None) -> None:
+        self.weight = conv.weight.permute(3, 2, 1, 0).flatten(0, 2)  # (2 * 2 * in, out), columns first
+        self.bias = conv.bias if bias is None else bias
+        self.features = conv.weight.shape[1]
+        self.buffer = conv.weight.new_zeros(batch, width + 1, 2 * self.features)  # zeros left of the image
+        self.row = 0
 
-    def __call__(self, r: int, c: int) -> Tensor:
-        """The output at ``(r, c)``, once its own features are in."""
-        rows = cast(Tensor, self.rows)
-        here = r % 2
-        above = rows[:, 1 - here, c : c + 2].flatten(1) if r else torch.zeros_like(rows[:, 0, :2].flatten(1))
-        patch = torch.cat([above, rows[:, here, c : c + 2].flatten(1)], dim=1)
-        return torch.addmm(self.bias, patch, self.weight)
+    def slot(self, r: int, c: int) -> Tensor:
+        """Where to write the features at ``(r, c)``, ``(B, F)``."""
+        if r != self.row:  # what was here is now above
+            self.buffer[..., : self.features] = self.buffer[..., self.features :]
+            self.row = r
+        return self.buffer[:, c + 1, self.features :]
+
+    def __call__(self, c: int) -> Tensor:
+        """The output in column ``c`` of the present row, once its own features are in."""
+        return torch.addmm(self.bias, self.buffer[:, c : c + 2].flatten(1), self.weight)
+
+
+def _concat_elu_into(slot: Tensor, x: Tensor) -> Tensor:
+    """``concat_elu(x)``, written where it is needed."""
+    torch.cat([x, -x], dim=-1, out=slot)
+    return F.elu(slot, inplace=True)
 
 
 class _RowBlock:
@@ -202,8 +202,8 @@ class _RowBlock:
             if attention.axis == "row":  # a row of the vertical stream is known whole
                 x = cast(Tensor, attention(x))
             else:
-                q, k, v = (z[:, 0].transpose(0, 1) for z in attention.project(x))  # (W, B, heads, d)
-                x = attention.merge(x, self.column(r, q, k, v).transpose(0, 1)[:, None])
+                q, k, v = (z.flatten(0, 2) for z in attention.project(x))  # (B * W, heads, d)
+                x = attention.merge(x, self.column(r, q, k, v).reshape(x.shape))
         return x
 
 
@@ -212,21 +212,25 @@ class _PixelBlock:
 
     def __init__(self, block: GatedBlock, e: Tensor, height: int, width: int) -> None:
         self.block = block
-        self.conv_in, self.conv_out = _PixelConv(block.conv_in, width), _PixelConv(block.conv_out, width)
-        self.shift = block.condition(e)
+        shift = block.condition(e) + block.conv_in.bias
+        self.conv_in = _PixelConv(block.conv_in, len(e), width, shift)
+        self.conv_out = _PixelConv(block.conv_out, len(e), width)
+        self.skips = [cast(nn.Linear, linear).weight.t() for linear in block.skips]
         self.row = _Keys(width)
         self.columns = [_Keys(height) for _ in range(width)]
 
-    def __call__(self, r: int, c: int, x: Tensor, active: Tensor, skips: list[Tensor]) -> Tensor:
-        self.conv_in.push(r, c, active)
-        h = self.block.add_skips(self.conv_in(r, c) + self.shift, skips)
-        self.conv_out.push(r, c, concat_elu(h))
-        x = self.block.gate(x, self.conv_out(r, c))
+    def __call__(self, r: int, c: int, x: Tensor, skips: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """New features from ``x``, and the ``concat_elu`` of ``x``."""
+        active = _concat_elu_into(self.conv_in.slot(r, c), x)
+        h = self.conv_in(c)
+        for weight, skip in zip(self.skips, skips, strict=True):
+            h.addmm_(skip, weight)
+        _concat_elu_into(self.conv_out.slot(r, c), h)
+        x = self.block.gate(x, self.conv_out(c))
         for attention in _attentions(self.block):
             keys, position = (self.row, c) if attention.axis == "row" else (self.columns[c], r)
-            q, k, v = (z[None] for z in attention.project(x))  # (1, B, heads, d)
-            x = attention.merge(x, keys(position, q, k, v)[0])
-        return x
+            x = attention.merge(x, keys(position, *attention.project(x)))
+        return x, active
 
 
 class _Keys:
@@ -237,14 +241,14 @@ class _Keys:
         self.stored: Tensor | None = None
 
     def __call__(self, position: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend from ``position`` to it and all before it; ``(lanes, B, heads, d)`` to ``(lanes, B, heads * d)``."""
+        """Attend from ``position`` to it and all before it; ``(N, heads, d)`` to ``(N, heads * d)``."""
         if self.stored is None:
-            lanes, batch, heads, d = q.shape
-            self.stored = q.new_empty(2, lanes, batch, heads, self.length, d)
+            n, heads, d = q.shape
+            self.stored = q.new_empty(2, n, heads, self.length, d)
         self.stored[0, ..., position, :] = k
         self.stored[1, ..., position, :] = v
         keys, values = self.stored[..., : position + 1, :]
-        return F.scaled_dot_product_attention(q.unsqueeze(-2), keys, values).squeeze(-2).flatten(2)
+        return F.scaled_dot_product_attention(q.unsqueeze(-2), keys, values).flatten(1)
 
 
 def _attentions(block: GatedBlock) -> list[AxialAttention]:

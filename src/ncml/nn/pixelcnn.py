@@ -158,5 +158,4 @@ class GatedBlock(nn.Module):
 
     @staticmethod
     def gate(x: Tensor, h: Tensor) -> Tensor:
-        value, gate = h.chunk(2, dim=-1)
-        return x + value * torch.sigmoid(gate)
+        return x + F.glu(h, dim=-1)

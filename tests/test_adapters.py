@@ -1,0 +1,461 @@
+"""Adapters: nflows, zuko, plain functions, and the wrappers that training puts around a density."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import nflows.distributions
+import nflows.flows
+import nflows.transforms
+import nflows.utils
+import pytest
+import torch
+import zuko
+from torch import nn
+
+from ncml import VESDE, VPSDE, NCMLObjective, generate
+from ncml.densities import CallableDensity, GaussianDensity, NFlowsDensity, ZukoDensity
+from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from ncml.nn import NoiseFeatures
+from ncml.sampling import EulerMaruyama
+from ncml.score import sliced_score_matching
+from tests.problems import seeded
+from tests.statistics import assert_law, normal_cdf
+
+F64 = torch.float64
+VP = VPSDE.at_noise(0.5)
+D, WIDTH = 3, 8
+
+
+# The flows under test.
+
+
+def _autoregressive(context):
+    return nflows.transforms.CompositeTransform(
+        [
+            nflows.transforms.MaskedAffineAutoregressiveTransform(D, 12, context_features=context),
+            nflows.transforms.ReversePermutation(D),
+            nflows.transforms.MaskedAffineAutoregressiveTransform(D, 12, context_features=context),
+        ]
+    )
+
+
+def _net(inputs, outputs, context):
+    return nflows.nn.nets.ResidualNet(inputs, outputs, hidden_features=12, context_features=context, num_blocks=1)
+
+
+def _coupling(context):
+    mask = nflows.utils.create_alternating_binary_mask(D, even=True)
+    return nflows.transforms.AffineCouplingTransform(mask, lambda i, o: _net(i, o, context))
+
+
+def _spline(context):
+    mask = nflows.utils.create_alternating_binary_mask(D, even=True)
+    return nflows.transforms.CompositeTransform(
+        [
+            nflows.transforms.PiecewiseRationalQuadraticCouplingTransform(
+                m, lambda i, o: _net(i, o, context), num_bins=4, tails="linear", tail_bound=3.0
+            )
+            for m in (mask, 1 - mask)
+        ]
+    )
+
+
+def nflow(transform, context=WIDTH):
+    return nflows.flows.Flow(transform(context), nflows.distributions.StandardNormal([D]))
+
+
+def _nflows(transform, process=VP, context=WIDTH, **settings):
+    return NFlowsDensity(nflow(transform, context), (D,), process, **settings)
+
+
+def _zuko(make, process=VP, context=WIDTH, **settings):
+    return ZukoDensity(make(context), (D,), process, **settings)
+
+
+FLOWS = {
+    "nflows-maf": lambda **kw: _nflows(_autoregressive, **kw),
+    "nflows-coupling": lambda **kw: _nflows(_coupling, **kw),
+    "nflows-spline": lambda **kw: _nflows(_spline, **kw),
+    "zuko-maf": lambda **kw: _zuko(lambda c: zuko.flows.MAF(D, c, transforms=2, hidden_features=(12,)), **kw),
+    "zuko-nsf": lambda **kw: _zuko(lambda c: zuko.flows.NSF(D, c, bins=4, transforms=2, hidden_features=(12,)), **kw),
+    "zuko-gmm": lambda **kw: _zuko(lambda c: zuko.flows.GMM(D, c, components=3, hidden_features=(12,)), **kw),
+}
+flows = pytest.mark.parametrize("name", FLOWS)
+
+
+def build(name, seed=0, dtype=F64, **settings):
+    """An adapter whose flow is far from its initialisation; networks are drawn from the global generator."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        density = FLOWS[name](**settings).to(dtype)
+        for p in density.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return density
+
+
+def own_log_prob(density, y, features):
+    """What the library itself says."""
+    if isinstance(density, NFlowsDensity):
+        return density.flow.log_prob(y, context=features)
+    return density.flow(features).log_prob(y)
+
+
+X = torch.randn(7, D, dtype=F64, generator=seeded(1))
+T = torch.linspace(0.0, VP.T, 7, dtype=F64)
+
+
+# Likelihoods.
+
+
+@flows
+def test_log_prob_is_the_flows_own_given_the_noise_features(name):
+    density = build(name)
+    features = NoiseFeatures(VP, WIDTH)(T)
+    assert torch.equal(density.log_prob(X, T), own_log_prob(density, X, features))
+    assert torch.equal(density.log_density(X, T), density.log_prob(X, T))
+    assert density.log_prob(X, T).std() > 0.1
+
+
+@flows
+def test_scaling_adds_its_log_determinant(name):
+    density = build(name, data_std=0.3)
+    c = 1.0 / ((VP.alpha(T) * 0.3) ** 2 + VP.sigma(T) ** 2).sqrt()
+    expected = own_log_prob(density, c[:, None] * X, NoiseFeatures(VP, WIDTH)(T)) + D * c.log()
+    assert (density.log_prob(X, T) - expected).abs().max() < 1e-11
+
+
+@flows
+@pytest.mark.parametrize("data_std", [None, 0.5])
+def test_the_users_context_comes_after_the_noise_features(name, data_std):
+    density = build(name, noise_features=5, context_features=3, data_std=data_std)
+    context = torch.randn(7, 3, dtype=F64, generator=seeded(2))
+    features = torch.cat([NoiseFeatures(VP, 5)(T), context], dim=1)
+    scaled, log_det = (X, 0.0) if density.scaling is None else density.scaling(X, T)
+    expected = own_log_prob(density, scaled, features) + log_det
+    assert torch.equal(density.log_prob(X, T, context), expected)
+    assert not torch.equal(density.log_prob(X, T, context), density.log_prob(X, T, -context))
+    assert density.sample(7, T, context, generator=seeded(0)).shape == (7, D)
+
+
+@flows
+def test_score_is_the_central_difference_of_the_log_density(name):
+    density, h = build(name, data_std=0.7), 1e-5
+    score = density.score(X, T)
+    for i in range(D):
+        step = h * torch.eye(D, dtype=F64)[i]
+        with torch.no_grad():
+            slope = (density.log_density(X + step, T) - density.log_density(X - step, T)) / (2 * h)
+        assert (score[:, i] - slope).abs().max() < 1e-5 * (1.0 + slope.abs().max())
+    assert all(p.grad is None for p in density.parameters())
+
+
+@flows
+def test_the_score_can_be_differentiated_again(name):
+    """In the parameters and in x: against a central difference of the score."""
+    density, h = build(name), 1e-5
+    x = X[:3].clone().requires_grad_()
+    score = density.score(x, 0.01, create_graph=True)
+    direction = torch.randn(3, D, dtype=F64, generator=seeded(3))
+    (hvp,) = torch.autograd.grad((score * direction).sum(), x, retain_graph=True)
+    slope = (density.score(X[:3] + h * direction, 0.01) - density.score(X[:3] - h * direction, 0.01)) / (2 * h)
+    assert (hvp - slope).abs().max() < 1e-4 * (1.0 + slope.abs().max())
+    gradients = torch.autograd.grad(score.square().sum(), list(density.parameters()), allow_unused=True)
+    assert sum(float(g.abs().sum()) for g in gradients if g is not None) > 0.0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: zuko.flows.SOSPF(2, WIDTH, transforms=1, hidden_features=(8,)),
+        lambda: zuko.flows.UNAF(2, WIDTH, transforms=1, hidden_features=(8,)),
+        lambda: zuko.flows.CNF(2, WIDTH, hidden_features=(8,)),
+    ],
+    ids=["sospf", "unaf", "cnf"],
+)
+def test_flows_without_second_derivatives_give_scores_but_refuse_to_keep_the_graph(make):
+    """Their second derivatives come out wrong without an error (off by 65 % for SOSPF in zuko 1.6)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        density = ZukoDensity(make(), (2,), VP).double()
+    x = X[:, :2]
+    assert bool(density.score(x, 0.01).isfinite().all())
+    with pytest.raises(UnsupportedError, match="create_graph: got True"):
+        density.score(x, 0.01, create_graph=True)
+    with pytest.raises(UnsupportedError, match="create_graph: got True"):
+        sliced_score_matching(density, x, 0.01)
+
+
+# Sampling.
+
+
+@flows
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_samples_are_reproducible_and_leave_the_global_generator_alone(name, dtype):
+    density = build(name, dtype=dtype, data_std=0.5)
+    before = torch.get_rng_state()
+    first, second, other = (density.sample(6, VP.T, generator=seeded(s)) for s in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert first.dtype == dtype
+    assert first.shape == (6, D)
+    assert not first.requires_grad
+    density.sample(6, VP.T)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+@flows
+def test_the_given_generator_advances(name):
+    density, generator = build(name), seeded(0)
+    first, second = density.sample(4, generator=generator), density.sample(4, generator=generator)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["nflows-maf", "nflows-coupling", "nflows-spline"])
+@pytest.mark.parametrize("t", [0.0, VP.T])
+def test_samples_of_nflows_map_back_to_the_base(name, t):
+    density = build(name, data_std=0.5)
+    x = density.sample(20_000, t, generator=seeded(0))
+    with torch.no_grad():
+        times = torch.full((len(x),), t, dtype=F64)
+        z, _ = density.flow._transform(density.scaling(x, times)[0], context=density.conditioning(times))
+    for column in z.unbind(1):
+        assert_law(column, normal_cdf(0.0, 1.0))
+
+
+@pytest.mark.parametrize("name", ["zuko-maf", "zuko-nsf"])
+def test_samples_of_zuko_map_back_to_the_base(name):
+    density = build(name, data_std=0.5)
+    x = density.sample(20_000, VP.T, generator=seeded(0))
+    with torch.no_grad():
+        times = torch.full((len(x),), VP.T, dtype=F64)
+        z = density.flow(density.conditioning(times)).transform(density.scaling(x, times)[0])
+    for column in z.unbind(1):
+        assert_law(column, normal_cdf(0.0, 1.0))
+
+
+def test_a_base_of_nflows_that_depends_on_the_context_draws_from_the_generator():
+    base = nflows.distributions.ConditionalDiagonalNormal([D], context_encoder=nn.Linear(WIDTH, 2 * D))
+    flow = nflows.flows.Flow(_autoregressive(WIDTH), base)
+    density, before = NFlowsDensity(flow, (D,), VP).double(), torch.get_rng_state()
+    first, second = (density.sample(5, 0.01, generator=seeded(1)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.shape == (5, D)
+
+
+def test_sampling_ignores_dropout_and_restores_the_training_flags():
+    def noisy(context):
+        mask = nflows.utils.create_alternating_binary_mask(D, even=True)
+        return nflows.transforms.AffineCouplingTransform(
+            mask,
+            lambda i, o: nflows.nn.nets.ResidualNet(
+                i, o, hidden_features=12, context_features=context, dropout_probability=0.9
+            ),
+        )
+
+    density = NFlowsDensity(nflow(noisy), (D,), VP).train()
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        for p in density.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=seeded(0)))
+    noise = torch.randn(6, D, generator=seeded(1))
+    expected, _ = (
+        copy.deepcopy(density.flow).eval()._transform.inverse(noise, context=density.conditioning(torch.zeros(6)))
+    )
+    assert torch.equal(density.sample(6, generator=seeded(1)), expected)
+    assert all(m.training for m in density.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@flows
+def test_two_part_generation(name):
+    density = build(name, dtype=torch.float32, data_std=0.5)
+    x = generate(density, VP, 4, sampler=EulerMaruyama(steps=3), t_start=0.02, generator=seeded(0))
+    assert x.shape == (4, D)
+    assert bool(x.isfinite().all())
+
+
+@flows
+def test_empty_batches(name):
+    density, empty = build(name, data_std=0.5), torch.empty(0, D, dtype=F64)
+    assert density.log_prob(empty).shape == (0,)
+    assert density.score(empty, VP.T).shape == (0, D)
+    assert density.sample(0).shape == (0, D)
+    assert density.sample(0).dtype == F64
+
+
+# What is refused, and what is not.
+
+
+def test_flows_that_cannot_see_the_noise_level_are_refused():
+    class Ignores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean = nn.Parameter(torch.zeros(D))
+
+        def log_prob(self, x, context):
+            return torch.distributions.Normal(self.mean, 1.0).log_prob(x).sum(1)
+
+        def forward(self, context):
+            return torch.distributions.Independent(
+                torch.distributions.Normal(self.mean.expand(len(context), D), 1.0), 1
+            )
+
+    refused = [
+        (lambda: NFlowsDensity(nflow(_autoregressive, None), (D,), VP), "expected a conditional flow of that context"),
+        (lambda: NFlowsDensity(nflow(_coupling, None), (D,), VP), "expected a conditional flow of that context"),
+        (lambda: NFlowsDensity(nflow(_autoregressive, 5), (D,), VP), "with a context of width 8"),
+        (lambda: NFlowsDensity(nflow(_coupling, 8), (D,), VP, context_features=1), "with a context of width 9"),
+        (lambda: NFlowsDensity(nflow(_autoregressive), (D + 1,), VP), r"events of shape \(4,\)"),
+        (lambda: NFlowsDensity(Ignores(), (D,), VP), "ignores its context"),
+        (lambda: NFlowsDensity(nn.Linear(D, 1), (D,), VP), "expected a conditional flow"),
+        (lambda: ZukoDensity(zuko.flows.MAF(D, 0), (D,), VP), "expected a conditional flow of that context"),
+        (lambda: ZukoDensity(zuko.flows.MAF(D, 5), (D,), VP), "with a context of width 8"),
+        (lambda: ZukoDensity(zuko.flows.NSF(D, 8), (D,), VP, noise_features=7), "with a context of width 7"),
+        (lambda: ZukoDensity(zuko.flows.GMM(D + 1, 8), (D,), VP), r"events of shape \(3,\)"),
+        (lambda: ZukoDensity(Ignores(), (D,), VP), "ignores its context"),
+    ]
+    for make, message in refused:
+        with pytest.raises(ArgumentError, match=message):
+            make()
+
+
+def test_a_flow_that_sums_over_the_batch_or_is_no_module_is_refused():
+    class Summed(nn.Module):
+        def log_prob(self, x, context):
+            return (x.sum(1) * context.sum(1)).sum()
+
+    with pytest.raises(ArgumentError, match=r"log_prob of shape \(\) for 4 examples; expected \(4,\)"):
+        NFlowsDensity(Summed(), (D,), VP)
+    with pytest.raises(ArgumentTypeError, match=r"flow: got function; expected an nn\.Module"):
+        ZukoDensity(lambda context: None, (D,), VP)
+
+
+def test_a_flow_that_starts_at_the_identity_is_not_refused():
+    """Its log_prob does not depend on the context yet; the probe looks at a perturbed copy."""
+    flow = nflow(_autoregressive)
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.zero_()
+    contexts = torch.randn(2, 7, WIDTH, generator=seeded(0))
+    assert torch.equal(*(flow.log_prob(X.float(), context=c) for c in contexts))
+    assert NFlowsDensity(flow, (D,), VP).log_prob(X.float(), 0.0).shape == (7,)
+    identity = zuko.flows.MAF(D, WIDTH, transforms=1)
+    with torch.no_grad():
+        for p in identity.parameters():
+            p.zero_()
+    assert ZukoDensity(identity, (D,), VP).log_prob(X.float(), 0.0).shape == (7,)
+
+
+@pytest.mark.parametrize("make", [lambda: nflow(_spline), lambda: zuko.flows.NSF(D, WIDTH)], ids=["nflows", "zuko"])
+def test_the_probe_changes_neither_the_flow_nor_any_generator(make):
+    with torch.random.fork_rng(devices=[]):
+        flow = make().train()
+        before, rng = copy.deepcopy(flow.state_dict()), torch.get_rng_state()
+        density = (NFlowsDensity if isinstance(flow, nflows.flows.Flow) else ZukoDensity)(flow, (D,), VP)
+        assert torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(v, before[k]) for k, v in density.flow.state_dict().items())
+    assert density.flow is flow
+    assert all(m.training for m in flow.modules())
+    assert all(p.grad is None for p in flow.parameters())
+
+
+def test_actnorm_is_not_initialised_by_the_probe():
+    def with_actnorm(context):
+        return nflows.transforms.CompositeTransform([nflows.transforms.ActNorm(D), _autoregressive(context)])
+
+    flow = nflow(with_actnorm)
+    NFlowsDensity(flow, (D,), VP)
+    assert not bool(flow._transform._transforms[0].initialized)
+
+
+# Plain functions.
+
+
+def _log_p(x, t):
+    return -0.5 * ((x / (1.0 + t[:, None])).square() + math.log(2.0 * math.pi)).sum(1) - D * torch.log1p(t)
+
+
+def test_a_function_becomes_a_density():
+    density = CallableDensity(_log_p, (D,), VP)
+    assert torch.equal(density.log_prob(X, T), _log_p(X, T))
+    assert (density.score(X, T) + X / (1.0 + T[:, None]) ** 2).abs().max() < 1e-13
+    assert list(density.parameters()) == []
+
+
+def test_a_module_brings_its_parameters_and_gets_the_context_where_there_is_one():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean = nn.Parameter(torch.zeros(D, dtype=F64))
+
+        def forward(self, x, t, context=None):
+            shift = 0.0 if context is None else context
+            return _log_p(x - self.mean - shift, t)
+
+    density, context = CallableDensity(Net(), (D,), VP), torch.ones(7, D, dtype=F64)
+    assert [name for name, _ in density.named_parameters()] == ["module.mean"]
+    assert torch.equal(density.log_prob(X, T, context), _log_p(X - 1.0, T))
+    NCMLObjective(VP)(density, X, generator=seeded(0)).backward()
+    assert density.module.mean.grad.abs().sum() > 0.0
+
+
+def test_the_process_of_a_callable_density_is_checked_also_when_its_module_has_another():
+    density = CallableDensity(_log_p, (D,), VP)
+    with pytest.raises(ArgumentError, match="process: got VESDE"):
+        NCMLObjective(VESDE())(density, X)
+    inner = GaussianDensity(VP, torch.zeros(D, dtype=F64), 1.0)
+    outer = CallableDensity(inner, (D,), VESDE.at_noise(0.1))
+    with pytest.raises(ArgumentError, match="process: got VPSDE"):
+        NCMLObjective(VP)(outer, X)
+
+
+# Wrappers.
+
+
+class Wrapper(nn.Module):
+    """What DDP looks like from outside: the density as ``module``, its forward, and nothing else."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Wrapper,
+        lambda d: torch.compile(d, backend="eager"),
+        lambda d: Wrapper(torch.compile(d, backend="eager")),
+        lambda d: torch.compile(Wrapper(d), backend="eager"),
+    ],
+    ids=["ddp", "compiled", "ddp-of-compiled", "compiled-ddp"],
+)
+def test_a_wrapped_density_has_the_same_loss_and_gradient_and_its_process_is_still_checked(wrap):
+    density = build("zuko-gmm")
+    wrapped = wrap(density)
+    objective, results = NCMLObjective(VP), []
+    for d in (density, wrapped):
+        loss = objective(d, X, generator=seeded(0))
+        results.append((loss.detach(), torch.autograd.grad(loss, list(density.parameters()))))
+    (plain, plain_grads), (loss, grads) = results
+    assert abs(float(loss - plain)) < 1e-12
+    assert all((a - b).abs().max() < 1e-12 for a, b in zip(grads, plain_grads, strict=True))
+    with pytest.raises(ArgumentError, match="process: got VESDE"):
+        NCMLObjective(VESDE())(wrapped, X)
+    with pytest.raises(ArgumentError, match=r"x: got shape \(7, 2\)"):
+        objective(wrapped, X[:, :2])
+
+
+def test_another_process_is_refused_by_samplers_and_generate():
+    density, other = build("zuko-gmm"), VPSDE.at_noise(0.4)
+    with pytest.raises(ArgumentError, match="process: got VPSDE"):
+        EulerMaruyama(steps=2)(density, other, X)
+    with pytest.raises(ArgumentError, match="process: got VPSDE"):
+        generate(density, other, 3)
