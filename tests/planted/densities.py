@@ -1,0 +1,147 @@
+"""Densities with planted bugs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ncml import NoiseConditionalDensity
+from ncml.densities import MADE, MAF, GaussianDensity
+from tests.planted import Bug, pixels
+from tests.planted.pixels import PROCESS
+
+
+class Shifted(NoiseConditionalDensity):
+    """A Gaussian around its context."""
+
+    def forward(self, x, t, context=None):
+        return torch.distributions.Normal(context, 1.0 + t[:, None]).log_prob(x).sum(1)
+
+
+class ContextIgnored(Shifted):
+    def forward(self, x, t, context=None):
+        return super().forward(x, t, torch.zeros_like(context))
+
+
+class SamplesWithGraph(GaussianDensity):
+    def sample(self, n, t=0.0, context=None, *, generator=None):
+        return super().sample(n, t, context, generator=generator).requires_grad_()
+
+
+class GlobalGaussianSamples(GaussianDensity):
+    def sample(self, n, t=0.0, context=None, *, generator=None):
+        return super().sample(n, t, context)
+
+
+class OtherScale(GaussianDensity):
+    """Swaps standard deviation and variance in the closed form of the score only."""
+
+    def forward_score(self, x, t, context=None, *, create_graph=False):
+        mean, variance = self._moments(x, t)
+        return (mean - x) / variance.sqrt()
+
+
+class NoLogDeterminant(MAF):
+    """Leaves out the log-determinant of the input scaling."""
+
+    def forward(self, x, t, context=None):
+        _, log_det = self.scaling(x, t)
+        return super().forward(x, t, context) - log_det
+
+
+class NoShrinkage(GaussianDensity):
+    """Samples with the mean of the data at every t."""
+
+    def sample(self, n, t=0.0, context=None, *, generator=None):
+        t, _ = self._checked_draw(n, t, context, generator)
+        x = super().sample(n, t, context, generator=generator)
+        return x + (1.0 - self.process.alpha(t)).to(x.dtype)[:, None] * self.mean.to(x.dtype)
+
+
+def made(break_masks: bool = False) -> MADE:
+    torch.manual_seed(0)
+    density = MADE((3,), PROCESS, hidden=(6,), components=2)
+    for module in density.modules():
+        if break_masks and isinstance(getattr(module, "mask", None), Tensor):
+            module.mask.fill_(1.0)
+    return density
+
+
+def maf(kind: type[MAF] = MAF, dims: int = 2) -> MAF:
+    torch.manual_seed(0)
+    return kind((dims,), PROCESS, transforms=1, hidden=(6,), data_std=0.5)
+
+
+DENSITIES = {
+    "pixels": pixels.PixelModel,
+    "three pixels": lambda: pixels.PixelModel(dims=3),
+    "one pixel": lambda: pixels.PixelModel(dims=1),
+    "dropout": pixels.WithDropout,
+    "gaussian": lambda: GaussianDensity(PROCESS, [0.3, -3.0], 0.2),
+    "made": made,
+    "maf": maf,
+    "three-dimensional maf": lambda: maf(dims=3),
+    "shifted": lambda: Shifted((2,)),
+}
+OPTIONS = {"shifted": {"context": torch.linspace(-1.0, 1.0, 8, dtype=torch.float32)[:, None]}}
+"""What the check needs to know of some of them."""
+
+DENSITY_BUGS = {
+    "edges at t > 0": Bug("pixels", pixels.EdgesAtEveryTime, "log_density_equals_log_prob_where_there_are_no_masses"),
+    "edges in log_density": Bug("one pixel", lambda: pixels.EdgesInTheDensity(dims=1), "density_integrates_to_one"),
+    "edges missing at t = 0": Bug("pixels", pixels.NoEdges, "masses_sum_to_one"),
+    "edge sides swapped": Bug("pixels", pixels.SwappedEdges, "masses_sum_to_one"),
+    "delta 1/256": Bug("pixels", pixels.WrongHalfWidth, "masses_sum_to_one"),
+    "127.5 -> 128": Bug("pixels", lambda: pixels.PixelModel(lattice=pixels.OtherSpacing(4)), "masses_sum_to_one"),
+    "log(2 delta) missing": Bug("pixels", pixels.NoLogWidth, "masses_sum_to_one"),
+    "log_softmax missing": Bug("pixels", pixels.RawWeights, "masses_sum_to_one"),
+    "mean over D": Bug("pixels", pixels.MeanOverValues, "masses_sum_to_one"),
+    "AR mean terms detached": Bug("pixels", pixels.DetachedMeans, "score_is_the_gradient"),
+    "c1 and c2 swapped": Bug("three pixels", lambda: pixels.SwappedCoefficients(dims=3), "stein_identities_hold"),
+    "tanh dropped": Bug("pixels", pixels.UnboundedCoefficients, "stein_identities_hold"),
+    "sees itself": Bug("pixels", pixels.SeesItself, "resampling_is_causal"),
+    "sees later values": Bug("pixels", pixels.SeesLater, "resampling_is_causal"),
+    "masks off": Bug("made", lambda: made(break_masks=True), "resampling_is_causal"),
+    "no uniform window in the sampler": Bug("pixels", pixels.NoWindow, "stein_identities_hold"),
+    "not rounded at t = 0": Bug("pixels", pixels.NotRounded, "samples_are_on_the_lattice_where_the_process_is"),
+    "noisy x clamped": Bug("pixels", pixels.Clamped, "noisy_samples_are_neither_clamped_nor_rounded"),
+    "samples of another scale": Bug("pixels", pixels.ShrunkSamples, "stein_identities_hold"),
+    "samples of another mean": Bug("gaussian", lambda: NoShrinkage(PROCESS, [0.3, -3.0], 0.2), "stein_identities_hold"),
+    "t ignored": Bug("pixels", pixels.IgnoredTime, "time_is_used"),
+    "one t for the whole batch": Bug("pixels", pixels.FirstTime, "rows_are_treated_alone"),
+    "BatchNorm": Bug("pixels", pixels.BatchNormalised, "rows_do_not_interact"),
+    "batch mean, detached": Bug("pixels", pixels.CentredBatch, "rows_are_treated_alone"),
+    "train-mode score": Bug("dropout", pixels.ScoreInTrainMode, "score_runs_in_eval_mode"),
+    "x written to": Bug("pixels", pixels.WrittenTo, "arguments_are_left_alone"),
+    "float32 inside": Bug("pixels", pixels.Float32Inside, "float64_copy_works"),
+    "gradients left on parameters": Bug("pixels", pixels.GradientsLeft, "score_leaves_no_trace"),
+    "eval mode kept": Bug("pixels", pixels.EvalModeKept, "score_leaves_no_trace"),
+    "graph of the score cut": Bug("pixels", pixels.CutGraph, "score_can_be_differentiated"),
+    "closed-form score of another scale": Bug(
+        "gaussian", lambda: OtherScale(PROCESS, [0.3, -3.0], 0.2), "score_is_the_gradient"
+    ),
+    "log-determinant missing": Bug("maf", lambda: maf(NoLogDeterminant), "density_integrates_to_one"),
+    "generator ignored": Bug("pixels", pixels.GlobalSamples, "drawn_noise_has_one_row_per_sample"),
+    "noise shared by samples": Bug("pixels", pixels.SharedSamplingNoise, "drawn_noise_has_one_row_per_sample"),
+    "log-densities in a column": Bug("pixels", pixels.ColumnOfDensities, "log_prob_is_one_number_per_example"),
+    "loop over rows": Bug("pixels", pixels.LoopOverRows, "empty_batches_work"),
+    "numbers in float16": Bug("pixels", pixels.CoarseNumbers, "times_as_number_and_tensor_agree"),
+    "storage read": Bug("pixels", pixels.ReadsStorage, "memory_layout_is_ignored"),
+    "less precise without gradients": Bug("pixels", pixels.CoarseWithoutGradients, "gradient_modes_are_ignored"),
+    "arguments not checked": Bug("pixels", pixels.Unchecked, "bad_arguments_are_refused"),
+    "score in float32": Bug("pixels", pixels.CoarseScore, "score_matches_autograd"),
+    "noise ignored by sample": Bug("pixels", pixels.NoiseIgnored, "samples_are_a_function_of_the_noise"),
+    "rounded at the end": Bug("pixels", pixels.RoundedAtTheEnd, "samples_are_fixed_points_of_resampling"),
+    "rounded down": Bug("pixels", pixels.RoundedDown, "samples_follow_the_density"),
+    "context ignored": Bug("shifted", lambda: ContextIgnored((2,)), "context_is_used"),
+    "samples with a graph": Bug(
+        "gaussian", lambda: SamplesWithGraph(PROCESS, [0.3, -3.0], 0.2), "samples_have_shape_and_dtype"
+    ),
+    "generator ignored by sample": Bug(
+        "gaussian", lambda: GlobalGaussianSamples(PROCESS, [0.3, -3.0], 0.2), "samples_come_from_the_generator"
+    ),
+    "log-determinant missing in 3 dimensions": Bug(
+        "three-dimensional maf", lambda: maf(NoLogDeterminant, dims=3), "importance_weights_average_to_one"
+    ),
+    "order off by one": Bug("pixels", pixels.NotAPermutation, "order_is_a_permutation"),
+}

@@ -1,0 +1,170 @@
+"""What the conformance kit is made of: statistics and quadrature against scipy, and the strategies."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from ncml import VPSDE, GaussianProcess
+from ncml.errors import ArgumentError
+from ncml.testing import check_noise_process, strategies
+from ncml.testing._common import CheckError, expect_close, expect_refused, expect_same_bits
+from ncml.testing._numerics import (
+    binomial_bound,
+    cdf_distance,
+    chi2_tail,
+    dkw_bound,
+    gauss_legendre,
+    integrate,
+    line_rule,
+)
+from tests.problems import seeded
+
+F64 = torch.float64
+VP = VPSDE.at_noise(0.5)
+
+
+# Comparisons.
+
+
+def test_equal_bits_tell_shapes_and_zeros_apart():
+    zeros = torch.zeros(2, 3)
+    expect_same_bits(zeros, zeros.clone(), "x", "")
+    with pytest.raises(CheckError, match=r"got x: shapes \(2, 3\) and \(3,\) .*; expected equal bits; a reason"):
+        expect_same_bits(zeros, zeros[0], "x", "a reason")
+    with pytest.raises(CheckError, match="a largest difference of 0"):
+        expect_same_bits(zeros, -zeros, "x", "")
+
+
+def test_closeness_is_relative_and_knows_infinity():
+    a = torch.tensor([1e6, math.inf, 0.0], dtype=F64)
+    expect_close(a + torch.tensor([1.0, 0.0, 1e-7], dtype=F64), a, 1.1e-6, "x", "")
+    with pytest.raises(CheckError, match="relative difference 1e-06; expected at most 1e-07"):
+        expect_close(a + torch.tensor([1.0, 0.0, 0.0], dtype=F64), a, 1e-7, "x", "")
+    with pytest.raises(CheckError, match="expected equal shapes"):
+        expect_close(a, a[:2], 1.0, "x", "")
+    with pytest.raises(CheckError, match="relative difference inf"):
+        expect_close(torch.full((3,), math.nan, dtype=F64), a, 1.0, "x", "")
+
+
+def test_refusals_must_be_of_the_right_kind():
+    def fail():
+        raise KeyError("t")
+
+    expect_refused(fail, "t", (KeyError,), "")
+    with pytest.raises(CheckError, match="got KeyError for t; expected ValueError or TypeError; a reason"):
+        expect_refused(fail, "t", (ValueError, TypeError), "a reason")
+    with pytest.raises(CheckError, match="got no error for t; expected ValueError"):
+        expect_refused(lambda: None, "t", (ValueError,), "")
+
+
+# The statistics and the quadrature, against scipy.
+
+
+@pytest.mark.parametrize("n", [3, 100, 65_536])
+def test_chi2_tails(n):
+    for quantile in (1e-12, 1e-9, 0.3, 1.0 - 1e-9):
+        total = stats.chi2.ppf(quantile, n)
+        expected = 2.0 * min(stats.chi2.cdf(total, n), stats.chi2.sf(total, n))
+        assert chi2_tail(total, n) == pytest.approx(expected, rel=1e-4)
+
+
+def test_cdf_distance_is_that_of_kolmogorov_and_smirnov():
+    u = torch.rand(1000, dtype=F64, generator=seeded(0)).square()
+    assert cdf_distance(u) == pytest.approx(stats.kstest(u.numpy(), "uniform").statistic, rel=1e-12)
+    # The bound is for a false alarm of 1e-9, exactly that of the asymptotic law to first order.
+    assert stats.kstwo.sf(dkw_bound(1000), 1000) == pytest.approx(1e-9, rel=0.2)
+
+
+@pytest.mark.parametrize("p", [1e-4, 0.01, 0.5, 0.99])
+def test_binomial_bounds_are_safe_and_not_idle(p):
+    n = 20_000
+    bound = float(binomial_bound(n, torch.tensor(p, dtype=F64)))
+    tails = stats.binom.sf(n * p + bound, n, p) + stats.binom.cdf(math.ceil(n * p - bound) - 1, n, p)
+    assert tails <= 1e-9
+    assert bound <= 7.0 * math.sqrt(n * p * (1.0 - p)) + 15.0
+
+
+def test_impossible_moves_are_never_allowed():
+    assert binomial_bound(1000, torch.tensor([0.0, 1.0], dtype=F64)).tolist() == [0.0, 0.0]
+
+
+def test_gauss_legendre_is_exact_for_polynomials():
+    x, w = gauss_legendre(torch.tensor([-1.0, 0.5, 3.0], dtype=F64), nodes=4)
+    assert float((w * x**7).sum()) == pytest.approx((3.0**8 - 1.0) / 8.0, rel=1e-14)
+
+
+def test_integrals_with_a_root_singularity():
+    assert integrate(lambda t: t.pow(-0.5), 0.0, 4.0) == pytest.approx(4.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("law", [stats.norm(0.3, 0.2), stats.logistic(-1.0, 0.5), stats.laplace(0.1, 1.0), stats.t(3)])
+def test_line_rules_integrate_densities(law):
+    x, w = line_rule(0.1, 0.5, splits=4)
+    assert float((w * torch.from_numpy(law.pdf(x.numpy()))).sum()) == pytest.approx(1.0, abs=1e-6)
+    assert float(x.abs().max()) > 1e4
+
+
+def test_line_rules_take_jumps_at_their_breaks():
+    edges = [-0.5, -0.1, 0.4]
+    x, w = line_rule(0.0, 1.0, splits=1, breaks=edges)
+    inside = ((x > edges[0]) & (x < edges[1])).double() + 2.0 * ((x > edges[1]) & (x < edges[2])).double()
+    assert float((w * inside).sum()) == pytest.approx(0.4 + 2.0 * 0.5, rel=1e-7)
+
+
+# Strategies.
+
+
+@given(process=strategies.gaussian_processes())
+@settings(max_examples=10)
+def test_drawn_gaussian_processes_conform(process):
+    assert isinstance(process, GaussianProcess)
+    assert "perturbed_data_have_the_moments" in check_noise_process(process).passed
+
+
+@given(process=strategies.linear_sdes())
+@settings(max_examples=10)
+def test_drawn_linear_sdes_conform(process):
+    assert "transitions_compose" in check_noise_process(process).passed
+
+
+@given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_drawn_batches_are_finite_and_bounded(data, dtype):
+    shape = data.draw(strategies.event_shapes())
+    x = data.draw(strategies.batches(shape, dtype=dtype, min_rows=0, max_rows=3, bound=2.5))
+    assert (x.dtype, tuple(x.shape[1:])) == (dtype, shape)
+    assert x.shape[0] <= 3
+    assert bool((x.abs() <= 2.5).all())
+
+
+@given(data=st.data())
+def test_drawn_lattice_batches_are_on_the_lattice(data):
+    grid = data.draw(strategies.lattices())
+    x = data.draw(strategies.lattice_batches(grid, (2,)))
+    grid.check(x)
+    assert 2 <= grid.levels <= 256
+    assert x.shape[1:] == (2,)
+
+
+@given(data=st.data())
+def test_drawn_times_are_times_of_the_process(data):
+    t = data.draw(strategies.times(VP))
+    rows = data.draw(strategies.row_times(VP, 3))
+    generator = data.draw(strategies.generators())
+    x = torch.zeros(3, 2, dtype=F64)
+    assert 0.0 <= t <= VP.T
+    y = VP.perturb(x, rows, generator=generator)
+    assert bool((y[rows == 0] == 0).all())
+    assert VP.perturb(x, t).shape == x.shape
+
+
+@given(data=st.data())
+@settings(max_examples=1)
+def test_batches_of_other_dtypes_are_refused(data):
+    with pytest.raises(ArgumentError, match=r"dtype: got torch\.float16"):
+        data.draw(strategies.batches((2,), dtype=torch.float16))
