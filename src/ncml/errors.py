@@ -11,6 +11,7 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "ConformanceError",
+    "DatasetError",
     "InferenceTensorError",
     "MissingExtraError",
     "NCMLError",
@@ -41,6 +42,10 @@ class NonFiniteError(NCMLError, FloatingPointError):
 
 class InferenceTensorError(NCMLError, RuntimeError):
     """Parameters created under ``torch.inference_mode`` cannot take part in autograd."""
+
+
+class DatasetError(NCMLError, OSError):
+    """A file of a data set is missing, truncated, or not what it should be; the message names it."""
 
 
 class MissingExtraError(NCMLError, ImportError):
