@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ncml._checks import Time, check_count, check_probability
 from ncml._progress import progress_bar
@@ -129,6 +130,14 @@ class NCPN(AutoregressiveDensity):
 
     def forward_density(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         return self._log_density(x, t, context, None)
+
+    def forward_score(
+        self, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
+    ) -> Tensor:
+        if not create_graph:
+            return super().forward_score(x, t, context)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be differentiated twice
+            return super().forward_score(x, t, context, create_graph=True)
 
     def _log_density(self, x: Tensor, t: Tensor, context: Tensor | None, edges: Tensor | None) -> Tensor:
         outputs = self.network(x, self._conditioning(t, context)).flatten(1, 2)
