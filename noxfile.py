@@ -1,0 +1,98 @@
+"""Sessions of the project: ``nox`` runs lint, types, tests, doctest and docs.
+
+Each session works in a virtual environment of its own, or with ``--no-venv`` in the one that runs nox,
+which then needs the extra ``dev``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["lint", "types", "tests", "doctest", "docs"]
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def install(session: nox.Session, *requirements: str) -> None:
+    """Install into the session's own environment, if it has one."""
+    if session.virtualenv.is_sandboxed:
+        session.install("-c", "constraints.txt", *requirements)
+
+
+def run(session: nox.Session, tool: str, *args: str, **env: str) -> None:
+    """Run a tool of the environment that has the session's requirements, whatever the PATH."""
+    if not session.virtualenv.is_sandboxed:
+        tool = str(Path(sys.executable).with_name(tool))
+    session.run(tool, *args, env=env)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Rules and formatting."""
+    install(session, "ruff>=0.9")
+    run(session, "ruff", "check", ".")
+    run(session, "ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types of the library and of this file."""
+    install(session, "-e", ".[lint]", "nox>=2024.4.15")
+    run(session, "mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite, in two processes of one thread; arguments after ``--`` go to pytest instead."""
+    install(session, "-e", ".[test]")
+    run(session, "pytest", *(session.posargs or ["-n", "2"]), **ONE_THREAD)
+
+
+@nox.session
+def doctest(session: nox.Session) -> None:
+    """The examples in docstrings."""
+    install(session, "-e", ".[test]")
+    run(session, "pytest", "--doctest-modules", "src/ncml", **ONE_THREAD)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, into docs/_build/html; every warning and every open link is an error."""
+    install(session, "-e", ".[docs]")
+    run(session, "sphinx-build", "-W", "-n", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """``ncml demo``, cut short: that it runs, not what it shows."""
+    install(session, "-e", ".[demo]")
+    run(session, "ncml", "demo", "--smoke", "--out", session.create_tmp())
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks, cut short and without recording."""
+    install(session, "-e", ".[test]")
+    for script in sorted(Path("benchmarks").glob("*.py")):
+        if script.name != "common.py":
+            run(session, "python", str(script), "--quick", **ONE_THREAD)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Branch coverage of the test suite, in one process; arguments after ``--`` go to pytest."""
+    install(session, "-e", ".[test]")
+    run(session, "coverage", "run", "-m", "pytest", *session.posargs, **ONE_THREAD)
+    run(session, "coverage", "report", "--skip-covered", "--show-missing")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """The source distribution and the wheel, into dist/."""
+    install(session, "build>=1.2")
+    run(session, "pyproject-build")

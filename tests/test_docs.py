@@ -1,0 +1,79 @@
+"""The documentation runs, links to what exists, and names everything that is public."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import ncml
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+
+
+def blocks(page: Path) -> Iterator[str]:
+    """The python blocks of a page, each moved down to its line so that a traceback points there."""
+    text = page.read_text()
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield "\n" * text.count("\n", 0, match.start(1)) + match[1]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=name_of)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    """In order, in one namespace; an assertion in a block is an assertion of the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {}
+    for block in blocks(page):
+        exec(compile(block, str(page), "exec"), namespace)
+    assert "ncml" in {module for block in blocks(page) for module in re.findall(r"^(?:from|import) (\w+)", block, re.M)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_exist(page):
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    missing = [t for t in targets if "://" not in t and not t.startswith("mailto:") and not (page.parent / t).exists()]
+    assert missing == []
+
+
+def public_modules() -> list[ModuleType]:
+    """ncml, its modules and its subpackages; a module inside a subpackage exports through it."""
+    names = [info.name for info in pkgutil.iter_modules(ncml.__path__) if not info.name.startswith("_")]
+    return [ncml, *(importlib.import_module(f"ncml.{name}") for name in names)]
+
+
+def documented() -> list[object]:
+    """What the pages of the reference show: the ``__all__`` of every automodule."""
+    text = "".join(page.read_text() for page in PAGES if page.parent.name == "reference")
+    modules = map(importlib.import_module, re.findall(r"^\.\. automodule:: (\S+)$", text, re.MULTILINE))
+    return [getattr(module, name) for module in modules for name in module.__all__]
+
+
+@pytest.mark.parametrize("module", public_modules(), ids=lambda module: module.__name__)
+def test_public_names_are_documented(module):
+    """By identity, since a name may be imported from several places and is shown at one."""
+    shown = documented()
+    names = [name for name in module.__all__ if not name.startswith("__")]
+    assert [name for name in names if not any(getattr(module, name) is thing for thing in shown)] == []
+
+
+@pytest.mark.parametrize("module", public_modules(), ids=lambda module: module.__name__)
+def test_public_names_have_docstrings(module):
+    """The reference leaves out what has none."""
+    things = [module, *(getattr(module, name) for name in module.__all__)]
+    own = [thing for thing in things if inspect.ismodule(thing) or inspect.isclass(thing) or inspect.isfunction(thing)]
+    assert [thing for thing in own if not (thing.__doc__ or "").strip()] == []

@@ -1,0 +1,114 @@
+"""The metadata agree with each other, and the package keeps its promises about what it needs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import ncml
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CORE = [Requirement(r) for r in PROJECT["dependencies"]]
+EXTRAS = {name: [Requirement(r) for r in rows] for name, rows in PROJECT["optional-dependencies"].items()}
+OPTIONAL = ["hypothesis", "matplotlib", "nflows", "scipy", "sklearn", "torchvision", "tqdm", "tyro", "zuko"]
+
+
+def expanded(extra: str) -> set[str]:
+    """The names that an extra brings, through the extras that it refers to."""
+    names = set()
+    for requirement in EXTRAS[extra]:
+        if requirement.name == "ncml":
+            names.update(*(expanded(inner) for inner in requirement.extras))
+        else:
+            names.add(requirement.name)
+    return names
+
+
+def test_versions_agree():
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1]
+    changelog = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
+    assert PROJECT["version"] == ncml.__version__ == citation == changelog
+
+
+def test_core_requirements_are_few_and_open():
+    assert [r.name for r in CORE] == ["torch", "numpy", "typing-extensions"]
+    for requirement in CORE:
+        assert [s.operator for s in requirement.specifier] == [">="], requirement
+
+
+def test_the_torch_bound_of_dev_is_that_of_the_constraints():
+    constraint = Requirement((ROOT / "constraints.txt").read_text().strip())
+    (floor,) = CORE[0].specifier
+    (dev,) = (r for r in EXTRAS["dev"] if r.name == "torch")
+    assert constraint.name == "torch"
+    assert dev.specifier == SpecifierSet(f"{floor},{constraint.specifier}")
+    assert [r for name, rows in EXTRAS.items() if name != "dev" for r in rows if r.name == "torch"] == []
+
+
+def test_dev_brings_every_other_extra():
+    everything = set().union(*(expanded(extra) for extra in EXTRAS if extra != "dev"))
+    assert everything - expanded("dev") == set()
+
+
+def test_no_extra_brings_torchvision_or_a_local_build():
+    text = (ROOT / "pyproject.toml").read_text() + (ROOT / "constraints.txt").read_text()
+    assert not any("torchvision" in expanded(extra) for extra in EXTRAS)
+    assert "+cpu" not in text
+    assert "===" not in text
+
+
+def test_every_subpackage_imports_without_the_extras():
+    """Evaluation, the command line and the rest too: what needs an extra asks for it when it is used."""
+    code = f"""
+import importlib, pkgutil, sys
+sys.modules.update(dict.fromkeys({OPTIONAL}))  # importing any of them raises
+import ncml
+for info in pkgutil.iter_modules(ncml.__path__, "ncml."):
+    importlib.import_module(info.name)
+print(len([name for name in sys.modules if name.startswith("ncml.")]))
+"""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert result.stderr == ""
+    assert int(result.stdout) > 30
+
+
+def test_ci_runs_the_command_of_the_readme():
+    command = (ROOT / ".ci/run").read_text().rstrip().splitlines()[-1]
+    assert command.startswith("python3 -m venv .venv && ")
+    assert command in (ROOT / "README.md").read_text().splitlines()
+
+
+def test_ci_runs_the_default_sessions():
+    sessions = (ROOT / ".ci/run").read_text().rstrip().partition(" --no-venv -s ")[2].split()
+    assignments = {
+        ast.unparse(node.targets[0]): node.value
+        for node in ast.parse((ROOT / "noxfile.py").read_text()).body
+        if isinstance(node, ast.Assign)
+    }
+    assert sessions == ast.literal_eval(assignments["nox.options.sessions"])
+
+
+def test_ci_fails_clearly_without_the_data(tmp_path):
+    script = tmp_path / "clone/.ci/run"
+    script.parent.mkdir(parents=True)
+    script.write_text((ROOT / ".ci/run").read_text())
+    result = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert f"got no folder {tmp_path}/shared/data" in result.stderr
+    assert not (tmp_path / "clone/.venv").exists()
+
+
+def test_the_package_is_typed():
+    assert (ROOT / "src/ncml/py.typed").is_file()
