@@ -1,0 +1,127 @@
+"""Sphinx configuration. Building needs no network, and the built site needs none either."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import pydoc
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+import ncml
+
+project = "ncml"
+author = "The ncml developers"
+copyright = "2026, The ncml developers"
+version = release = ncml.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # MathJax from a package, not from a CDN
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+nitpicky = True
+
+html_theme = "furo"
+html_title = f"ncml {release}"
+html_copy_source = False
+html_show_sphinx = False
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_default_options = {
+    "members": True,
+    "show-inheritance": True,
+    "member-order": "bysource",
+    "special-members": "__call__",
+    "exclude-members": "needs",  # a class as an attribute: it would be listed as an alias of that class
+}
+autodoc_inherit_docstrings = False  # an override is described once, in its base class
+autodoc_typehints_format = "short"
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+add_module_names = False
+
+TORCH = "https://docs.pytorch.org/docs/stable/"
+GENERATED = TORCH + "generated/torch."
+LINKS = {
+    **dict.fromkeys(("torch.Tensor", "Tensor"), TORCH + "tensors.html#torch.Tensor"),
+    "torch.device": TORCH + "tensor_attributes.html#torch.device",
+    "torch.dtype": TORCH + "tensor_attributes.html#torch.dtype",
+    "torch.nn.modules.module.Module": GENERATED + "nn.Module.html#torch.nn.Module",
+    **dict.fromkeys(("torch.Generator", "torch._C.Generator"), GENERATED + "Generator.html#torch.Generator"),
+    "hypothesis.strategies.SearchStrategy": "https://hypothesis.readthedocs.io/",
+    "Figure": "https://matplotlib.org/stable/api/figure_api.html#matplotlib.figure.Figure",
+}
+"""The few names of other projects that the reference mentions; inventories would have to be fetched."""
+
+
+def arrange(module: Any) -> None:
+    """Let a module show what its package exports of it, if anything, in the order of the source."""
+    package = sys.modules[module.__name__.rpartition(".")[0]]
+    names = [name for name in module.__all__ if name in package.__all__ and package is not ncml] or module.__all__
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    matches = {name: re.search(rf"^((class|def) )?{name}\b", source, re.MULTILINE) for name in names}
+    module.__all__ = sorted(names, key=lambda name: match.start() if (match := matches[name]) else len(source))
+
+
+def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element) -> nodes.Element | None:
+    """Links that Sphinx leaves open: other projects' names, and ncml's under another import path."""
+    target = node["reftarget"]
+    if target in LINKS:
+        return nodes.reference("", "", content, refuri=LINKS[target])
+    module, _, last = target.rpartition(".")
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return nodes.reference("", "", content, refuri=f"https://docs.python.org/3/library/{module}.html#{target}")
+    found = pydoc.locate(target) if target.startswith("ncml.") else None
+    if found is None:
+        return None
+    python = env.domains.python_domain
+    for name in python.objects:
+        if name.endswith("." + last) and pydoc.locate(name) is found:
+            return python.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, content)
+    return None
+
+
+def is_private(base: type) -> bool:
+    return base.__name__.startswith("_") or "._" in base.__module__
+
+
+def public_bases(app: Sphinx, name: str, obj: type, options: Any, bases: list[type]) -> None:
+    """Show the public classes that a private base stands for, instead of the private base."""
+    while any(map(is_private, bases)):
+        bases[:] = [shown for base in bases for shown in (base.__bases__ if is_private(base) else (base,))]
+    bases[:] = [base for base in bases if base is not object]
+
+
+def tidy(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Put right what was taken for something else."""
+    if what == "module" and lines:
+        lines[0] = re.sub(r"^\d\. ", "", lines[0])  # the five ideas are numbered; here it would start a list
+    if what == "property":
+        for i, line in enumerate(lines):
+            if line.startswith(":type: "):  # Napoleon takes a first line "a: b" for a type and its description
+                del lines[i]
+                lines[0] = f"{line.removeprefix(':type: ')}: {lines[0]}"
+
+
+def setup(app: Sphinx) -> None:
+    for info in pkgutil.walk_packages(ncml.__path__, "ncml."):
+        if "._" not in info.name:
+            arrange(importlib.import_module(info.name))
+    app.connect("missing-reference", resolve)
+    app.connect("autodoc-process-bases", public_bases)
+    app.connect("autodoc-process-docstring", tidy, priority=600)  # after Napoleon
