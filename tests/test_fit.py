@@ -68,7 +68,9 @@ def test_a_nan_stops_before_the_step():
 def test_gradients_are_clipped():
     density, reference = maf(), maf()
     fit(density, NCMLObjective(PROCESS, AtZero()), 100.0 * ring(), steps=1, clip_norm=1e-12)
-    moved = max(float((p - q).detach().abs().max()) for p, q in zip(density.parameters(), reference.parameters(), strict=True))
+    moved = max(
+        float((p - q).detach().abs().max()) for p, q in zip(density.parameters(), reference.parameters(), strict=True)
+    )
     # Adam's step is lr g / (|g| + 1e-8): clipped to 1e-12 it is at most 1e-4 of the learning rate.
     assert moved < 1e-6
 
