@@ -143,7 +143,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         """
         x, t, context = self._checked(x, t, context, finite=check_finite)
         if self.lattice is not None and self.process is not None:
-            self.lattice.check(x[self.process.on_lattice(t)])
+            clean = self.process.on_lattice(t)
+            self.lattice.check(x if bool(clean.all()) else x[clean])
         return self._checked_result(self.forward(x, t, context), x, t)
 
     def log_density(

@@ -100,16 +100,22 @@ class Lattice:
 
     def on_lattice(self, x: Tensor) -> Tensor:
         """Whether each value is a lattice point of [-1, 1] (within 1e-3 level); bool, same shape."""
+        return self._distance(x) <= self._tolerance(x.dtype)
+
+    def _distance(self, x: Tensor) -> Tensor:
+        """How far each value is from its lattice point, in levels."""
         scaled = (x.detach() + 1.0) * (0.5 * (self.levels - 1))
-        off = (scaled - scaled.round().clamp(0, self.levels - 1)).abs()
-        # The value itself is rounded to its dtype, which at 16 bits costs more than the tolerance.
-        rounding = torch.finfo(x.dtype).eps * (self.levels - 1)
-        return off <= max(OFF_LATTICE_TOLERANCE, min(rounding, 0.25))
+        return (scaled - scaled.round().clamp(0, self.levels - 1)).abs()
+
+    def _tolerance(self, dtype: torch.dtype) -> float:
+        """The value itself is rounded to its dtype, which at 16 bits costs more than the usual tolerance."""
+        return max(OFF_LATTICE_TOLERANCE, min(torch.finfo(dtype).eps * (self.levels - 1), 0.25))
 
     def check(self, x: Tensor, name: str = "x") -> None:
         """Raise :class:`~ncml.errors.ArgumentError` unless every value is a lattice point."""
-        ok = self.on_lattice(x)
-        if not bool(ok.all()):
+        # One number decides, and NaN is none; only a failure needs the mask.
+        if x.numel() and not float(self._distance(x).amax()) <= self._tolerance(x.dtype):
+            ok = self.on_lattice(x)
             check_finite(x, name, "clean the data")
             value = float(x.detach()[~ok][0])
             raise ArgumentError(

@@ -81,11 +81,14 @@ class GaussianDensity(_ClosedForm):
         self.register_buffer("mean", m)
         self.register_buffer("std", s)  # a number stays one, so that the variance is one number per example
 
-    def _moments(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of ``x_t``, broadcastable to the batch, in the dtype of ``x``."""
+    def _scales(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale of the mean and variance of ``x_t``, broadcastable to the batch, in the dtype of ``x``."""
         alpha, sigma = per_example(self.process.alpha(t), x), per_example(self.process.sigma(t), x)
-        mean, std = self.mean.to(x.dtype), self.std.to(x.dtype)
-        return alpha * mean, (alpha * std).square() + sigma.square()
+        return alpha, (alpha * self.std.to(x.dtype)).square() + sigma.square()
+
+    def _moments(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, variance = self._scales(x, t)
+        return alpha * self.mean.to(x.dtype), variance
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         mean, variance = self._moments(x, t)
@@ -95,9 +98,9 @@ class GaussianDensity(_ClosedForm):
     def forward_score(
         self, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
     ) -> Tensor:
-        mean, variance = self._moments(x, t)
-        # In place: samplers call this at every step, where allocating costs more than computing.
-        return mean.sub_(x).div_(variance)
+        alpha, variance = self._scales(x, t)
+        # Two passes, one temporary: samplers call this at every step, where memory costs more than arithmetic.
+        return torch.addcmul(x, alpha, self.mean.to(x.dtype), value=-1.0).mul_(-1.0 / variance)
 
     def sample(
         self, n: int, t: Time = 0.0, context: Tensor | None = None, *, generator: torch.Generator | None = None

@@ -1,0 +1,242 @@
+"""Timing side by side, and figures with their targets.
+
+Every figure is a median over rounds; in each round all sides run in turn, in one process, on one thread, in
+CPU time. Other load on the machine hits both sides of a round alike, so ratios repeat where seconds do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ncml
+
+RESULTS = Path(__file__).parent / "results"
+SAMPLE_SECONDS = 5e-3
+"""Shortest time that is measured at once; faster sides are repeated within a round."""
+
+WARMUP_SECONDS = 0.2
+"""How long each side runs before it is measured."""
+
+
+def measure(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of one call of each side in every round, all sides in turn."""
+    repeats = {name: _warm_up(side) for name, side in sides.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            start = time.process_time()
+            for _ in range(repeats[name]):
+                side()
+            seconds[name].append((time.process_time() - start) / repeats[name])
+    return seconds
+
+
+def settle_heap() -> None:
+    """Use a large block of memory once, as any training process has.
+
+    Until then glibc returns memory to the system after each large free, and the page faults of getting it
+    back can be most of what is measured.
+    """
+    torch.zeros(7 << 20).add_(1.0)
+
+
+def _warm_up(side: Callable[[], object]) -> int:
+    """Run a side for a while; how often to call it within one sample."""
+    calls, start = 0, time.process_time()
+    while (elapsed := time.process_time() - start) < WARMUP_SECONDS or calls < 2:
+        side()
+        calls += 1
+    return max(1, math.ceil(SAMPLE_SECONDS * calls / elapsed))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number and what it should be. ``value`` is None where a peer is missing; ``note`` says which."""
+
+    name: str
+    value: float | None
+    target: float | None = None
+    at_least: bool = False
+    unit: str = "x"
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``ok``, ``MISSED``, ``skipped``, or nothing for a figure without a target."""
+        if self.value is None:
+            return "skipped"
+        if self.target is None:
+            return ""
+        met = self.value >= self.target if self.at_least else self.value <= self.target
+        return "ok" if met else "MISSED"
+
+    def row(self) -> str:
+        """One line of the table."""
+        bound = "" if self.target is None else f"{'>=' if self.at_least else '<='} {self.target:g}"
+        value = "-" if self.value is None else f"{self.value:.3g} {self.unit}"
+        return f"{self.name:<68} {bound:>8} {value:>10}  {self.verdict:<7} {self.note}".rstrip()
+
+
+@dataclass
+class Report:
+    """The figures of one benchmark, and the seconds behind them."""
+
+    name: str
+    figures: list[Figure] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def time(self, sides: Mapping[str, Callable[[], object]], rounds: int) -> None:
+        """:func:`measure`, remembered under the sides' names."""
+        self.seconds.update(measure(sides, rounds))
+
+    def figure(
+        self,
+        name: str,
+        sides: Sequence[str],
+        formula: Callable[..., float],
+        target: float | None = None,
+        *,
+        at_least: bool = False,
+        unit: str = "x",
+    ) -> None:
+        """Record the median over rounds of a formula of the sides' seconds; skipped where one was not measured."""
+        missing = [side for side in sides if side not in self.seconds]
+        if missing:
+            self.figures.append(Figure(name, None, target, at_least, unit, f"not measured: {', '.join(missing)}"))
+            return
+        rounds = zip(*(self.seconds[side] for side in sides), strict=True)
+        self.figures.append(Figure(name, statistics.median(formula(*row) for row in rounds), target, at_least, unit))
+
+    def ratio(self, name: str, side: str, base: str, target: float | None = None, *, at_least: bool = False) -> None:
+        """The figure ``side / base``; both must have been timed together."""
+        self.figure(name, (side, base), lambda a, b: a / b, target, at_least=at_least)
+
+    def write(self) -> None:
+        """Record the figures, with the environment, in ``results/<name>.json``."""
+        RESULTS.mkdir(exist_ok=True)
+        record = {
+            "benchmark": self.name,
+            "environment": environment(),
+            "figures": [{**asdict(f), "verdict": f.verdict} for f in self.figures],
+            "median_cpu_seconds": {name: statistics.median(values) for name, values in self.seconds.items()},
+        }
+        (RESULTS / f"{self.name}.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def recorded(name: str) -> Report:
+    """A report as :meth:`Report.write` left it, without its seconds."""
+    figures = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
+    return Report(name, [Figure(**{k: v for k, v in figure.items() if k != "verdict"}) for figure in figures])
+
+
+def environment() -> dict[str, object]:
+    """What the numbers depend on."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "ncml": ncml.__version__}
+    for peer in ("zuko", "nflows"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[peer] = importlib.metadata.version(peer)
+    return {
+        "machine": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "clock": "CPU time, median over rounds",
+        **versions,
+    }
+
+
+def cpu_name() -> str:
+    """Model of the processor, as well as the system knows it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def optional(name: str, checkout: str | None = None) -> ModuleType | None:
+    """A peer's module, from a checkout if one is given; None, with a line on stderr, if it cannot be imported."""
+    if checkout and checkout not in sys.path:
+        sys.path.insert(0, checkout)
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        print(f"{name}: not importable ({error}); its rows are skipped", file=sys.stderr)
+        return None
+
+
+class DenseMLP(nn.Module):
+    """A masked network's layers without the masks: the arithmetic that it cannot avoid."""
+
+    def __init__(self, inputs: int, outputs: int, hidden: tuple[int, ...], conditioning: int) -> None:
+        super().__init__()
+        self.shape, self.hidden = (outputs, inputs), hidden
+        sizes = zip((inputs, *hidden[:-1]), hidden, strict=True)
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in sizes)
+        self.out = nn.Linear(hidden[-1], inputs * outputs)
+        self.conditioner = nn.Linear(conditioning, sum(hidden))
+
+    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        for layer, shift in zip(self.layers, self.conditioner(conditioning).split(self.hidden, dim=1), strict=True):
+            x = F.silu(torch.addmm(shift, x, layer.weight.t()))
+        return self.out(x).unflatten(1, self.shape).transpose(1, 2)
+
+
+def without_grad(function: Callable[[], object]) -> Callable[[], object]:
+    """The function under ``no_grad``."""
+    return torch.no_grad()(function)
+
+
+def with_backward(module: nn.Module, log_prob: Callable[[], Tensor]) -> Callable[[], object]:
+    """Log-likelihood and its gradient to the parameters, as in a training step."""
+
+    def side() -> None:
+        module.zero_grad()
+        (-log_prob().mean()).backward()
+
+    return side
+
+
+def main(run: Callable[[argparse.Namespace], Report], description: str | None) -> None:
+    """Command line of one benchmark: run it, print its table, record it."""
+    args = parser(description).parse_args()
+    report = run(args)
+    show([report])
+    if not args.quick:
+        report.write()
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks share; sets one thread and a fixed seed."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--quick", action="store_true", help="few rounds, nothing recorded")
+    result.add_argument(
+        "--score-sde", default=os.environ.get("SCORE_SDE"), help="checkout of score_sde_pytorch (or $SCORE_SDE)"
+    )
+    result.add_argument("--azula", default=os.environ.get("AZULA"), help="checkout of azula (or $AZULA)")
+    return result
+
+
+def show(reports: list[Report]) -> None:
+    """One table of all figures."""
+    for report in reports:
+        print(f"\n{report.name}")
+        for figure in report.figures:
+            print("  " + figure.row())
