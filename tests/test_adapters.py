@@ -15,11 +15,12 @@ import zuko
 from torch import nn
 
 from ncml import VESDE, VPSDE, NCMLObjective, generate
-from ncml.densities import CallableDensity, GaussianDensity, NFlowsDensity, ZukoDensity
+from ncml.densities import CallableDensity, GaussianDensity, NFlowsDensity, ToyLattice, ZukoDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.nn import NoiseFeatures
 from ncml.sampling import EulerMaruyama
 from ncml.score import sliced_score_matching
+from ncml.testing import check_density
 from tests.problems import seeded
 from tests.statistics import assert_law, normal_cdf
 
@@ -246,6 +247,29 @@ def test_a_base_of_nflows_that_depends_on_the_context_draws_from_the_generator()
     assert first.shape == (5, D)
 
 
+def test_a_flow_that_only_looks_like_one_of_nflows_samples():
+    class Shifted(nn.Module):
+        """N(w c_0, 1), with two public methods and nothing else."""
+
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones((), dtype=F64))
+
+        def log_prob(self, x, context):
+            return torch.distributions.Normal(self.w * context[:, :1], 1.0).log_prob(x).sum(1)
+
+        def sample(self, n, context):
+            noise = torch.randn(len(context), n, D, dtype=F64)
+            return self.w * context[:, None, :1] + noise
+
+    density = NFlowsDensity(Shifted(), (D,), VP)
+    x = density.sample(2_000, 0.01, generator=seeded(1))
+    assert torch.equal(x, density.sample(2_000, 0.01, generator=seeded(1)))
+    mean = float(density.conditioning(torch.full((1,), 0.01, dtype=F64))[0, 0])
+    for column in x.detach().unbind(1):
+        assert_law(column, normal_cdf(mean, 1.0))
+
+
 def test_sampling_ignores_dropout_and_restores_the_training_flags():
     def noisy(context):
         mask = nflows.utils.create_alternating_binary_mask(D, even=True)
@@ -384,6 +408,47 @@ def test_a_function_becomes_a_density():
     assert torch.equal(density.log_prob(X, T), _log_p(X, T))
     assert (density.score(X, T) + X / (1.0 + T[:, None]) ** 2).abs().max() < 1e-13
     assert list(density.parameters()) == []
+
+
+def test_a_function_with_samples_generates():
+    def draw(n, t, context, generator):
+        return (1.0 + t[:, None]) * torch.randn(n, D, dtype=F64, generator=generator)
+
+    density = CallableDensity(_log_p, (D,), VP, sample=draw)
+    assert torch.equal(density.sample(4, 0.02, generator=seeded(1)), draw(4, torch.full((4,), 0.02), None, seeded(1)))
+    assert generate(density, VP, 3, sampler=EulerMaruyama(2), generator=seeded(1)).shape == (3, D)
+    with pytest.raises(ArgumentError, match=r"sample: got \(1,\); expected a tensor of shape \(2, 3\)"):
+        CallableDensity(_log_p, (D,), VP, sample=lambda n, t, c, g: torch.zeros(1)).sample(2)
+    with pytest.raises(ArgumentTypeError, match=r"sample: got int; expected a callable of \(n, t, context"):
+        CallableDensity(_log_p, (D,), VP, sample=3)
+
+
+def test_a_function_without_samples_says_how_to_give_them():
+    before = torch.get_rng_state()
+    with pytest.raises(UnsupportedError, match=r"cannot sample; expected one built with .*sample=\.\.\."):
+        generate(CallableDensity(_log_p, (D,), VP), VP, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_functions_of_lattice_data_are_a_lattice_density():
+    """The methods of a known lattice density, wrapped, are that density again, and conform."""
+    exact = ToyLattice(VP, torch.tensor([0.3, 0.1, 0.2, 0.4], dtype=F64))
+    density = CallableDensity(
+        exact.forward,
+        (1,),
+        VP,
+        sample=lambda n, t, context, generator: exact.sample(n, t, generator=generator).float(),
+        lattice=exact.lattice,
+        density=exact.forward_density,
+    )
+    points = exact.lattice.points(dtype=F64)[:, None]
+    assert torch.equal(density.log_prob(points, 0.0), exact.log_prob(points, 0.0))
+    assert torch.equal(density.log_density(points + 0.9, 0.0), exact.log_density(points + 0.9, 0.0))
+    assert torch.equal(density.score(points, VP.T), exact.score(points, VP.T))
+    assert exact.lattice.on_lattice(generate(density, VP, 5, generator=seeded(0))).all()
+    assert {"samples_follow_the_density", "masses_sum_to_one"} <= set(check_density(density, samples=500).passed)
+    with pytest.raises(ArgumentError, match="density: got None with a lattice"):
+        CallableDensity(exact.forward, (1,), VP, lattice=exact.lattice)
 
 
 def test_a_module_brings_its_parameters_and_gets_the_context_where_there_is_one():

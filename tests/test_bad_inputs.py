@@ -590,7 +590,7 @@ row(
 row(
     "generate-not-sampleable",
     UnsupportedError,
-    r"density: got CallableDensity, which cannot sample; expected a SampleableDensity; refine samples of your own",
+    r"density: got a CallableDensity without sample, which cannot sample; expected one built with .*sample=\.\.\.",
     lambda w: generate(CUSP, VP, 2, generator=w.generator),
 )
 
@@ -655,11 +655,15 @@ for _name, _error, _message, _start, _stop in [
         _message,
         lambda w, a=_start, b=_stop: EulerMaruyama(steps=2)(w.maf, VP, w.x, a, b, generator=w.generator),
     )
-for _name, _start in [("above-T", 0.5), ("negative", -0.01), ("nan", NAN)]:
+for _name, _start, _message in [
+    ("above-T", 0.5, r"t: got values in .*; expected 0 <= t <= T"),
+    ("negative", -0.01, r"t: got values in .*; expected 0 <= t <= T"),
+    ("nan", NAN, r"t_start: got NaN; expected a time"),
+]:
     row(
         f"generate-t-{_name}",
         ArgumentError,
-        r"t: got values in .*; expected 0 <= t <= T",
+        _message,
         lambda w, t=_start: generate(w.maf, VP, 2, t_start=t, generator=w.generator),
     )
 

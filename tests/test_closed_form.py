@@ -15,6 +15,7 @@ from torch import Tensor
 from ncml import LevelNoise
 from ncml.densities import GaussianDensity, GaussianMixtureDensity, ToyLattice
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from ncml.score import exact_divergence, hutchinson_divergence, log_density_and_score, sliced_score_matching
 from tests.problems import (
     MEAN,
     MEANS,
@@ -160,7 +161,19 @@ def test_single_precision_follows_x(process):
 def test_samples_have_the_dtype_of_the_parameters():
     assert GaussianDensity(VP, MEAN, STD).sample(2).dtype == torch.float32
     assert gaussian(VP).sample(2).dtype == mixture(VP).sample(2).dtype == F64
-    assert lattice(VP).sample(2).dtype == torch.float32
+    assert lattice(VP).sample(2).dtype == F64
+    assert ToyLattice(VP, PMF.float()).sample(2).dtype == ToyLattice(VP, PMF.tolist()).sample(2).dtype == torch.float32
+
+
+@pytest.mark.parametrize("build", [gaussian, mixture, lattice])
+def test_conversions_change_the_dtype_of_samples(build):
+    density = build(VP)
+    state = set(density.state_dict())
+    assert density.float().sample(2, 0.01).dtype == density.dtype == torch.float32
+    assert density.double().sample(0).dtype == density.sample(2, 0.01).dtype == F64
+    assert density.to(torch.float32).dtype == torch.float32
+    assert density.to("cpu").dtype == torch.float32
+    assert not any("like" in name for name in state)
 
 
 @pytest.mark.parametrize("build", [gaussian, mixture, lattice])
@@ -278,6 +291,28 @@ def test_posterior_of_level_noise_by_bayes(edge):
     posterior = lattice(process).posterior(POINTS[:, None], 0.5)[:, 0]
     joint = PMF * process.transition_matrix(0.5).t()  # observed level by row, data level by column
     assert torch.allclose(posterior, joint / joint.sum(1, keepdim=True), rtol=1e-13, atol=1e-15)
+
+
+def test_the_posterior_of_what_cannot_happen_is_refused():
+    """0/0, without noise, after level noise, and so far away that every density underflows."""
+    gap = [0.5, 0.0, 0.0, 0.0, 0.5]
+    for process, x, t in [(VP, 0.0, 0.0), (LevelNoise(5), 0.0, 0.5), (VP, 1e200, VP.T)]:
+        with pytest.raises(ArgumentError, match=r"x: got 1 of 2 values that have no mass at their t, the first"):
+            ToyLattice(process, gap).posterior(torch.tensor([[-1.0], [x]], dtype=F64), t)
+    assert ToyLattice(LevelNoise(5), gap).posterior(torch.tensor([[-0.5]], dtype=F64), 0.5).tolist() == [
+        [[1, 0, 0, 0, 0]]
+    ]
+
+
+def test_derivatives_under_level_noise_are_zero():
+    """The density is flat on every bin: derivatives of any order exist, and are zero."""
+    density, x = lattice(LevelNoise(17)), torch.linspace(-1.2, 1.2, 12, dtype=F64).reshape(-1, 1)
+    log_p, score = log_density_and_score(density, x, 0.5)
+    assert torch.equal(log_p, density.log_density(x, 0.5))
+    assert torch.equal(score, torch.zeros_like(x))
+    assert torch.equal(density.score(x, 0.5), torch.zeros_like(x))
+    for estimate in (exact_divergence, hutchinson_divergence, sliced_score_matching):
+        assert torch.equal(estimate(density, x, 0.5), torch.zeros(12, dtype=F64))
 
 
 def test_posterior_without_noise_is_certain():

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from ncml import VESDE, VPSDE, GaussianProcess, LevelNoise, SubVPSDE
+from ncml.densities import MAF
+from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.nn import Conditioning, MaskedMLP, NoiseFeatures, NoiseScaling
+from ncml.nn.conditioning import label_rows
 
 F64 = torch.float64
 PROCESSES = [VPSDE.at_noise(0.2), SubVPSDE.at_noise(0.2), VESDE.at_noise(0.2), VESDE.linear(0.2)]
@@ -85,11 +88,36 @@ def test_labels_select_rows_and_minus_one_is_a_row_of_its_own():
     assert weight.grad.abs().sum(1).tolist() == [0.0, 0.0, 0.0, 4.0]
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
 def test_labels_of_any_integer_dtype_are_the_same(dtype):
     conditioning = Conditioning(PROCESSES[0], 4, classes=3)
     labels = torch.tensor([-1, 0, 2])
     assert torch.equal(conditioning(torch.zeros(3), labels.to(dtype)), conditioning(torch.zeros(3), labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64])
+def test_rows_of_labels(dtype):
+    """One function for every density: int64 rows, the null label last, whatever the dtype can hold."""
+    rows = label_rows(torch.tensor([0, 100, 126]).to(dtype), 127)
+    assert rows.dtype == torch.int64
+    assert rows.tolist() == [0, 100, 126]
+    assert label_rows(torch.tensor([-1, 2], dtype=torch.int8), 127).tolist() == [127, 2]
+    for bad in (torch.tensor([True]), torch.zeros(1), torch.zeros(1, 1, dtype=dtype)):
+        with pytest.raises(ArgumentTypeError, match="expected integer labels"):
+            label_rows(bad, 127)
+    with pytest.raises(ArgumentError, match=r"outside -1 .. 2"):
+        label_rows(torch.tensor([0, 3], dtype=dtype), 3)
+
+
+def test_a_context_is_not_cast_silently():
+    """Half precision is raised, as x is; another dtype than the density's is refused."""
+    conditioning, wide = Conditioning(PROCESSES[0], 6, context_features=2), torch.ones(1, 2, dtype=F64)
+    assert torch.equal(conditioning(torch.zeros(1), wide.bfloat16()), conditioning(torch.zeros(1), wide.float()))
+    assert conditioning(torch.zeros(1, dtype=F64), wide).dtype == F64
+    with pytest.raises(ArgumentTypeError, match=r"context: got dtype torch.float64; expected torch.float32"):
+        conditioning(torch.zeros(1), wide)
+    with pytest.raises(ArgumentTypeError, match=r"context: got dtype torch.float32; expected torch.float64"):
+        MAF((2,), PROCESSES[0], context_features=2).double().sample(1, 0.01, wide.float())
 
 
 def test_an_empty_batch_keeps_its_width():

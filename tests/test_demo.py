@@ -10,7 +10,7 @@ import torch
 from sklearn import datasets
 
 from ncml.cli import main
-from ncml.cli.demo import DemoSettings, run_demo
+from ncml.cli.demo import DemoSettings, _generator, run_demo
 from ncml.data import load_digits
 from ncml.evaluation.report import jsonable
 
@@ -79,3 +79,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["demo", "--smoke", "--out", str(tmp_path / "file" / "x")]) == 2
     assert "file" in capsys.readouterr().err
+
+
+def test_every_stream_of_random_numbers_depends_on_the_seed():
+    """Torch keeps 32 bits of a seed: streams must differ within them, also for large seeds."""
+    purposes = ("batch", "sample", "level noise", "outliers", "curve", "model")
+    first = {
+        (seed, purpose): float(torch.rand((), generator=_generator(replace(TINY, seed=seed), purpose)))
+        for seed in (0, 1, 2**32, 10**12)
+        for purpose in purposes
+    }
+    assert len(set(first.values())) == len(first)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--threads", "0"), ("--seed", "-1")])
+def test_bad_numbers_are_named_without_a_traceback(option, value, tmp_path, capsys):
+    assert main(["demo", "--smoke", "--out", str(tmp_path), option, value]) == 2
+    assert f"{option[2:]}: got {value}" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from torch import nn
 
 from ncml import VPSDE, Lattice, LevelNoise, NCMLObjective, NoiseConditionalDensity, SampleableDensity
 from ncml.densities import MADE, MAF, CallableDensity, GaussianDensity, NFlowsDensity, ToyLattice, ZukoDensity
-from ncml.errors import InferenceTensorError, NonFiniteError
+from ncml.errors import ArgumentError, ArgumentTypeError, InferenceTensorError, NonFiniteError
 from ncml.sampling import EulerMaruyama
 from ncml.score import exact_divergence, hutchinson_divergence, log_density_and_score
 from tests.problems import PMF, plane_mixture, same_bits, seeded
@@ -58,7 +58,7 @@ BUILDERS = {
     "zuko": lambda: ZukoDensity(
         zuko.flows.NSF(2, 6, bins=4, transforms=1, hidden_features=(8,)), (2,), VP, noise_features=6
     ),
-    "callable": lambda: CallableDensity(Smooth(), (2,), VP),
+    "callable": lambda: CallableDensity(Smooth(), (2,), VP, sample=lambda n, t, c, g: torch.randn(n, 2, generator=g)),
 }
 EVERY = list(BUILDERS)
 TRAINED = [n for n in EVERY if n not in ("gaussian", "mixture", "toy-lattice")]
@@ -479,3 +479,47 @@ def test_forward_is_all_that_a_subclass_needs():
     assert density.log_prob(x, 1e6).shape == (6,)
     with pytest.raises(TypeError, match="abstract"):
         NoiseConditionalDensity((2,))
+
+
+class Misshapen(NoiseConditionalDensity):
+    """Returns a shape whose sum has a gradient all the same."""
+
+    def __init__(self, kind):
+        super().__init__((2,))
+        self.kind = kind
+
+    def forward(self, x, t, context=None):
+        log_p = -0.5 * x.square().sum(1)
+        return {"mean": log_p.mean(), "outer": log_p[:, None] + log_p, "column": log_p[:, None]}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["mean", "outer", "column"])
+def test_a_misshapen_likelihood_has_no_score(kind):
+    x = torch.ones(8, 2)
+    with pytest.raises(ArgumentError, match=r"forward: got .*expected \(8,\)"):
+        Misshapen(kind).score(x)
+    process = VPSDE(T=0.05)
+    with pytest.raises(ArgumentError, match=r"forward: got"):
+        EulerMaruyama(steps=2)(Misshapen(kind), process, x)
+
+
+def test_log_prob_evaluates_and_the_call_trains():
+    torch.manual_seed(0)
+    process = VPSDE(T=0.05)
+    made = MADE((3,), process, hidden=(64,), dropout=0.5).train()
+    x = torch.randn(16, 3)
+    assert torch.equal(made.log_prob(x, 0.01), made.log_prob(x, 0.01))
+    assert torch.equal(made.log_density(x, 0.01), made.log_prob(x, 0.01))
+    assert made.training
+    assert made.net.dropout.training
+    t = torch.full((16,), 0.01)
+    assert not torch.equal(made(x, t), made(x, t))
+    assert made.log_prob(x, 0.01).requires_grad
+    with torch.no_grad():
+        assert not made.log_prob(x, 0.01).requires_grad
+
+
+def test_half_precision_densities_are_refused_by_name():
+    made = MADE((3,), VPSDE(T=0.05), hidden=(8,)).to(torch.bfloat16)
+    with pytest.raises(ArgumentTypeError, match=r"density: got parameters of dtype torch.bfloat16.*autocast"):
+        made.log_prob(torch.zeros(2, 3, dtype=torch.bfloat16))

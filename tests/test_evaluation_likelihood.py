@@ -243,3 +243,16 @@ TOY = ToyLattice(PROCESS, PMF)
 def test_bad_inputs_are_refused(density, x, options, error, match):
     with pytest.raises(error, match=match):
         bits_per_dim(density, x, **options)
+
+
+def test_a_density_off_the_lattice_has_no_rank_among_masses():
+    """Under noise that is there at t = 0 already, "1.77 bits" of 17 flat levels would beat the true 4.09."""
+    flat = torch.ones(17)
+    x = Lattice(17).points()[:, None]
+    mass = bits_per_dim(ToyLattice(VPSDE.at_noise(0.1), flat), x)
+    noisy = bits_per_dim(ToyLattice(VESDE(song=True), flat), x)
+    assert (mass.kind, noisy.kind) == ("exact", "density")
+    assert mass.mean == pytest.approx(math.log2(17))
+    assert "density" in str(noisy)
+    with pytest.raises(ArgumentTypeError, match="density against exact"):
+        assert noisy < mass

@@ -199,7 +199,7 @@ def test_the_orders_are_the_same_at_zero():
 def test_without_a_lattice_the_values_at_zero_are_bounds_and_with_noise_exact():
     density = GaussianDensity(PROCESS, torch.zeros(1, dtype=torch.float64), 0.3)
     at_zero, noisy = (delta_log_p(density, spread(30), 0.5, t, lattice=LATTICE) for t in (0.0, PROCESS.T))
-    assert (at_zero.clean.kind, noisy.clean.kind) == ("upper bound", "exact")
+    assert (at_zero.clean.kind, noisy.clean.kind) == ("upper bound", "density")
 
 
 def test_a_discrete_process_stays_on_the_lattice_and_follows_its_matrices():
@@ -289,7 +289,7 @@ def test_the_curve_is_strict_json():
     assert data["delta"]["0.5"] == curve.delta[0.5].tolist()
     assert data["signed"]["1.0"] == curve.signed[1.0].tolist()
     assert data["times"] == [0.0, PROCESS.T]
-    assert [clean["kind"] for clean in data["clean"]] == ["exact", "exact"]
+    assert [clean["kind"] for clean in data["clean"]] == ["exact", "density"]
     assert data["mean_abs_perturbation_levels"] == curve.mean_abs_perturbation.tolist()
 
 

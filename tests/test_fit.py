@@ -109,3 +109,21 @@ def test_context_rows_follow_their_examples():
     density = Matches()
     fit(density, NCMLObjective(PROCESS, AtZero()), labels[:, None].float(), labels, steps=3)
     assert density.seen == 0.0
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step():
+    class Steep(NoiseConditionalDensity):
+        """A finite likelihood whose gradient is infinite."""
+
+        def __init__(self):
+            super().__init__((2,))
+            self.scale = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x, t, context=None):
+            return -self.scale.sqrt() - x.square().sum(1)
+
+    density = Steep()
+    with pytest.raises(NonFiniteError, match="gradient: got"):
+        fit(density, NCMLObjective(PROCESS), ring(), steps=3)
+    assert float(density.scale.detach()) == 0.0
+    assert not density.training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import pytest
 import torch
@@ -126,6 +127,27 @@ def test_exact_values_and_bounds_are_not_ranked():
         _ = exact < bound
 
 
+def test_rankings_agree():
+    low, high = (BitsPerDim(torch.tensor([v]), exact=True) for v in (3.0, 4.0))
+    same, bound = BitsPerDim(torch.tensor([2.5, 3.5]), exact=True), BitsPerDim(torch.tensor([3.5]), exact=False)
+    assert low < high
+    assert low <= high
+    assert high > low
+    assert high >= low
+    assert low <= same
+    assert low >= same
+    assert not low < same
+    assert not low > same
+    assert not high <= low
+    for rank in (operator.lt, operator.le, operator.gt, operator.ge):
+        with pytest.raises(ArgumentTypeError, match="got exact against upper bound"):
+            rank(low, bound)
+        with pytest.raises(ArgumentTypeError, match=r"got float; expected BitsPerDim; compare \.mean"):
+            rank(low, 3.5)
+        with pytest.raises(ArgumentTypeError, match=r"compare \.mean"):
+            rank(3.5, low)
+
+
 def test_zero_mass_is_never_averaged_away():
     bits = Lattice(256).bits_per_dim(torch.tensor([-1.0, -math.inf, 2.0]), 1)
     assert bits.mean == math.inf
@@ -149,3 +171,11 @@ def test_integers_only_and_in_range():
         Lattice(17).to_unit(torch.zeros(2))
     with pytest.raises(ArgumentError, match=r"got values in \[0, 17\]; expected 0 .. 16"):
         Lattice(17).to_unit(torch.tensor([0, 17]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int16])
+def test_every_integer_dtype_has_levels(dtype):
+    k = torch.tensor([0, 8, 16])
+    assert torch.equal(Lattice(17).to_unit(k.to(dtype)), Lattice(17).to_unit(k))
+    with pytest.raises(ArgumentError, match=r"got values in \[0, 17\]; expected 0 .. 16"):
+        Lattice(17).to_unit(torch.tensor([0, 17]).to(dtype))

@@ -137,3 +137,17 @@ def test_errors():
     with pytest.raises(ArgumentTypeError, match=r"got dtype torch.uint8"):
         LevelNoise(17).perturb(torch.zeros(1, 1, dtype=torch.uint8), 0.5)
     assert LevelNoise(17) == LevelNoise(17, "clip") != LevelNoise(17, "reflect")
+
+
+def test_half_precision_data_move_as_often_as_others():
+    """Uniforms of bfloat16 are multiples of 1/256 and would move 0.4 and 0.7 per cent. Statistical."""
+    process, n = LevelNoise(3), 200_000
+    x = torch.zeros(n, 1, dtype=torch.bfloat16)
+    noise = process.draw_noise(x, generator=seeded(7))
+    assert noise.dtype == torch.float32
+    moved = process.perturb(x, 0.01, noise=noise)
+    assert moved.dtype == torch.bfloat16
+    assert_frequencies(torch.bincount(process.lattice.nearest(moved).flatten()), torch.tensor([0.005, 0.99, 0.005]))
+    assert torch.equal(moved, process.perturb(x, 0.01, generator=seeded(7)))
+    with pytest.raises(ArgumentTypeError, match=r"noise: got dtype torch.bfloat16; expected torch.float32"):
+        process.perturb(x, 0.01, noise=noise.bfloat16())

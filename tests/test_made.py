@@ -319,7 +319,7 @@ def test_trained_on_lattice_data_it_approaches_the_entropy_from_above(process):
         made.float()
         return float((log_p.exp() * (log_p - log_q)).sum().detach())
 
-    losses = train(made, process, lambda i: data.sample(256, generator=seeded(i)), steps=250, times=None)
+    losses = train(made, process, lambda i: data.sample(256, generator=seeded(i)).float(), steps=250, times=None)
     assert np.mean(losses[-20:]) < losses[0] - 0.3
     for time in {0.0, t}:
         assert 0.0 <= gap(time) < 0.02

@@ -267,8 +267,9 @@ def test_wrong_calls():
         density.log_prob(x, VP.T)
     with pytest.raises(ArgumentError, match="outside -1"):
         density.log_prob(x, VP.T, torch.tensor([0, 2]))
-    with pytest.raises(ArgumentTypeError, match="integer labels"):
-        density.log_prob(x, VP.T, torch.zeros(2))
+    for bad in (torch.zeros(2), torch.zeros(2, dtype=torch.bool)):
+        with pytest.raises(ArgumentTypeError, match="integer labels"):
+            density.log_prob(x, VP.T, bad)
     with pytest.raises(ArgumentError, match="noise: got"):
         density.sample(2, 0.0, torch.tensor([0, 1]), noise=torch.zeros(2, 16, 2, dtype=torch.float64))
     with pytest.raises(ArgumentError, match="rows: got 5"):
@@ -276,6 +277,15 @@ def test_wrong_calls():
     with pytest.raises(ArgumentError, match="name: got"):
         NCPN.preset("huge", (1, 4, 4), VP)
     assert density.sample(0, 0.0, torch.zeros(0, dtype=torch.long)).shape == (0, 1, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_labels_of_any_integer_dtype_are_the_same(dtype):
+    density, x = network((1, 4, 4), classes=3), torch.zeros(2, 1, 4, 4, dtype=torch.float64)
+    label = torch.tensor([2, 0])
+    assert torch.equal(density.log_prob(x, VP.T, label.to(dtype)), density.log_prob(x, VP.T, label))
+    density.train()  # some labels are dropped
+    assert density.log_prob(x, VP.T, label.to(dtype)).shape == (2,)
 
 
 def test_level_noise_as_the_process():

@@ -342,3 +342,20 @@ def test_bad_arguments():
         NCMLObjective(PROCESS, 0.1)
     with pytest.raises(ArgumentError, match="reduction: got 'median'"):
         NCMLObjective(PROCESS, reduction="median")
+
+
+def test_weights_that_are_not_numbers_are_refused():
+    """1 / sigma^2 is infinite at t = 0: with the atom there, the loss would be NaN without a word."""
+    process = VPSDE.at_noise(0.1)
+    density = GaussianDensity(process, mean=torch.zeros(2), std=0.5)
+    times = WeightedTimes(UniformTimes(p_zero=0.5), lambda t: 1.0 / process.sigma(t) ** 2)
+    with pytest.raises(ArgumentError, match=r"weight: got \d+ non-finite"):
+        NCMLObjective(process, times)(density, torch.zeros(8, 2))
+
+
+def test_weights_of_another_shape_are_refused():
+    process = VPSDE.at_noise(0.1)
+    density = GaussianDensity(process, mean=torch.zeros(2), std=0.5)
+    times = WeightedTimes(UniformTimes(), lambda t: t[:, None])
+    with pytest.raises(ArgumentError, match="weights of shape"):
+        NCMLObjective(process, times)(density, torch.zeros(8, 2))

@@ -262,16 +262,18 @@ def test_langevin_is_stationary_at_the_level(name, step_size):
     for step in affine_steps(sampler, process, 4)[:-1]:
         mean, variance = noisy_moments(process, step.s)
         epsilon = step_size * float(process.sigma(step.s)) ** 2
-        assert 0.0 < step.a < 1.0
-        assert step.b / (1.0 - step.a) == pytest.approx(mean, rel=1e-12)
-        stationary = step.c**2 / (1.0 - step.a**2)
-        assert stationary == pytest.approx(variance / (1.0 - 0.5 * epsilon / variance), rel=1e-12)
+        rescaling = min(float(process.alpha(step.s)) / float(process.alpha(step.t)), math.exp(step_size))
+        a = step.a / rescaling  # of the move that follows
+        assert 0.0 < a < 1.0
+        assert step.b / (1.0 - a) == pytest.approx(mean, rel=1e-9)
+        stationary = step.c**2 / (1.0 - a**2)
+        assert stationary == pytest.approx(variance / (1.0 - 0.5 * epsilon / variance), rel=1e-9)
         assert 1.0 < stationary / variance < 1.0 / (1.0 - 0.5 * step_size)
 
 
-def test_langevin_stays_put_without_noise():
+def test_langevin_only_rescales_without_noise():
     (*_, last) = affine_steps(AnnealedLangevin(moves=1), SDES["vp"], 4)
-    assert last[:3] == (1.0, 0.0, 0.0)
+    assert last[:3] == (pytest.approx(1.0 / float(SDES["vp"].alpha(last.t)), rel=1e-14), 0.0, 0.0)
 
 
 def test_the_papers_processes_refine_as_well():

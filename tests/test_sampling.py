@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ncml import VESDE, LevelNoise, NoiseConditionalDensity, generate
+from ncml import VESDE, VPSDE, GaussianProcess, LevelNoise, NoiseConditionalDensity, SubVPSDE, generate
 from ncml.densities import CallableDensity, GaussianDensity, ToyLattice
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
 from ncml.sampling import AnnealedLangevin, EulerMaruyama, HeunODE, Tweedie
+from ncml.times import LadderTimes
 from tests.affine import affine_steps, noisy_moments, score_of
 from tests.problems import (
     LINEAR_SDES,
@@ -47,6 +48,7 @@ SAMPLERS = {
     "langevin": AnnealedLangevin(steps=8),
     "tweedie": Tweedie(),
 }
+COSINE = GaussianProcess(torch.cos, torch.sin, T=math.pi / 2)
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 coarse = {name: type(p).at_noise(0.25) for name, p in SDES.items()}
 """Processes whose T is two levels of the 17-level lattice."""
@@ -80,8 +82,11 @@ def exact_moments(sampler: EulerMaruyama | AnnealedLangevin, process) -> tuple[f
     mean, variance = noisy_moments(process, process.T)
     recursion = affine_steps(replace(sampler, moves=1) if moves > 1 else sampler, process, sampler.steps)
     for step in recursion[:-1] if sampler.denoise_last else recursion:
+        # Langevin rescales once and then moves.
+        scale = float(process.alpha(step.s)) / float(process.alpha(step.t)) if moves > 1 else 1.0
+        mean, variance, a = scale * mean, scale**2 * variance, step.a / scale
         for _ in range(moves):
-            mean, variance = step.a * mean + step.b, step.a**2 * variance + step.c**2
+            mean, variance = a * mean + step.b, a**2 * variance + step.c**2
     if sampler.denoise_last:  # Tweedie: x -> ((1 - k) x + k m_t) / alpha, k = sigma^2 / v_t
         t = recursion[-1].t
         m, v = noisy_moments(process, t)
@@ -112,6 +117,24 @@ def test_langevin_reaches_the_data_slowly(process):
     errors = [abs(exact_moments(AnnealedLangevin(n, moves=4), process)[1] / STD**2 - 1.0) for n in (16, 64, 256)]
     assert errors[0] > 2.0 * errors[1] > 4.0 * errors[2]
     assert errors[2] < 0.1
+
+
+@pytest.mark.parametrize("build", [lambda: SubVPSDE(T=0.25), VPSDE, lambda: COSINE], ids=["subvp", "vp", "cosine"])
+def test_langevin_brings_back_the_mean_that_the_process_shrank(build):
+    """N(1, 0.1^2) by its defaults: without rescaling, sub-VP and VP give means of 0.974 and 0.995. Statistical."""
+    process, g = build(), seeded(4)
+    density = GaussianDensity(process, torch.ones(1, dtype=F64), 0.1)
+    y = AnnealedLangevin()(density, process, density.sample(20_000, process.T, generator=g), generator=g)
+    assert float(y.mean()) == pytest.approx(1.0, abs=2e-3)
+    assert 0.1 < float(y.std()) < 0.12
+
+
+def test_coarse_langevin_does_not_blow_up_where_the_signal_returns_fast():
+    """alpha(pi/2) is 6e-17: the rescaling is bounded by what the moves take back."""
+    g = seeded(4)
+    density = GaussianDensity(COSINE, torch.ones(1, dtype=F64), 0.1)
+    x = density.sample(2_000, COSINE.T, generator=g)
+    assert float(AnnealedLangevin(16)(density, COSINE, x, generator=g).std()) < 0.3
 
 
 @each_linear_sde
@@ -198,7 +221,7 @@ def test_the_uniform_grid_and_a_noisy_end_are_poor_for_lattice_data():
     """From ten levels, VE, 64 steps: total variation more than twice that of the quadratic grid."""
     scale = 0.125 * 127.5  # the 17-level lattice's levels in 8-bit levels: the same problem, enlarged
     process = VESDE.at_noise(1.25, sigma_min=0.01 * scale, sigma_max=50 * scale)
-    density, n = lattice(process), 5_000
+    density, n = lattice(process), 20_000
 
     def distance(sampler: EulerMaruyama, t_end: float | None) -> float:
         g = seeded(6)
@@ -283,7 +306,7 @@ def test_plain_sampling_needs_no_sampler():
 
 def test_what_cannot_sample_cannot_generate():
     density = CallableDensity(lambda x, t: -x.square().sum(1), (2,))
-    with pytest.raises(UnsupportedError, match="got CallableDensity, which cannot sample"):
+    with pytest.raises(UnsupportedError, match="got a CallableDensity without sample, which cannot sample"):
         generate(density, VP, 4)
     with pytest.raises(ArgumentError, match="the one that the density was built for"):
         generate(gaussian(VP), SDES["ve"], 4)
@@ -486,3 +509,47 @@ def test_more_dimensions():
     one = score_of(gaussian(VP))(torch.full((1, 1), 0.2, dtype=F64), VP.T)
     assert torch.allclose(density.score(torch.full((1, 2, 3, 4), 0.2, dtype=F64), VP.T), one.expand(1, 2, 3, 4))
     assert_law(y, normal_cdf(MEAN, STD), bias=2e-3)
+
+
+@pytest.mark.parametrize("sampler", [EulerMaruyama(), HeunODE(steps=32)], ids=["em", "heun"])
+def test_a_process_that_starts_in_noise_is_sampled_there(sampler):
+    """Song's VE has p_0 with noise of sigma_min: no step may take that away. z = 6.11, plus 2 % for the steps."""
+    process = VESDE(T=0.3, sigma_min=0.1, sigma_max=1.0, song=True)
+    density = GaussianDensity(process, mean=torch.zeros(1, dtype=torch.float64), std=0.1)
+    n = 20_000
+    x = density.sample(n, process.T, generator=torch.Generator().manual_seed(0))
+    y = sampler(density, process, x, generator=torch.Generator().manual_seed(1))
+    assert float(y.var()) == pytest.approx(0.02, rel=0.02 + 6.11 * (2 / n) ** 0.5)
+
+
+def test_times_rounded_up_to_float32_count_as_T():
+    process = VPSDE(T=0.011612865951)
+    t = float(torch.tensor(process.T))
+    assert t > process.T
+    density = GaussianDensity(process, mean=torch.zeros(2), std=0.1)
+    assert generate(density, process, 3, t_start=t, sampler=EulerMaruyama(steps=2)).shape == (3, 2)
+    times, _ = LadderTimes((0.0, t))(8, process)
+    assert float(times.max()) == pytest.approx(process.T)
+    with pytest.raises(ArgumentError, match="t: got"):
+        generate(density, process, 3, t_start=1.001 * process.T)
+
+
+def test_samplers_see_through_wrappers_and_refuse_what_is_no_density():
+    process = VPSDE(T=0.05)
+    density = GaussianDensity(process, mean=torch.zeros(2), std=0.1)
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    def draw(d):
+        return generate(d, process, 4, sampler=EulerMaruyama(steps=2), generator=torch.Generator().manual_seed(0))
+
+    assert torch.equal(draw(Wrapper(density)), draw(density))
+    with pytest.raises(ArgumentTypeError, match="density: got Linear"):
+        draw(torch.nn.Linear(1, 1))
+    with pytest.raises(ArgumentTypeError, match="sampler: got"):
+        generate(density, process, 4, sampler=EulerMaruyama)
+    with pytest.raises(ArgumentTypeError, match="t_start: got"):
+        generate(density, process, 4, t_start=torch.zeros(4))

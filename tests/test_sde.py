@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from ncml import VESDE, VPSDE, Lattice, LinearVESDE, SubVPSDE
+from ncml import VESDE, VPSDE, Lattice, LevelNoise, LinearVESDE, SubVPSDE
 from ncml.errors import ArgumentError
 from ncml.score import exact_divergence
 from tests.problems import LEVEL, SDES, WHOLE_SDES, each_linear_sde, each_whole_sde, plane_mixture, seeded
@@ -358,6 +358,28 @@ def test_bad_schedules():
         VESDE(sigma_min=0.02, sigma_max=0.01)
     with pytest.raises(ArgumentError, match="beta_min: got"):
         VPSDE(beta_min=0.0)
+
+
+@pytest.mark.parametrize("kind", [VPSDE, SubVPSDE])
+def test_schedules_may_fall_while_they_stay_positive(kind):
+    """beta(t) = 2 - t, whose integral is 2t - t^2 / 2."""
+    process = kind(T=1.9, beta_min=2.0, beta_max=1.0)
+    assert float(process.alpha(1.9)) == pytest.approx(math.exp(-0.5 * (3.8 - 1.9**2 / 2)), rel=1e-14)
+    assert float(process.time_at(float(process.sigma(1.8)))) == pytest.approx(1.8, rel=1e-9)
+    reached = kind.at_noise(0.7, beta_min=2.0, beta_max=1.0)
+    assert float(reached.sigma(reached.T)) == pytest.approx(0.7, rel=1e-12)
+    for T in (2.0, 3.0):
+        with pytest.raises(ArgumentError, match=rf"T: got {T} with beta\(T\) = .*; expected beta\(T\) > 0"):
+            kind(T=T, beta_min=2.0, beta_max=1.0)
+
+
+@pytest.mark.parametrize("kind", [VPSDE, SubVPSDE, VESDE, LinearVESDE, LevelNoise])
+def test_settings_are_stored_as_floats(kind):
+    process = kind(T=1)
+    assert type(process.T) is float
+    assert process == kind(T=1.0)
+    assert hash(process) == hash(kind(T=1.0))
+    assert repr(process) == repr(kind(T=1.0))
 
 
 def test_lattice_width_is_the_level():

@@ -57,6 +57,11 @@ def check_input(
         )
     if device is not None and x.device != device:
         raise ArgumentError(f"x: got device {x.device}; expected {device}, the density's; move one of them with .to()")
+    if dtype in HALF:
+        raise ArgumentTypeError(
+            f"density: got parameters of dtype {dtype}; expected float32 or float64, in which likelihoods keep their "
+            f"digits; keep float32 and run under torch.autocast"
+        )
     if x.dtype in HALF:
         x = x.float()
     if dtype is not None and x.dtype != dtype:
@@ -75,6 +80,8 @@ def check_time(t: Time, x: Tensor, T: float = math.inf) -> Tensor:
         ArgumentTypeError: ``t`` is neither a number nor a tensor of at least float32 or integers.
         ArgumentError: ``t`` has another shape or device, or lies outside ``[0, T]``.
     """
+    if x.ndim == 0:
+        raise ArgumentError("x: got a 0-d tensor; expected a batch, (B, *event_shape)")
     n = x.shape[0]
     dtype = torch.promote_types(x.dtype, torch.float32)
     limit = T * (1.0 + 4.0 * torch.finfo(dtype).eps)
@@ -103,6 +110,11 @@ def check_time(t: Time, x: Tensor, T: float = math.inf) -> Tensor:
     if high > T:
         t = t.clamp(max=T)
     return t.expand(n)
+
+
+def clamp_time(t: float, T: float) -> float:
+    """``t``, or T where t is T rounded up to float32; anything else above T is left for the caller to refuse."""
+    return T if T < t <= T * (1.0 + 4.0 * torch.finfo(torch.float32).eps) else t
 
 
 def check_context(context: Tensor | None, n: int, device: torch.device) -> Tensor | None:

@@ -50,6 +50,7 @@ __all__ = [
     "SampleableDensity",
     "check_process",
     "check_score",
+    "eval_mode",
     "evaluating",
     "unwrapped",
 ]
@@ -116,14 +117,17 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         with torch.enable_grad():
             if not (create_graph and x.requires_grad):
                 x = x.detach().requires_grad_()
-            total = self.forward_density(x, t, context).sum()
-            (score,) = torch.autograd.grad(total, x, create_graph=create_graph)
+            log_p = self.forward_density(x, t, context)
+            self._check_shape(log_p, x)
+            (score,) = torch.autograd.grad(log_p.sum(), x, create_graph=create_graph)
         return score
 
     # The public edge.
 
     def log_prob(self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, check_finite: bool = True) -> Tensor:
         """Log-likelihood of ``x`` at time ``t`` in nats per example.
+
+        Evaluates: dropout is off, and the training flags are restored. To train, call the density itself.
 
         Args:
             x: Batch of shape ``(B, *event_shape)``, floating, in data units. Half precision is
@@ -145,7 +149,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         if self.lattice is not None and self.process is not None:
             clean = self.process.on_lattice(t)
             self.lattice.check(x if bool(clean.all()) else x[clean])
-        return self._checked_result(self.forward(x, t, context), x, t)
+        with eval_mode(self):
+            return self._checked_result(self.forward(x, t, context), x, t)
 
     def log_density(
         self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, check_finite: bool = True
@@ -155,7 +160,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         Equal to :meth:`log_prob` for continuous models. Arguments, result and errors as there.
         """
         x, t, context = self._checked(x, t, context, finite=check_finite)
-        return self._checked_result(self.forward_density(x, t, context), x, t)
+        with eval_mode(self):
+            return self._checked_result(self.forward_density(x, t, context), x, t)
 
     def score(
         self,
@@ -222,13 +228,16 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         x = check_input(x, self.event_shape, dtype, None if own is None else own.device, finite=finite)
         return x, check_time(t, x, self.max_time), check_context(context, x.shape[0], x.device)
 
-    def _checked_result(self, log_p: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def _check_shape(self, log_p: Tensor, x: Tensor) -> None:
         if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1]:
             got = tuple(log_p.shape) if isinstance(log_p, Tensor) else type(log_p).__name__
             raise ArgumentError(
                 f"{type(self).__name__}.forward: got {got}; expected ({x.shape[0]},); return the log-density of each "
                 f"example: sum over event dimensions, not over the batch"
             )
+
+    def _checked_result(self, log_p: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        self._check_shape(log_p, x)
         if math.isfinite(float(log_p.detach().sum())):  # then every term is
             return log_p
         bad = log_p.detach().isnan() | (log_p.detach() == float("inf"))
@@ -321,12 +330,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             "density: got parameters created under torch.inference_mode(), which autograd cannot use; "
             "build or load the model outside of it"
         )
+    with eval_mode(module), torch.inference_mode(False):
+        yield
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Run a block in eval mode, and restore every training flag after it."""
     training = [m for m in module.modules() if m.training]
     for m in training:
         m.training = False
     try:
-        with torch.inference_mode(False):
-            yield
+        yield
     finally:
         for m in training:
             m.training = True

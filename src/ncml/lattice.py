@@ -26,6 +26,8 @@ from ncml.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["BitsPerDim", "Lattice"]
 
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+
 OFF_LATTICE_TOLERANCE = 1e-3
 """How far, in levels, a value may lie from its lattice point (covers float32 rounding)."""
 
@@ -82,6 +84,8 @@ class Lattice:
         if not isinstance(k, Tensor) or k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
             got = k.dtype if isinstance(k, Tensor) else type(k).__name__
             raise ArgumentTypeError(f"k: got {got}; expected an integer tensor of levels")
+        if k.dtype in UNSIGNED:  # for which torch has no min and max
+            k = k.long()
         if k.numel() and (int(k.min()) < 0 or int(k.max()) >= self.levels):
             raise ArgumentError(
                 f"k: got values in [{int(k.min())}, {int(k.max())}]; expected 0 .. {self.levels - 1}; "
@@ -113,13 +117,14 @@ class Lattice:
 
     def check(self, x: Tensor, name: str = "x") -> None:
         """Raise :class:`~ncml.errors.ArgumentError` unless every value is a lattice point."""
+        distance, tolerance = self._distance(x), self._tolerance(x.dtype)
         # One number decides, and NaN is none; only a failure needs the mask.
-        if x.numel() and not float(self._distance(x).amax()) <= self._tolerance(x.dtype):
-            ok = self.on_lattice(x)
+        if x.numel() and not float(distance.amax()) <= tolerance:
             check_finite(x, name, "clean the data")
-            value = float(x.detach()[~ok][0])
+            off = distance > tolerance
+            value = float(x.detach()[off][0])
             raise ArgumentError(
-                f"{name}: {int((~ok).sum())} of {x.numel()} values are not one of the {self.levels} "
+                f"{name}: {int(off.sum())} of {x.numel()} values are not one of the {self.levels} "
                 f"lattice points of [-1, 1] (first: {value:.6g}); "
                 f"scale integers with Lattice({self.levels}).to_unit()"
             )
@@ -151,18 +156,21 @@ class Lattice:
 
 @dataclass(frozen=True, eq=False)
 class BitsPerDim:
-    """Bits per dimension of a set of examples, and whether they are exact or an upper bound.
+    """Bits per dimension of a set of examples, and of what kind they are.
 
-    Comparing an exact value with a bound raises: a bound of 2.8 does not lose to an exact 2.7.
-    Compare ``.mean`` explicitly if that is what you want to say.
+    Comparing values of different kinds raises: a bound of 2.8 does not lose to an exact 2.7, and a
+    density has no number of bits. Compare ``.mean`` explicitly if that is what you want to say.
 
     Args:
         values: One value per example, shape ``(B,)``; ``inf`` where the model gives zero mass.
         exact: True for an exact likelihood, False for an upper bound.
+        mass: False for values of a density off the lattice, in bits relative to a bin. They can be
+            negative, and compare models of the same noisy data only.
     """
 
     values: Tensor
     exact: bool
+    mass: bool = True
 
     def __post_init__(self) -> None:
         if self.values.numel() == 0:
@@ -188,19 +196,38 @@ class BitsPerDim:
 
     @property
     def kind(self) -> str:
-        """``"exact"`` or ``"upper bound"``."""
+        """``"exact"`` or ``"upper bound"`` for masses; ``"density"`` off the lattice."""
+        if not self.mass:
+            return "density"
         return "exact" if self.exact else "upper bound"
 
     def __lt__(self, other: BitsPerDim) -> bool:
-        if self.exact != other.exact:
+        return self.mean < self._rival(other)
+
+    def __le__(self, other: BitsPerDim) -> bool:
+        return self.mean <= self._rival(other)
+
+    def __gt__(self, other: BitsPerDim) -> bool:
+        return self.mean > self._rival(other)
+
+    def __ge__(self, other: BitsPerDim) -> bool:
+        return self.mean >= self._rival(other)
+
+    def _rival(self, other: BitsPerDim) -> float:
+        """The mean of ``other``, if the two can be ranked."""
+        if not isinstance(other, BitsPerDim):
+            raise ArgumentTypeError(
+                f"cannot rank bits/dim: got {type(other).__name__}; expected BitsPerDim; compare .mean with a number"
+            )
+        if self.kind != other.kind:
             raise ArgumentTypeError(
                 f"cannot rank bits/dim: got {self.kind} against {other.kind}; expected the same kind; "
-                f"compare the .mean values and say which is the bound"
+                f"compare the .mean values and say which is which"
             )
-        return self.mean < other.mean
+        return other.mean
 
     def __float__(self) -> float:
         return self.mean
 
     def __str__(self) -> str:
-        return f"{'' if self.exact else '<= '}{self.mean:.4f} bits/dim"
+        return f"{'' if self.exact else '<= '}{self.mean:.4f} bits/dim{'' if self.mass else ' (density)'}"

@@ -54,7 +54,8 @@ class LevelNoise(DiscreteProcess):
     def __post_init__(self) -> None:
         if self.edge not in ("clip", "reflect"):
             raise ArgumentError(f"edge: got {self.edge!r}; expected 'clip' or 'reflect'")
-        if check_positive(self.T, "T") > 1.0:
+        object.__setattr__(self, "T", check_positive(self.T, "T"))
+        if self.T > 1.0:
             raise ArgumentError(f"T: got {self.T}; expected a probability, 0 < T <= 1")
         Lattice(self.levels)  # refuses a bad number of levels
 
@@ -68,8 +69,12 @@ class LevelNoise(DiscreteProcess):
         return torch.ones_like(as_time(t), dtype=torch.bool)
 
     def draw_noise(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Uniform on [0, 1), shape of ``x``: below ``t/2`` moves down, from ``1 - t/2`` up."""
-        return torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+        """Uniform on [0, 1), shape of ``x``: below ``t/2`` moves down, from ``1 - t/2`` up.
+
+        In at least float32: the 256 uniforms of bfloat16 cannot express small probabilities.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return torch.rand(x.shape, dtype=dtype, device=x.device, generator=generator)
 
     def perturb(
         self, x: Tensor, t: Time, *, noise: Tensor | None = None, generator: torch.Generator | None = None

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 
 import torch
 from torch import Tensor
 
-from ncml._checks import Time, check_floating, check_generator, check_positive, check_time, per_example
+from ncml._checks import Time, check_finite, check_floating, check_generator, check_positive, check_time, per_example
 from ncml.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["DiscreteProcess", "GaussianProcess", "LinearSDE", "NoiseProcess"]
@@ -82,8 +83,9 @@ class NoiseProcess(abc.ABC):
             raise ArgumentError(
                 f"noise: got shape {tuple(noise.shape)} on {noise.device}; expected {tuple(x.shape)} on {x.device}"
             )
-        if noise.dtype != x.dtype:
-            raise ArgumentTypeError(f"noise: got dtype {noise.dtype}; expected {x.dtype}, that of x")
+        expected = self.draw_noise(x[:0]).dtype
+        if noise.dtype != expected:
+            raise ArgumentTypeError(f"noise: got dtype {noise.dtype}; expected {expected}, that of draw_noise(x)")
         return noise
 
 
@@ -97,6 +99,8 @@ class DiscreteProcess(NoiseProcess):
 
 class GaussianProcess(NoiseProcess):
     r"""The process :math:`x_t = \alpha(t) x_0 + \sigma(t) z`, from any two functions.
+
+    Immutable; equal to another one of the same two functions and T.
 
     Args:
         alpha: Scale :math:`\alpha(t)`, with ``alpha(0) == 1``; a function of a tensor.
@@ -113,13 +117,26 @@ class GaussianProcess(NoiseProcess):
     """
 
     def __init__(self, alpha: Callable[[Tensor], Tensor], sigma: Callable[[Tensor], Tensor], T: float = 1.0) -> None:
+        self._alpha, self._sigma = alpha, sigma
         self.T = check_positive(T, "T")
-        self._functions = (alpha, sigma)
         start = float(self.alpha(0.0)), float(self.sigma(0.0))
         if start != (1.0, 0.0):
             raise ArgumentError(
                 f"alpha, sigma: got alpha(0), sigma(0) = {start}; expected (1, 0): time 0 is the data itself"
             )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # New names are for the __init__ of subclasses; what is there enters the hash, and stays.
+        if name in vars(self):
+            raise FrozenInstanceError(f"{name}: got a new value; processes are immutable; build another one")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"{name}: got del; processes are immutable; build another one")
+
+    def __repr__(self) -> str:
+        settings = (f"{k.lstrip('_')}={getattr(v, '__name__', repr(v))}" for k, v in vars(self).items())
+        return f"{type(self).__name__}({', '.join(settings)})"
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
@@ -129,11 +146,11 @@ class GaussianProcess(NoiseProcess):
 
     def alpha(self, t: Time) -> Tensor:
         """Scale of the data at time ``t``, same shape as ``t``."""
-        return torch.as_tensor(self._functions[0](as_time(t)))
+        return torch.as_tensor(self._alpha(as_time(t)))
 
     def sigma(self, t: Time) -> Tensor:
         """Standard deviation of the noise at time ``t`` in data units, same shape as ``t``."""
-        return torch.as_tensor(self._functions[1](as_time(t)))
+        return torch.as_tensor(self._sigma(as_time(t)))
 
     def log_snr(self, t: Time) -> Tensor:
         r"""Log signal-to-noise ratio :math:`2 \log(\alpha/\sigma)`; infinite at ``t = 0``."""
@@ -149,13 +166,13 @@ class GaussianProcess(NoiseProcess):
             ArgumentError: The process does not reach that noise level by T.
         """
         sigma = as_time(sigma)
-        top = float(self.sigma(self.T))
+        bottom, top = float(self.sigma(0.0)), float(self.sigma(self.T))
         if sigma.numel():
             low, high = float(sigma.min()), float(sigma.max())
-            if not (low >= 0.0 and high <= top * (1.0 + 4.0 * torch.finfo(sigma.dtype).eps)):
+            if not (low >= bottom and high <= top * (1.0 + 4.0 * torch.finfo(sigma.dtype).eps)):
                 raise ArgumentError(
-                    f"sigma: got values in [{low:.6g}, {high:.6g}]; expected 0 <= sigma <= sigma(T) = {top:.6g}; "
-                    f"build the process with at_noise(std) for a larger T"
+                    f"sigma: got values in [{low:.6g}, {high:.6g}]; expected {bottom:.6g} <= sigma <= sigma(T) = "
+                    f"{top:.6g}; build the process with at_noise(std) for a larger T"
                 )
         # At the top T itself: where sigma has saturated (at 1, for VP) its inverse is not finite.
         return torch.where(sigma >= top, self.T, self._invert_sigma(sigma).clamp(0.0, self.T))
@@ -181,6 +198,7 @@ class GaussianProcess(NoiseProcess):
         r"""Draw :math:`x_t = \alpha(t)\,x + \sigma(t)\,z` (see :meth:`NoiseProcess.perturb`)."""
         check_floating(x, "x")
         t = check_time(t, x, self.T)
+        check_finite(x, "x", "clean the data")
         z = self._noise(x, noise, generator)
         alpha, sigma, clean = (per_example(v, x) for v in (self.alpha(t), self.sigma(t), self.on_lattice(t)))
         # The selection keeps t = 0 bit for bit: -0.0 + 0.0 would lose its sign.

@@ -108,6 +108,12 @@ class NCMLObjective:
         if t is None:
             assert self.times is not None  # set in __post_init__
             t, weight = self.times(n, self.process, generator=generator, device=x.device, dtype=x.dtype)
+            if t.shape != (n,) or weight.shape != (n,):
+                raise ArgumentError(
+                    f"times: got times of shape {tuple(t.shape)} and weights of shape {tuple(weight.shape)}; expected "
+                    f"({n},) of both from {type(self.times).__name__}"
+                )
+            check_finite(weight, "weight", f"mend {type(self.times).__name__}: every t in [0, T] needs a finite weight")
         else:
             t = check_time(t, x, self.process.T)
             weight = torch.ones_like(t)

@@ -47,6 +47,12 @@ def _with_noise(process: LinearSDE, std: float) -> float:
     return time
 
 
+def _as_floats(process: LinearSDE, *names: str) -> None:
+    """Check positive fields of a frozen process and store them as Python floats."""
+    for name in names:
+        object.__setattr__(process, name, check_positive(getattr(process, name), name))
+
+
 @dataclass(frozen=True)
 class _BetaSDE(LinearSDE):
     """What VP and sub-VP share: the schedule beta(t) = beta_min + (beta_max - beta_min) t."""
@@ -57,9 +63,13 @@ class _BetaSDE(LinearSDE):
     paper_T: ClassVar[tuple[float, float]]  # (as the text means it, as printed)
 
     def __post_init__(self) -> None:
-        check_positive(self.T, "T")
-        check_positive(self.beta_min, "beta_min")
-        check_positive(self.beta_max, "beta_max")
+        _as_floats(self, "T", "beta_min", "beta_max")
+        last = self.beta_min + (self.beta_max - self.beta_min) * self.T
+        if last <= 0.0:
+            raise ArgumentError(
+                f"T: got {self.T} with beta(T) = {last:.6g}; expected beta(T) > 0, the rate of the noise; "
+                f"take a smaller T, or a larger beta_max"
+            )
 
     @classmethod
     def at_noise(cls, std: float, *, beta_min: float = 0.1, beta_max: float = 20.0) -> Self:
@@ -95,7 +105,8 @@ class VPSDE(_BetaSDE):
     Args:
         T: Largest time. The default is the whole of Song's schedule, far more noise than NCML needs:
             prefer :meth:`at_noise`.
-        beta_min, beta_max: The schedule :math:`\beta(t) = \beta_{min} + (\beta_{max} - \beta_{min}) t`.
+        beta_min, beta_max: The schedule :math:`\beta(t) = \beta_{min} + (\beta_{max} - \beta_{min}) t`, positive
+            up to T; it may fall.
 
     Example:
         >>> process = VPSDE.at_noise(0.1)
@@ -191,9 +202,7 @@ class VESDE(LinearSDE):
     song: bool = False
 
     def __post_init__(self) -> None:
-        check_positive(self.T, "T")
-        check_positive(self.sigma_min, "sigma_min")
-        check_positive(self.sigma_max, "sigma_max")
+        _as_floats(self, "T", "sigma_min", "sigma_max")
         if self.sigma_max <= self.sigma_min:
             raise ArgumentError(f"sigma_max: got {self.sigma_max}; expected more than sigma_min = {self.sigma_min}")
 
@@ -260,7 +269,7 @@ class LinearVESDE(LinearSDE):
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive(self.T, "T")
+        _as_floats(self, "T")
 
     @classmethod
     def at_noise(cls, std: float) -> Self:

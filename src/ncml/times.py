@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ncml._checks import check_count, check_positive, check_probability
+from ncml._checks import check_count, check_positive, check_probability, clamp_time
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.noise import GaussianProcess, NoiseProcess
 
@@ -240,11 +240,12 @@ class LadderTimes(TimeSampler):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if max(self.times) > process.T:
+        times = [clamp_time(t, process.T) for t in self.times]
+        if max(times) > process.T:
             raise ArgumentError(f"times: got {max(self.times)}; expected at most the process's T = {process.T}")
         u = draw_uniforms(n, self.low_discrepancy, generator, device, dtype)
         edges = torch.tensor(self.masses, dtype=torch.float64).cumsum(0)[:-1].to(u)
-        t = torch.tensor(self.times, dtype=u.dtype, device=u.device)[torch.bucketize(u, edges, right=True)]
+        t = torch.tensor(times, dtype=u.dtype, device=u.device)[torch.bucketize(u, edges, right=True)]
         return t, torch.ones_like(t)
 
 

@@ -120,8 +120,8 @@ class OtherSpacing(Lattice):
     def nearest(self, x):
         return ((x.detach() + 1.0) * (0.5 * self.levels)).round().clamp(0, self.levels - 1).long()
 
-    def on_lattice(self, x):
-        return (x - self.to_unit(self.nearest(x), dtype=x.dtype)).abs() < 1e-3 * self.width
+    def _distance(self, x):
+        return (x - self.to_unit(self.nearest(x), dtype=x.dtype)).abs() / self.width
 
 
 class EdgesAtEveryTime(PixelModel):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ncml.cli.demo import demo
-from ncml.errors import MissingExtraError, NCMLError
+from ncml.errors import NCMLError
 
 __all__ = ["main"]
 
@@ -17,8 +17,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run ``ncml COMMAND ...``; returns the exit status (2 for errors of the user's making)."""
     try:
         import tyro
-    except ImportError as error:
-        raise MissingExtraError("ncml: tyro is not installed; pip install 'ncml[demo]' for the command line") from error
+    except ImportError:
+        print("ncml: tyro is not installed; pip install 'ncml[demo]' for the command line", file=sys.stderr)
+        return 2
     arguments = list(sys.argv[1:] if args is None else args)
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="ncml", args=arguments)

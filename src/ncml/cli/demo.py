@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from ncml._checks import check_count
 from ncml._progress import progress_bar
 from ncml.cli._demo_report import draw_figure, print_report
 from ncml.data import ImageData, load_digits
@@ -96,7 +98,8 @@ def demo(
         threads: Number of CPU threads.
     """
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(check_count(threads, "threads"))
+    check_count(seed, "seed", minimum=0)
     settings = DemoSettings(seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     report, figure_data = run_demo(settings.smoke() if smoke else settings, progress=sys.stderr.isatty())
@@ -155,14 +158,15 @@ def run_demo(settings: DemoSettings, progress: bool = False) -> tuple[dict[str, 
 
 def _generator(settings: DemoSettings, purpose: str) -> torch.Generator:
     """Independent streams by purpose: adding one never shifts another."""
-    offset = int.from_bytes(purpose.encode()[:6].ljust(6, b"\0"), "big")
-    return torch.Generator().manual_seed((settings.seed << 48) ^ offset)
+    # A hash, since torch keeps only the lower 32 bits of a seed.
+    digest = hashlib.sha256(f"{settings.seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 def _train(settings: DemoSettings, data: ImageData, objective: NCMLObjective, name: str, progress: bool) -> MADE:
     # Initialisation and dropout draw from torch's global state, which callers keep.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(_generator(settings, "model").initial_seed())
         model = MADE(
             tuple(data.train.shape[1:]),
             objective.process,

@@ -16,6 +16,7 @@ from torch import Tensor
 from ncml._checks import Time, per_example
 from ncml.density import SampleableDensity
 from ncml.errors import ArgumentError, UnsupportedError
+from ncml.lattice import Lattice
 from ncml.noise import GaussianProcess, NoiseProcess
 
 __all__ = ["GaussianDensity", "GaussianMixtureDensity"]
@@ -31,28 +32,43 @@ def as_float64(values: Numbers, name: str) -> Tensor:
     return tensor.clone()
 
 
-class _ClosedForm(SampleableDensity):
-    """What the closed forms share: buffers in float64, samples in the dtype they were given in."""
+class ClosedForm(SampleableDensity):
+    """What the closed forms share: buffers in float64, samples in the dtype of the numbers they were given.
+
+    ``.to(dtype)`` and its like change the dtype of samples and buffers.
+    """
 
     dtype_follows_input = True
+    _sample_like: Tensor
+
+    def __init__(
+        self, event_shape: Sequence[int], process: NoiseProcess, given: object, lattice: Lattice | None = None
+    ) -> None:
+        super().__init__(event_shape, process, lattice)
+        dtype = given.dtype if isinstance(given, Tensor) and given.is_floating_point() else torch.get_default_dtype()
+        # A buffer, so that the module's conversions reach it; not part of the state.
+        self.register_buffer("_sample_like", torch.empty((), dtype=dtype), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the samples: that of the numbers given (torch's default for plain ones) until converted."""
+        return self._sample_like.dtype
+
+
+class _Gaussians(ClosedForm):
+    """Closed forms under Gaussian processes."""
+
     process: GaussianProcess
 
-    def __init__(self, event_shape: Sequence[int], process: NoiseProcess, like: object) -> None:
+    def __init__(self, event_shape: Sequence[int], process: NoiseProcess, given: object) -> None:
         if not isinstance(process, GaussianProcess):
             raise UnsupportedError(
                 f"process: got {type(process).__name__}; expected a GaussianProcess, which keeps Gaussians Gaussian"
             )
-        super().__init__(event_shape, process)
-        given = like.dtype if isinstance(like, Tensor) and like.is_floating_point() else None
-        self._sample_dtype = given or torch.get_default_dtype()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the samples: that of the means, or torch's default."""
-        return self._sample_dtype
+        super().__init__(event_shape, process, given)
 
 
-class GaussianDensity(_ClosedForm):
+class GaussianDensity(_Gaussians):
     r"""A Gaussian with independent coordinates, :math:`x_0 \sim N(m, s^2)`, at every noise level.
 
     .. math:: p_t = N(\alpha(t)\, m,\ \alpha(t)^2 s^2 + \sigma(t)^2)
@@ -111,7 +127,7 @@ class GaussianDensity(_ClosedForm):
         return mean + variance.sqrt() * z
 
 
-class GaussianMixtureDensity(_ClosedForm):
+class GaussianMixtureDensity(_Gaussians):
     r"""A mixture of Gaussians with independent coordinates, at every noise level.
 
     .. math:: p_t = \sum_k w_k\, N(\alpha m_k,\ \alpha^2 s_k^2 + \sigma^2)

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ncml._checks import Time, check_count, check_probability
 from ncml._progress import progress_bar
 from ncml.density import AutoregressiveDensity, evaluating
-from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.errors import ArgumentError
 from ncml.lattice import Lattice
-from ncml.nn.conditioning import NoiseFeatures
+from ncml.nn.conditioning import NoiseFeatures, label_rows
 from ncml.nn.pixel_cache import CachedPass
 from ncml.nn.pixel_head import PixelHead
 from ncml.nn.pixel_network import PixelNetwork
@@ -54,7 +54,8 @@ class NCPN(AutoregressiveDensity):
         components: Mixture components per pixel.
         dropout: Dropout inside the blocks while training.
         classes: Number of classes of an integer context ``(B,)``; -1 is "no label". 0 for none.
-        label_dropout: Probability of training an example as unlabelled.
+        label_dropout: Probability of training an example as unlabelled. Drawn, as dropout is, from torch's own
+            generator: seed it with ``torch.manual_seed``.
 
     Raises:
         ArgumentError: Sizes that do not fit.
@@ -248,16 +249,11 @@ class NCPN(AutoregressiveDensity):
         return nn.functional.silu(e)
 
     def _labels(self, context: Tensor) -> Tensor:
-        if context.is_floating_point() or context.ndim != 1:
-            raise ArgumentTypeError(
-                f"context: got {context.dtype} {tuple(context.shape)}; expected integer labels (B,)"
-            )
-        if context.numel() and (int(context.min()) < -1 or int(context.max()) >= self.classes):
-            raise ArgumentError(f"context: got labels outside -1 .. {self.classes - 1}; -1 is the null label")
+        rows = label_rows(context, self.classes)
         if self.training and self.label_dropout > 0.0:
-            dropped = torch.rand(context.shape, device=context.device) < self.label_dropout
-            context = torch.where(dropped, torch.full_like(context, -1), context)
-        return context % (self.classes + 1)
+            dropped = torch.rand(rows.shape, device=rows.device) < self.label_dropout
+            rows = torch.where(dropped, self.classes, rows)
+        return rows
 
     def _check_noise(self, noise: Tensor, n: int) -> None:
         channels, height, width = self.event_shape

@@ -20,7 +20,8 @@ class NFlowsDensity(FlowDensity):
     be differentiated again (``create_graph=True``) for every transform of nflows.
 
     Args:
-        flow: An nflows flow (duck-typed: ``flow.log_prob(x, context=...)``).
+        flow: An nflows flow (duck-typed: ``flow.log_prob(x, context=...)`` and ``flow.sample(1, context=...)``,
+            which returns ``(B, 1, *event_shape)``).
         event_shape: Shape of one example, ``(D,)`` for most nflows transforms.
         process: The noise process.
         noise_features: Width of the noise part of the context.
@@ -48,11 +49,12 @@ class NFlowsDensity(FlowDensity):
 
     def flow_sample(self, flow: nn.Module, context: Tensor, generator: torch.Generator | None) -> Tensor:
         f = cast(Any, flow)
-        if type(f._distribution).__name__ == "StandardNormal":
+        base: Any = getattr(f, "_distribution", None)  # private: a flow that only looks like one of nflows has none
+        if type(base).__name__ == "StandardNormal":
             # Drawn here, since nflows draws its base in float32 whatever the flow's dtype.
             z = torch.randn(
                 context.shape[0],
-                *f._distribution._shape,
+                *base._shape,
                 dtype=context.dtype,
                 device=context.device,
                 generator=generator,

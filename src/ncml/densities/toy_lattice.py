@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from ncml._checks import Time, per_example
-from ncml.densities.closed_form import Numbers, as_float64
-from ncml.density import SampleableDensity
+from ncml.densities.closed_form import ClosedForm, Numbers, as_float64
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.lattice import Lattice
 from ncml.noise import DiscreteProcess, GaussianProcess, NoiseProcess
@@ -25,20 +24,20 @@ from ncml.noise import DiscreteProcess, GaussianProcess, NoiseProcess
 __all__ = ["ToyLattice"]
 
 
-class ToyLattice(SampleableDensity):
+class ToyLattice(ClosedForm):
     """Independent lattice variables with given probabilities.
 
     Args:
         process: A Gaussian or discrete process.
         pmf: Probabilities, ``(levels,)`` for one dimension (event shape ``(1,)``) or
-            ``(*event_shape, levels)``; non-negative, normalised to sum to 1 along the last axis.
+            ``(*event_shape, levels)``; non-negative, normalised to sum to 1 along the last axis. Samples have
+            its dtype.
 
     Raises:
         UnsupportedError: Another kind of process.
         ArgumentError: Negative probabilities, or rows without mass.
     """
 
-    dtype_follows_input = True
     process: NoiseProcess
     lattice: Lattice
     pmf: Tensor
@@ -51,13 +50,8 @@ class ToyLattice(SampleableDensity):
         p = torch.atleast_2d(as_float64(pmf, "pmf"))
         if not bool((p >= 0).all()) or not bool((p.sum(-1) > 0).all()):
             raise ArgumentError("pmf: got negative values or a row without mass; expected probabilities")
-        super().__init__(tuple(p.shape[:-1]), process, Lattice(p.shape[-1]))
+        super().__init__(tuple(p.shape[:-1]), process, pmf, Lattice(p.shape[-1]))
         self.register_buffer("pmf", p / p.sum(-1, keepdim=True))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the samples: torch's default."""
-        return torch.get_default_dtype()
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         return self._log_density(x, t, self.process.on_lattice(t))
@@ -66,25 +60,30 @@ class ToyLattice(SampleableDensity):
         """Spikes under a Gaussian process; flat on each bin, and zero outside, where there is no noise."""
         return self._log_density(x, t, torch.zeros_like(t, dtype=torch.bool))
 
-    def forward_score(
-        self, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
-    ) -> Tensor:
-        if isinstance(self.process, DiscreteProcess):  # flat on each bin, and no graph to differentiate
-            return torch.zeros_like(x)
-        return super().forward_score(x, t, context, create_graph=create_graph)
-
     def posterior(self, x: Tensor, t: Time) -> Tensor:
-        """Probabilities of each level of ``x_0`` given ``x_t = x``, ``(B, *event_shape, levels)``."""
+        """Probabilities of each level of ``x_0`` given ``x_t = x``, ``(B, *event_shape, levels)``.
+
+        Raises:
+            ArgumentError: A value that no level can become by ``t``.
+        """
         x, times, _ = self._checked(x, t, None)
         if isinstance(self.process, GaussianProcess):
             log_joint, clean = self._log_joint(x, times)
-            exact = torch.nn.functional.one_hot(self.lattice.nearest(x), self.lattice.levels).to(x.dtype)
-            return torch.where(per_example(clean, log_joint), exact, log_joint.softmax(-1))
-        matrices = self._matrices(times).to(x.dtype)
-        observed = self.lattice.nearest(x)
-        rows = torch.stack([m.t()[k] for m, k in zip(matrices, observed, strict=True)])  # P(x_t | x_0 = k)
-        joint = self.pmf.to(x.dtype) * rows
-        return joint / joint.sum(-1, keepdim=True)
+            exact = torch.nn.functional.one_hot(self.lattice.nearest(x), self.lattice.levels) * self.pmf.to(x.dtype)
+            joint = torch.where(per_example(clean, log_joint), exact, log_joint.softmax(-1))
+        else:
+            matrices = self._matrices(times).to(x.dtype)
+            observed = self.lattice.nearest(x)
+            rows = torch.stack([m.t()[k] for m, k in zip(matrices, observed, strict=True)])  # P(x_t | x_0 = k)
+            joint = self.pmf.to(x.dtype) * rows
+        total = joint.sum(-1, keepdim=True)
+        impossible = ~(total > 0.0)  # written so that NaN is one
+        if bool(impossible.any()):
+            raise ArgumentError(
+                f"x: got {int(impossible.sum())} of {x.numel()} values that have no mass at their t, the first "
+                f"{float(x[impossible.squeeze(-1)][0]):.6g}; expected values that some level can become"
+            )
+        return joint / total
 
     def sample(
         self, n: int, t: Time = 0.0, context: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -106,6 +105,8 @@ class ToyLattice(SampleableDensity):
         if isinstance(self.process, GaussianProcess):
             log_joint, clean = self._log_joint(x, t)
             value = torch.where(per_example(clean, x), value, log_joint.logsumexp(-1))
+        else:  # flat on each bin: tied to x, so that derivatives of any order exist, and are 0
+            value = value + 0.0 * x.sin()
         return value.flatten(1).sum(1)
 
     def _log_joint(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,7 @@ def bits_per_dim(
             y = torch.where(per_example(on_lattice, x), lattice.dequantize(x, generator=generator), x)
         log_p = log_prob_in_batches(density, y, times, context, batch_size, progress)
         draws.append(lattice.bits_per_dim(log_p, dims).values)
-    return BitsPerDim(torch.stack(draws).mean(0), exact=exact)
+    return BitsPerDim(torch.stack(draws).mean(0), exact=exact, mass=bool(on_lattice.all()))
 
 
 def data_lattice(density: NoiseConditionalDensity, lattice: Lattice | None) -> Lattice:

@@ -353,7 +353,7 @@ class _NoisyData:
             y = self._draw(pi, t, on_lattice, self.source(seed))
             log_p = log_prob_in_batches(self.density, y, times, self.context, self.batch_size, progress)
             draws.append(self.lattice.bits_per_dim(log_p, math.prod(self.density.event_shape)).values)
-        return BitsPerDim(torch.stack(draws).mean(0), exact=exact)
+        return BitsPerDim(torch.stack(draws).mean(0), exact=exact, mass=on_lattice)
 
     def moved(self, pi: float) -> float:
         """Fraction of values that level noise moved."""

@@ -18,14 +18,30 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ncml._checks import check_count, check_floating, check_positive, per_example
+from ncml._checks import HALF, check_count, check_floating, check_positive, per_example
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import GaussianProcess, NoiseProcess
 
-__all__ = ["Conditioning", "NoiseFeatures", "NoiseScaling"]
+__all__ = ["Conditioning", "NoiseFeatures", "NoiseScaling", "label_rows"]
 
 REFERENCE = 100.0
 """sigma_T / sigma_ref: noise down to a hundredth of the largest level is resolved evenly in log."""
+
+
+def label_rows(context: Tensor, classes: int) -> Tensor:
+    """Rows of an embedding of ``classes + 1`` labels, int64 ``(B,)``; the null label, -1, is the last.
+
+    Raises:
+        ArgumentTypeError: Not integers of shape ``(B,)``; a bool is a mask, not a label.
+        ArgumentError: Labels outside ``-1 .. classes - 1``.
+    """
+    whole = not (context.is_floating_point() or context.is_complex() or context.dtype == torch.bool)
+    if not whole or context.ndim != 1:
+        raise ArgumentTypeError(f"context: got {context.dtype} {tuple(context.shape)}; expected integer labels (B,)")
+    labels = context.long()  # before anything is computed: uint8 has no -1, and int8 may not hold classes + 1
+    if labels.numel() and (int(labels.min()) < -1 or int(labels.max()) >= classes):
+        raise ArgumentError(f"context: got labels outside -1 .. {classes - 1}; -1 is the null label")
+    return labels % (classes + 1)
 
 
 class NoiseFeatures(nn.Module):
@@ -61,7 +77,8 @@ class Conditioning(nn.Module):
     Args:
         process: The noise process.
         noise_features: Number of noise features.
-        context_features: Width of a floating context ``(B, context_features)``; 0 for none.
+        context_features: Width of a floating context ``(B, context_features)``, in the dtype of the density; 0 for
+            none.
         classes: Number of classes of an integer context ``(B,)``; -1 is the null label. 0 for none.
     """
 
@@ -90,19 +107,18 @@ class Conditioning(nn.Module):
         if context is None:
             return noise
         if self.labels is not None:
-            whole = not (context.is_floating_point() or context.is_complex() or context.dtype == torch.bool)
-            if not whole or context.ndim != 1:
-                raise ArgumentTypeError(
-                    f"context: got {context.dtype} {tuple(context.shape)}; expected integer labels (B,)"
-                )
-            if context.numel() and (int(context.min()) < -1 or int(context.max()) >= self.classes):
-                raise ArgumentError(f"context: got labels outside -1 .. {self.classes - 1}; -1 is the null label")
-            rows = self.labels(context.long() % (self.classes + 1))
+            rows = self.labels(label_rows(context, self.classes))
             return torch.cat([noise.to(rows.dtype), rows], dim=1)
         if context.ndim != 2 or context.shape[1] != self.context_features:
             raise ArgumentError(f"context: got shape {tuple(context.shape)}; expected (B, {self.context_features})")
         check_floating(context, "context")
-        return torch.cat([noise, context.to(noise.dtype)], dim=1)
+        if context.dtype in HALF:
+            context = context.float()
+        if context.dtype != noise.dtype:  # that of x and the density
+            raise ArgumentTypeError(
+                f"context: got dtype {context.dtype}; expected {noise.dtype}, the density's; convert it with .to(dtype)"
+            )
+        return torch.cat([noise, context], dim=1)
 
 
 class NoiseScaling(nn.Module):

@@ -34,6 +34,21 @@ CEILING = 7.0
 """Largest log-scale; a scale of e^7 is flat on any data of order one."""
 
 
+def pick_component(logits: Tensor, u: Tensor) -> Tensor:
+    """The component of a mixture at the quantile ``u``, ``(..., K)`` and ``(..., 1)`` to an index ``(..., 1)``."""
+    cumulative = (logits - logits.amax(-1, keepdim=True)).exp().cumsum(-1)
+    below = cumulative < u * cumulative[..., -1:]
+    return below.sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+
+
+def open_uniforms(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """Uniforms that are never 0 (or 1, by torch's convention), so that every quantile is finite."""
+    u = torch.rand(*shape, dtype=dtype, device=device, generator=generator)
+    return u.clamp_(min=0.25 * torch.finfo(dtype).eps)
+
+
 @dataclass(frozen=True)
 class MixtureHead(abc.ABC):
     """A mixture of K components per value.
@@ -94,9 +109,7 @@ class MixtureHead(abc.ABC):
             Values ``(B, D)``; rounded to the lattice where ``on_lattice``.
         """
         logits, means, raw = self._split(outputs.to(noise.dtype))
-        cumulative = (logits - logits.amax(-1, keepdim=True)).exp().cumsum(-1)
-        below = cumulative < noise[..., :1] * cumulative[..., -1:]
-        pick = below.sum(-1, keepdim=True).clamp(max=self.components - 1)
+        pick = pick_component(logits, noise[..., :1])
         mean, log_scale = means.gather(-1, pick), self._log_scales(raw.gather(-1, pick))
         x = (mean + log_scale.exp() * self._quantile(noise[..., 1:2])).squeeze(-1)
         if self.lattice is None:
@@ -107,9 +120,8 @@ class MixtureHead(abc.ABC):
     def draw_noise(
         self, n: int, dims: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
     ) -> Tensor:
-        """The uniforms behind ``n`` samples, ``(n, dims, 3)``, never 0 (or 1, by torch's convention)."""
-        u = torch.rand(n, dims, 3, dtype=dtype, device=device, generator=generator)
-        return u.clamp_(min=0.25 * torch.finfo(dtype).eps)
+        """The uniforms behind ``n`` samples, ``(n, dims, 3)``, on the open unit interval."""
+        return open_uniforms((n, dims, 3), dtype, device, generator)
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, means and unbounded log-scales, ``(B, D, K)`` each."""

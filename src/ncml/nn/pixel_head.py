@@ -20,7 +20,7 @@ from torch import Tensor
 from ncml._checks import HALF
 from ncml.errors import ArgumentError
 from ncml.lattice import Lattice
-from ncml.nn.heads import LogisticHead
+from ncml.nn.heads import LogisticHead, open_uniforms, pick_component
 
 __all__ = ["PixelHead"]
 
@@ -97,9 +97,7 @@ class PixelHead:
             Pixels ``(B, N, channels)``.
         """
         logits, means, raw, couplings = self._split(outputs.to(noise.dtype))
-        cumulative = (logits - logits.amax(-1, keepdim=True)).exp().cumsum(-1)
-        below = cumulative < noise[..., :1] * cumulative[..., -1:]
-        pick = below.sum(-1, keepdim=True).clamp(max=self.components - 1).unsqueeze(-2)
+        pick = pick_component(logits, noise[..., :1]).unsqueeze(-2)
 
         def picked(values: Tensor) -> Tensor:
             return values.gather(-1, pick.expand(*values.shape[:-1], 1)).squeeze(-1)
@@ -119,9 +117,8 @@ class PixelHead:
     def draw_noise(
         self, n: int, pixels: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
     ) -> Tensor:
-        """The uniforms behind ``n`` images, ``(n, pixels, 1 + 2 channels)``, never 0."""
-        u = torch.rand(n, pixels, 1 + 2 * self.channels, dtype=dtype, device=device, generator=generator)
-        return u.clamp_(min=0.25 * torch.finfo(dtype).eps)
+        """The uniforms behind ``n`` images, ``(n, pixels, 1 + 2 channels)``, on the open unit interval."""
+        return open_uniforms((n, pixels, 1 + 2 * self.channels), dtype, device, generator)
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits ``(..., K)``; means and raw log-scales ``(..., C, K)``; coefficients ``(..., C(C-1)/2, K)``."""

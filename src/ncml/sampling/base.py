@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ncml._checks import check_count, check_generator
+from ncml._checks import check_count, check_generator, clamp_time
 from ncml._progress import progress_bar
-from ncml.density import NoiseConditionalDensity, check_process, evaluating
+from ncml.density import NoiseConditionalDensity, check_process, evaluating, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
 from ncml.noise import GaussianProcess, LinearSDE
 
-__all__ = ["LATTICE_STOP", "Sampler", "Score", "tweedie"]
+__all__ = ["LATTICE_STOP", "Sampler", "Score", "as_density", "one_time", "tweedie"]
 
 Score = Callable[[Tensor, float], Tensor]
 """The score of ``x`` at one time for the whole batch."""
@@ -110,7 +110,8 @@ class Sampler(abc.ABC):
         """Refine samples ``x`` at time ``t_start`` down to ``t_end``.
 
         Args:
-            density: Gives the score. Run in eval mode; its training flags are restored.
+            density: Gives the score, also from inside DDP or ``torch.compile``. Run in eval mode; its
+                training flags are restored.
             process: The process that the samples are noisy under.
             x: Samples at ``t_start``, shape ``(B, *event_shape)``, data units. Never written to.
             t_start: Where to start; the process's T if None.
@@ -133,9 +134,10 @@ class Sampler(abc.ABC):
                 f"process: got {type(process).__name__}; {type(self).__name__} expected a {self.needs.__name__}, "
                 f"since it uses its coefficients"
             )
+        density = as_density(density)
         check_process(density, process)
-        start = process.T if t_start is None else _number(t_start, "t_start")
-        stop = 0.0 if t_end is None else _number(t_end, "t_end")
+        start = process.T if t_start is None else one_time(t_start, "t_start", process.T)
+        stop = 0.0 if t_end is None else one_time(t_end, "t_end", process.T)
         if stop > start:
             raise ArgumentError(
                 f"t_end: got {stop:.6g}; expected at most t_start = {start:.6g}: samplers go towards the data"
@@ -151,7 +153,8 @@ class Sampler(abc.ABC):
 
         plan = self.plan(density, process, start, None if t_end is None else stop)
         # Below the lattice's stop only Tweedie's step is sound, also for samplers with a last step of their own.
-        tweedie_last = self.denoise_last or (t_end is None and density.lattice is not None)
+        # A process with noise left at t = 0 has nothing to denoise there: its p_0 is noisy.
+        tweedie_last = _ends_clean(process) and (self.denoise_last or (t_end is None and density.lattice is not None))
         with evaluating(density), torch.no_grad():
             context = context.clone() if context is not None and context.is_inference() else context
             return self._run(
@@ -168,7 +171,7 @@ class Sampler(abc.ABC):
         self, density: NoiseConditionalDensity, process: GaussianProcess, t_start: float, t_end: float | None
     ) -> list[float]:
         """The grid of one call: to t = 0, or for lattice densities to 0.3 level and then to 0."""
-        if t_end is None and density.lattice is not None:
+        if t_end is None and density.lattice is not None and _ends_clean(process):
             sigma = LATTICE_STOP * density.lattice.width
             t_stop = float(process.time_at(sigma)) if sigma < float(process.sigma(process.T)) else process.T
             if self.steps == 1 or t_stop >= t_start:
@@ -222,12 +225,27 @@ class _Scorer:
         return score
 
 
-def _number(t: float | Tensor, name: str) -> float:
+def as_density(density: nn.Module) -> NoiseConditionalDensity:
+    """The density itself, out of the wrappers that samplers have no use for."""
+    inner = unwrapped(density)
+    if inner is None:
+        raise ArgumentTypeError(
+            f"density: got {type(density).__name__}; expected a NoiseConditionalDensity; wrap it in CallableDensity"
+        )
+    return inner
+
+
+def _ends_clean(process: GaussianProcess) -> bool:
+    return float(process.sigma(0.0)) == 0.0
+
+
+def one_time(t: float | Tensor, name: str, T: float) -> float:
+    """One time for the whole batch, as a Python float; T rounded up to float32 counts as T."""
     if isinstance(t, bool) or not isinstance(t, (int, float, Tensor)) or (isinstance(t, Tensor) and t.ndim):
         raise ArgumentTypeError(
             f"{name}: got {type(t).__name__}; expected one number: the whole batch is refined together"
         )
-    value = float(t)
+    value = clamp_time(float(t), T)
     if math.isnan(value):
         raise ArgumentError(f"{name}: got NaN; expected a time")
     return value

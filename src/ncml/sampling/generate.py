@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ncml.density import NoiseConditionalDensity, SampleableDensity, check_process
-from ncml.errors import UnsupportedError
+from ncml.errors import ArgumentTypeError, UnsupportedError
 from ncml.noise import NoiseProcess
-from ncml.sampling.base import Sampler
+from ncml.sampling.base import Sampler, as_density, one_time
 from ncml.sampling.sde import EulerMaruyama
 
 __all__ = ["generate"]
@@ -44,18 +44,21 @@ def generate(
     Raises:
         UnsupportedError: The density cannot sample, or the sampler needs another kind of process.
     """
+    density = as_density(density)
+    sampler = EulerMaruyama() if sampler is None else sampler
+    if not isinstance(sampler, Sampler):
+        raise ArgumentTypeError(f"sampler: got {sampler!r}; expected a Sampler, such as EulerMaruyama(steps=64)")
     if not isinstance(density, SampleableDensity):
         raise UnsupportedError(
             f"density: got {type(density).__name__}, which cannot sample; expected a SampleableDensity; "
             f"refine samples of your own with sampler(density, process, x)"
         )
     check_process(density, process)
-    t = process.T if t_start is None else t_start
-    sampler = EulerMaruyama() if sampler is None else sampler
+    t = process.T if t_start is None else one_time(t_start, "t_start", process.T)
     if t != 0.0 and not isinstance(process, sampler.needs):
         raise UnsupportedError(
             f"process: got {type(process).__name__}; {type(sampler).__name__} expected a {sampler.needs.__name__}; "
-            f"use t_start=0 for plain sampling"
+            f"use t_start=0 for plain sampling, or under a GaussianProcess AnnealedLangevin or Tweedie"
         )
     x = density.sample(n, t, context, generator=generator)
     if t != 0.0:

@@ -20,6 +20,9 @@ __all__ = ["AnnealedLangevin"]
 class AnnealedLangevin(Sampler):
     r"""Langevin moves at each noise level of the grid in turn (Song and Ermon, 2019, algorithm 1).
 
+    On the way from level t to s, x is first rescaled by :math:`\alpha(s)/\alpha(t)`, as the mean of the noisy data
+    is (a factor of 1 under VE, and at most :math:`e^{\text{step\_size} \cdot \text{moves}}`). Then
+
     .. math:: x \leftarrow x + \epsilon_s\, \nabla\log p_s(x) + \sqrt{2\epsilon_s}\, z,
               \qquad \epsilon_s = \text{step\_size} \cdot \sigma(s)^2.
 
@@ -45,6 +48,9 @@ class AnnealedLangevin(Sampler):
     def step(
         self, x: Tensor, t: float, s: float, score: Score, process: GaussianProcess, noise: Callable[[], Tensor]
     ) -> Tensor:
+        # Rescaling also stretches the noise, and the moves shrink it by about this factor; more would add up.
+        limit = math.exp(self.step_size * self.moves)
+        x = x.mul_(min(float(process.alpha(s)) / float(process.alpha(t)), limit))
         epsilon = self.step_size * float(process.sigma(s)) ** 2
         if epsilon == 0.0:  # there is no noise level to move at
             return x

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ncml._checks import Time
 from ncml.density import NoiseConditionalDensity, SampleableDensity
+from ncml.errors import UnsupportedError
 from ncml.lattice import Lattice
 from ncml.noise import NoiseProcess
 from ncml.testing._common import generator_on, lattice_of, require
@@ -82,9 +83,20 @@ class DensityCase:
         """A copy in eval mode with the dtype and parameters of the density, which itself stays untouched."""
         return copy.deepcopy(self.density).eval()
 
+    @cached_property
+    def can_sample(self) -> bool:
+        """Whether the density can draw; one that only may be able to says so with an UnsupportedError."""
+        if not isinstance(self.exact, SampleableDensity):
+            return False
+        try:
+            self.exact.sample(0, self.times[0], self.contexts(0), generator=self.generator())
+        except UnsupportedError:
+            return False
+        return True
+
     @property
     def sampleable(self) -> SampleableDensity:
-        require(isinstance(self.exact, SampleableDensity), "not a SampleableDensity")
+        require(self.can_sample, "cannot sample")
         return cast(SampleableDensity, self.exact)
 
     def generator(self, stream: int = 0) -> torch.Generator:
@@ -131,7 +143,7 @@ class DensityCase:
 
     def typical(self, t: float) -> Tensor:
         """Points where the density lives: its own samples, or the data at time ``t``."""
-        if isinstance(self.exact, SampleableDensity):
+        if self.can_sample:
             return self.draw(t, max(self.samples, 256))
         return self.noisy(t, max(self.x.shape[0], 256))
 

@@ -200,7 +200,7 @@ def rows_do_not_interact(case: DensityCase) -> None:
     x, t, context = x[:4], t[:4], None if context is None else context[:4]
     for training in (False, True):
         density = copy.deepcopy(case.exact).train(training)
-        for name in ("log_prob", "log_density"):
+        for name in ("forward", "forward_density"):  # the public methods always evaluate in eval mode
             leaf = x.clone().requires_grad_()
             log_p = getattr(density, name)(leaf, t, context)
             for i in range(4):

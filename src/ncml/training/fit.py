@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ncml._checks import check_count, check_generator, check_positive
 from ncml._progress import progress_bar
-from ncml.errors import ArgumentError
+from ncml.errors import ArgumentError, NonFiniteError
 from ncml.objective import NCMLObjective
 
 __all__ = ["fit"]
@@ -49,8 +49,7 @@ def fit(
         The loss of every step, in nats.
 
     Raises:
-        NonFiniteError: The loss is NaN or infinite; the parameters are those before that step.
-        RuntimeError: A gradient is NaN or infinite; likewise.
+        NonFiniteError: The loss or a gradient is NaN or infinite; the parameters are those before that step.
     """
     check_count(steps, "steps")
     check_count(batch_size, "batch_size")
@@ -58,22 +57,32 @@ def fit(
     check_generator(generator, x.device)
     if x.shape[0] == 0:
         raise ArgumentError(f"x: got an empty data set, shape {tuple(x.shape)}; expected at least one example")
+    if context is not None and len(context) != len(x):
+        raise ArgumentError(f"context: got {len(context)} rows; expected {len(x)}, one per example")
     parameters = list(density.parameters())
+    if not parameters:
+        raise ArgumentError("density: got one without parameters; expected something to train")
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 * (1.0 + math.cos(math.pi * i / steps)))
     # Batches have a stream of their own: two objectives with the same generator see the same data.
     seed = torch.randint(2**62, (), generator=generator, device=x.device)
     batches = torch.Generator(x.device).manual_seed(int(seed))
+    losses: list[float] = []
     density.train()
-    losses = []
-    for _ in progress_bar(range(steps), progress, label):
-        rows = torch.randint(x.shape[0], (batch_size,), generator=batches, device=x.device)
-        loss = objective(density, x[rows], None if context is None else context[rows], generator=generator)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, clip_norm, error_if_nonfinite=True)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-    density.eval()
+    try:
+        for step in progress_bar(range(steps), progress, label):
+            rows = torch.randint(x.shape[0], (batch_size,), generator=batches, device=x.device)
+            loss = objective(density, x[rows], None if context is None else context[rows], generator=generator)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = float(nn.utils.clip_grad_norm_(parameters, clip_norm))
+            if not math.isfinite(norm):
+                raise NonFiniteError(
+                    f"gradient: got a norm of {norm} at step {step}; expected a finite one; lower learning_rate"
+                )
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+    finally:
+        density.eval()
     return losses
