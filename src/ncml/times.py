@@ -15,6 +15,7 @@ import abc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -78,6 +79,31 @@ def draw_uniforms(
     return (torch.arange(n, device=device, dtype=dtype) / max(n, 1) + shift).frac()
 
 
+class PlacedTimes(TimeSampler):
+    """A distribution that is a function of one uniform per example: subclasses say which."""
+
+    low_discrepancy: bool
+
+    def check(self, process: NoiseProcess) -> None:
+        """Refuse a process that the distribution does not fit; called before anything is drawn."""
+
+    @abc.abstractmethod
+    def place(self, u: Tensor, process: NoiseProcess) -> tuple[Tensor, Tensor]:
+        """Times and weights from uniforms on [0, 1), all ``(n,)``."""
+
+    def __call__(
+        self,
+        n: int,
+        process: NoiseProcess,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        self.check(process)
+        return self.place(draw_uniforms(n, self.low_discrepancy, generator, device, dtype), process)
+
+
 def with_atom(u: Tensor, p_zero: float, positive: Callable[[Tensor], Tensor]) -> Tensor:
     """Zero where ``u < p_zero``; elsewhere a positive time, from a uniform on (0, 1]."""
     if p_zero >= 1.0:
@@ -104,7 +130,7 @@ class AtZero(TimeSampler):
 
 
 @dataclass(frozen=True)
-class UniformTimes(TimeSampler):
+class UniformTimes(PlacedTimes):
     r"""An atom at zero and a uniform: :math:`\mu = p_0\,\delta_0 + (1-p_0)\,U(t_{min}, T]`.
 
     Args:
@@ -127,24 +153,17 @@ class UniformTimes(TimeSampler):
         if not 0.0 <= self.t_min < math.inf:
             raise ArgumentError(f"t_min: got {self.t_min!r}; expected a time, 0 <= t_min < T")
 
-    def __call__(
-        self,
-        n: int,
-        process: NoiseProcess,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def check(self, process: NoiseProcess) -> None:
         if self.t_min >= process.T:
             raise ArgumentError(f"t_min: got {self.t_min}; expected less than the process's T = {process.T}")
-        u = draw_uniforms(n, self.low_discrepancy, generator, device, dtype)
+
+    def place(self, u: Tensor, process: NoiseProcess) -> tuple[Tensor, Tensor]:
         t = with_atom(u, self.p_zero, lambda v: self.t_min + (process.T - self.t_min) * v)
         return t, torch.ones_like(t)
 
 
 @dataclass(frozen=True)
-class LogUniformTimes(TimeSampler):
+class LogUniformTimes(PlacedTimes):
     r"""An atom at zero, and :math:`\log \sigma(t)` uniform between two noise levels.
 
     Spends equal effort on every octave of noise, where a uniform t sees little of the small levels.
@@ -164,15 +183,7 @@ class LogUniformTimes(TimeSampler):
         check_positive(self.sigma_min, "sigma_min")
         check_probability(self.p_zero, "p_zero")
 
-    def __call__(
-        self,
-        n: int,
-        process: NoiseProcess,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def check(self, process: NoiseProcess) -> None:
         if not isinstance(process, GaussianProcess):
             raise UnsupportedError(
                 f"process: got {type(process).__name__}; expected a GaussianProcess, which has a sigma(t)"
@@ -180,14 +191,17 @@ class LogUniformTimes(TimeSampler):
         top = float(process.sigma(process.T))
         if self.sigma_min >= top:
             raise ArgumentError(f"sigma_min: got {self.sigma_min}; expected less than sigma(T) = {top:.6g}")
-        u = draw_uniforms(n, self.low_discrepancy, generator, device, dtype)
+
+    def place(self, u: Tensor, process: NoiseProcess) -> tuple[Tensor, Tensor]:
+        process = cast(GaussianProcess, process)
+        top = float(process.sigma(process.T))
         ratio = math.log(self.sigma_min / top)
         t = with_atom(u, self.p_zero, lambda v: process.time_at(top * torch.exp(ratio * (1.0 - v))))
         return t, torch.ones_like(t)
 
 
 @dataclass(frozen=True)
-class LadderTimes(TimeSampler):
+class LadderTimes(PlacedTimes):
     r"""Finitely many noise levels with given masses (paper, eq. 7).
 
     With masses :math:`\mu(t)` the objective is :math:`\mu(0)` times
@@ -231,26 +245,19 @@ class LadderTimes(TimeSampler):
             )
         return {t: m / masses[0.0] for t, m in masses.items() if t > 0.0}
 
-    def __call__(
-        self,
-        n: int,
-        process: NoiseProcess,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        times = [clamp_time(t, process.T) for t in self.times]
-        if max(times) > process.T:
+    def check(self, process: NoiseProcess) -> None:
+        if clamp_time(max(self.times), process.T) > process.T:
             raise ArgumentError(f"times: got {max(self.times)}; expected at most the process's T = {process.T}")
-        u = draw_uniforms(n, self.low_discrepancy, generator, device, dtype)
+
+    def place(self, u: Tensor, process: NoiseProcess) -> tuple[Tensor, Tensor]:
+        times = [clamp_time(t, process.T) for t in self.times]
         edges = torch.tensor(self.masses, dtype=torch.float64).cumsum(0)[:-1].to(u)
         t = torch.tensor(times, dtype=u.dtype, device=u.device)[torch.bucketize(u, edges, right=True)]
         return t, torch.ones_like(t)
 
 
 @dataclass(frozen=True)
-class ImportanceTimes(TimeSampler):
+class ImportanceTimes(PlacedTimes):
     r"""Draws t where it matters, and weights it back to :math:`p_0\delta_0 + (1-p_0)U(0,T]`.
 
     The proposal is piecewise constant on equal bins of ``(0, T]``: bin k has probability :math:`q_k`
@@ -276,16 +283,7 @@ class ImportanceTimes(TimeSampler):
         check_probability(self.p_zero, "p_zero")
         object.__setattr__(self, "bins", tuple(b / sum(bins) for b in bins))
 
-    def __call__(
-        self,
-        n: int,
-        process: NoiseProcess,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        u = draw_uniforms(n, self.low_discrepancy, generator, device, dtype)
+    def place(self, u: Tensor, process: NoiseProcess) -> tuple[Tensor, Tensor]:
         q = torch.tensor(self.bins, dtype=u.dtype, device=u.device)
         k = len(self.bins)
         edges = torch.cat([q.new_zeros(1), q.cumsum(0)])
