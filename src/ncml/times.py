@@ -29,6 +29,7 @@ __all__ = [
     "ImportanceTimes",
     "LadderTimes",
     "LogUniformTimes",
+    "PlacedTimes",
     "TimeSampler",
     "UniformTimes",
     "WeightedTimes",

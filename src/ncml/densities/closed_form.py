@@ -19,7 +19,7 @@ from ncml.errors import ArgumentError, UnsupportedError
 from ncml.lattice import Lattice
 from ncml.noise import GaussianProcess, NoiseProcess
 
-__all__ = ["GaussianDensity", "GaussianMixtureDensity"]
+__all__ = ["ClosedForm", "GaussianDensity", "GaussianMixtureDensity"]
 
 Numbers = float | Sequence[float] | Tensor
 
