@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ncml._checks import Time, per_example
-from ncml.densities.closed_form import ClosedForm, Numbers, as_float64
+from ncml.densities._closed import ClosedForm, Numbers, as_float64
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.lattice import Lattice
 from ncml.noise import DiscreteProcess, GaussianProcess, NoiseProcess
