@@ -102,6 +102,7 @@ def demo(
     check_count(seed, "seed", minimum=0)
     settings = DemoSettings(seed=seed)
     out.mkdir(parents=True, exist_ok=True)
+    print("Training two models, then sampling and evaluating both: a minute or two on two idle cores.", flush=True)
     report, figure_data = run_demo(settings.smoke() if smoke else settings, progress=sys.stderr.isatty())
     print_report(report)
     write_report(out / "report.json", report)
@@ -127,6 +128,7 @@ def run_demo(settings: DemoSettings, progress: bool = False) -> tuple[dict[str, 
         began = time.perf_counter()
         models[name] = _train(settings, data, objective, name, progress)
         seconds[name] = time.perf_counter() - began
+        print(f"trained by {name} in {seconds[name]:.0f} s", file=sys.stderr, flush=True)
 
     samples = _samples(settings, models, process, progress)
     distances, accuracy = _frechet(settings, data, samples)

@@ -103,8 +103,10 @@ class FlowDensity(SampleableDensity):
         except Exception as error:
             raise ArgumentError(
                 f"flow: got an error for events of shape {self.event_shape} with a context of width {width} "
-                f"({type(error).__name__}: {error}); expected a conditional flow of that context width; build it with "
-                f"context features = {width}, or pass noise_features= the width it has"
+                f"({type(error).__name__}: {error}); expected a conditional flow of that context width. If the "
+                f"error speaks of the context, build the flow's networks with context features = {width}, or pass "
+                f"noise_features= the width they have; if of the inputs, check event_shape; if of a domain, give "
+                f"splines linear tails"
             ) from error
         if first.shape != (4,):
             raise ArgumentError(f"flow: got log_prob of shape {tuple(first.shape)} for 4 examples; expected (4,)")
