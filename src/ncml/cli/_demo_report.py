@@ -95,10 +95,10 @@ def draw_figure(shown: dict[str, Any], path: Path) -> None:
             robustness.plot(curve.sigma, values, line, label=f"{name}, $\\pi$ = {pi:g}", **style)
         clean = [result.clean.mean for result in next(iter(curve.results.values()))]
         likelihood.plot(curve.sigma, clean, label=name, **style)
-    robustness.set_title("Cost of moving values by one level (cheap, too, where the fit below is bad)", fontsize=9)
+    robustness.set_title("Cost of moving values by one level", fontsize=10)
     robustness.set_ylabel("$\\Delta$ log p (bits/dim)")
     robustness.set_ylim(bottom=0)
-    likelihood.set_title("Fit to the noisy data (ML is trained at t = 0 only)", fontsize=9)
+    likelihood.set_title("Fit to the noisy data (ML is trained at t = 0 only)", fontsize=10)
     likelihood.set_ylabel("-log p$_t$ (bits/dim)")
     likelihood.set_xlabel("noise level $\\sigma(t)$ (levels)")
     for axis in (robustness, likelihood):
