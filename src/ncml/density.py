@@ -337,14 +337,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Run a block in eval mode, and restore every training flag after it."""
-    training = [m for m in module.modules() if m.training]
-    for m in training:
-        m.training = False
+    # Written past nn.Module.__setattr__, whose search for parameters would cost more than a small network.
+    training = [vars(m) for m in module.modules() if m.training]
+    for attributes in training:
+        attributes["training"] = False
     try:
         yield
     finally:
-        for m in training:
-            m.training = True
+        for attributes in training:
+            attributes["training"] = True
 
 
 def unwrapped(density: nn.Module) -> NoiseConditionalDensity | None:
