@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pkgutil
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 from types import ModuleType
 
 import pytest
@@ -77,3 +80,30 @@ def test_public_names_have_docstrings(module):
     things = [module, *(getattr(module, name) for name in module.__all__)]
     own = [thing for thing in things if inspect.ismodule(thing) or inspect.isclass(thing) or inspect.isfunction(thing)]
     assert [thing for thing in own if not (thing.__doc__ or "").strip()] == []
+
+
+def test_recorded_numbers_of_the_demo_are_those_of_its_reports():
+    """The page is what its script writes, and the README quotes the same means over seeds."""
+    folder = ROOT / "docs" / "results"
+    script = runpy.run_path(str(folder / "demo.py"))
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("demo-seed*.json"))]
+    assert script["page"](reports) == (folder / "demo.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    for model in ("ML", "NCML"):
+        for i in range(3):
+            assert f"{mean(r['bits_per_dim'][model][i]['bits']['mean'] for r in reports):.3f}" in readme
+    for name in ("ML direct", "NCML direct", "NCML two-part"):
+        assert f"{mean(r['frechet'][name]['mean'] for r in reports):.3f}" in readme
+
+
+def test_the_readme_quotes_the_recorded_benchmarks():
+    def figure(file: str, start: str) -> float:
+        figures = json.loads((ROOT / "benchmarks" / "results" / file).read_text())["figures"]
+        (value,) = (f["value"] for f in figures if f["name"] == start)
+        return value
+
+    readme = (ROOT / "README.md").read_text()
+    assert f"MAF {figure('flows.json', 'MAF sample / zuko'):.3f}x of" in readme
+    step = "Euler-Maruyama step / score_sde's, 4096 x 64"
+    young, settled = figure("samplers.json", step), figure("samplers.json", f"{step}, settled heap")
+    assert f"{young:.2f}x to {settled:.2f}x of score_sde" in readme
