@@ -317,6 +317,15 @@ class AutoregressiveDensity(SampleableDensity):
     ) -> Tensor:
         """Draw ``n`` samples, from ``noise`` if it is given (see :meth:`SampleableDensity.sample`)."""
 
+    def _check_noise(self, noise: Tensor, n: int) -> None:
+        """Refuse noise that is not what :meth:`draw_noise` returns for ``n`` samples."""
+        expected = (n, *self.draw_noise(0).shape[1:])
+        if noise.shape != expected or noise.dtype != self.dtype or noise.device != self.device:
+            raise ArgumentError(
+                f"noise: got shape {tuple(noise.shape)}, {noise.dtype} on {noise.device}; expected {expected}, "
+                f"{self.dtype} on {self.device}; use draw_noise({n})"
+            )
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:

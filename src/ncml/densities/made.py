@@ -145,14 +145,6 @@ class MADE(AutoregressiveDensity):
                 pass_.push(self.head.sample(outputs, noise[:, i : i + 1], on_lattice)[:, 0])
         return self._restored(pass_.x.t().clone())  # an ordinary tensor again
 
-    def _check_noise(self, noise: Tensor, n: int) -> None:
-        expected = (n, len(self._order), 3)
-        if noise.shape != expected or noise.dtype != self.dtype or noise.device != self.device:
-            raise ArgumentError(
-                f"noise: got shape {tuple(noise.shape)}, {noise.dtype} on {noise.device}; expected {expected}, "
-                f"{self.dtype} on {self.device}; use draw_noise({n})"
-            )
-
     def _ordered(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
         return flat if self._row_major else flat[:, self._order]

@@ -255,15 +255,6 @@ class NCPN(AutoregressiveDensity):
             rows = torch.where(dropped, self.classes, rows)
         return rows
 
-    def _check_noise(self, noise: Tensor, n: int) -> None:
-        channels, height, width = self.event_shape
-        expected = (n, height * width, 1 + 2 * channels)
-        if noise.shape != expected or noise.dtype != self.dtype or noise.device != self.device:
-            raise ArgumentError(
-                f"noise: got shape {tuple(noise.shape)}, {noise.dtype} on {noise.device}; expected {expected}, "
-                f"{self.dtype} on {self.device}; use draw_noise({n})"
-            )
-
 
 def _check_sizes(shape: tuple[int, ...], lattice: Lattice, levels: int, features: int, heads: int) -> None:
     """Refuse sizes that the architecture cannot have."""
