@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
+    "CheckpointError",
     "ConformanceError",
     "DatasetError",
     "InferenceTensorError",
@@ -46,6 +47,10 @@ class InferenceTensorError(NCMLError, RuntimeError):
 
 class DatasetError(NCMLError, OSError):
     """A file of a data set is missing, truncated, or not what it should be; the message names it."""
+
+
+class CheckpointError(NCMLError, OSError):
+    """A checkpoint is missing, damaged, or of another model; the message names the file."""
 
 
 class MissingExtraError(NCMLError, ImportError):

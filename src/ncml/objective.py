@@ -70,6 +70,7 @@ class NCMLObjective:
         context: Tensor | None = None,
         *,
         t: Time | None = None,
+        weight: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -79,7 +80,8 @@ class NCMLObjective:
             density: A :class:`~ncml.NoiseConditionalDensity`, or a wrapper (DDP, compiled) of one.
             x: Clean data, ``(B, *event_shape)``, in data units.
             context: Conditioning with one row per example, or None.
-            t: Times to use instead of drawing them (weights are then 1): a number or ``(B,)``.
+            t: Times to use instead of drawing them: a number or ``(B,)``.
+            weight: Weights of those times, ``(B,)``; 1 if None.
             noise: The process's noise to use instead of drawing it.
             generator: Source of randomness for both.
 
@@ -106,17 +108,14 @@ class NCMLObjective:
         if x.dtype in HALF:
             x = x.float()
         if t is None:
-            assert self.times is not None  # set in __post_init__
-            t, weight = self.times(n, self.process, generator=generator, device=x.device, dtype=x.dtype)
-            if t.shape != (n,) or weight.shape != (n,):
-                raise ArgumentError(
-                    f"times: got times of shape {tuple(t.shape)} and weights of shape {tuple(weight.shape)}; expected "
-                    f"({n},) of both from {type(self.times).__name__}"
-                )
-            check_finite(weight, "weight", f"mend {type(self.times).__name__}: every t in [0, T] needs a finite weight")
+            if weight is not None:
+                raise ArgumentError("weight: got one without t; expected the times that it belongs to")
+            t, weight = self.draw_times(n, generator=generator, device=x.device, dtype=x.dtype)
         else:
             t = check_time(t, x, self.process.T)
-            weight = torch.ones_like(t)
+            weight = torch.ones_like(t) if weight is None else weight
+            if weight.shape != (n,):
+                raise ArgumentError(f"weight: got shape {tuple(weight.shape)}; expected ({n},), one per example")
         x_t = self.process.perturb(x, t, noise=noise, generator=generator)
         nll = -density(x_t, t, context)
         self._check(nll, x, t, n)
@@ -124,6 +123,30 @@ class NCMLObjective:
         if self.reduction == "none":
             return terms
         return terms.sum() / n if self.reduction == "mean" else terms.sum()
+
+    def draw_times(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Times and weights of a batch, ``(n,)`` each, as a call draws them.
+
+        Raises:
+            ArgumentError: The time sampler returned other shapes, or weights that are not finite.
+        """
+        assert self.times is not None  # set in __post_init__
+        t, weight = self.times(n, self.process, generator=generator, device=device, dtype=dtype)
+        name = type(self.times).__name__
+        if t.shape != (n,) or weight.shape != (n,):
+            raise ArgumentError(
+                f"times: got times of shape {tuple(t.shape)} and weights of shape {tuple(weight.shape)}; expected "
+                f"({n},) of both from {name}"
+            )
+        check_finite(weight, "weight", f"mend {name}: every t in [0, T] needs a finite weight")
+        return t, weight
 
     @staticmethod
     def _check(nll: Tensor, x: Tensor, t: Tensor, n: int) -> None:

@@ -5,28 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ncml.cli.demo import demo
 from ncml.errors import NCMLError
 
 __all__ = ["main"]
-
-COMMANDS = {"demo": demo}
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run ``ncml COMMAND ...``; returns the exit status (2 for errors of the user's making)."""
     try:
-        import tyro
+        import tyro  # noqa: F401 -- only whether it is there
     except ImportError:
-        print("ncml: tyro is not installed; pip install 'ncml[demo]' for the command line", file=sys.stderr)
+        print("ncml: tyro is not installed; pip install 'ncml[train]' for the command line", file=sys.stderr)
         return 2
-    arguments = list(sys.argv[1:] if args is None else args)
+    from ncml.cli._commands import run_command
+
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="ncml", args=arguments)
+        return run_command(list(sys.argv[1:] if args is None else args))
     except (NCMLError, OSError) as error:
         print(f"ncml: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ncml: interrupted", file=sys.stderr)
         return 130
-    return 0

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import gzip
 import os
+import secrets
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -68,6 +72,8 @@ def load_mnist(folder: PathLike, *, train: bool = True) -> tuple[Tensor, Tensor]
             f"{paths[0]}: got images of shape {tuple(images.shape)} and labels of shape {tuple(labels.shape)}; "
             f"expected (N, H, W) and (N,)"
         )
+    if len(labels) and int(labels.max()) > 9:
+        raise DatasetError(f"{paths[1]}: got the label {int(labels.max())}; expected 0 .. 9; get the file again")
     return images[:, None], labels.long()
 
 
@@ -116,7 +122,35 @@ def read_idx(path: PathLike) -> Tensor:
         raise DatasetError(
             f"{path}: got {len(raw):,} bytes; expected {expected:,} for shape {shape}; get the file again"
         )
+    if int(np.prod([max(n, 1) for n in shape], dtype=object)) > MAX_BYTES:  # none of it there, and no array holds it
+        raise DatasetError(f"{path}: got a header of shape {shape} and no bytes; get the file again")
     return torch.from_numpy(np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape).copy())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that replaces ``path`` when it is complete; a reader sees all of it or nothing.
+
+    Raises:
+        DatasetError: It cannot be written; nothing is left of it.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except DatasetError:
+        raise
+    except OSError as error:
+        raise DatasetError(
+            f"{path}: cannot be written ({error.strerror or error}); expected a folder with room; choose another one"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _existing(path: Path) -> Path:

@@ -1,6 +1,8 @@
 """Evaluation: likelihood, robustness, out-of-distribution detection, Fréchet distance, reports, figures."""
 
+from ncml.evaluation.classifier import Classifier, TrainedClassifier, train_classifier
 from ncml.evaluation.frechet import features_of, frechet_distance, gaussian_frechet
+from ncml.evaluation.grids import save_grid
 from ncml.evaluation.likelihood import bits_per_dim
 from ncml.evaluation.ood import AUROC, auroc, auroc_interval, ood_statistics
 from ncml.evaluation.perturbation import crossing_time, mean_abs_perturbation
@@ -17,9 +19,11 @@ from ncml.evaluation.robustness import (
 
 __all__ = [
     "AUROC",
+    "Classifier",
     "DeltaLogP",
     "LevelNoiseRow",
     "RobustnessCurve",
+    "TrainedClassifier",
     "auroc",
     "auroc_interval",
     "bits_per_dim",
@@ -35,5 +39,7 @@ __all__ = [
     "plot_images",
     "plot_robustness",
     "robustness_curve",
+    "save_grid",
+    "train_classifier",
     "write_report",
 ]

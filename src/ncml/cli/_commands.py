@@ -1,0 +1,76 @@
+"""The commands as tyro sees them; imported only where tyro is there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ncml.cli.demo import demo
+from ncml.cli.evaluate import evaluate
+from ncml.cli.sample import complete, sample
+from ncml.cli.train import SETTINGS, check_resumed, train
+from ncml.training.config import TrainConfig, from_dict, read_toml
+
+__all__ = ["run_command"]
+
+DESCRIPTION = "Noise conditional maximum likelihood: train, sample and evaluate likelihood models at every noise level."
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Parse and run one command; returns its exit status."""
+    commands: dict[str, Callable[..., Any]] = {
+        "demo": demo,
+        "sample": sample,
+        "complete": complete,
+        "evaluate": evaluate,
+    }
+    before = _settings_before(arguments) if list(arguments[:1]) == ["train"] else TrainConfig()
+    commands["train"] = _train_command(before)
+    result = tyro.extras.subcommand_cli_from_dict(commands, prog="ncml", description=DESCRIPTION, args=list(arguments))
+    return int(result or 0)
+
+
+def _settings_before(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration that options on the command line then change: the file's, or that of the resumed run."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/train"))
+    parser.add_argument("--resume", action="store_true")
+    try:
+        known, _ = parser.parse_known_args(list(arguments[1:]))
+    except argparse.ArgumentError:
+        return TrainConfig()  # tyro will say what is wrong
+    path = known.out / SETTINGS
+    if known.resume and path.exists():
+        return from_dict(TrainConfig, json.loads(path.read_text(encoding="utf-8")), str(path))
+    return TrainConfig() if known.config is None else read_toml(known.config)
+
+
+def _train_command(before: TrainConfig) -> Callable[..., int]:
+    def command(
+        settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = before,
+        config: Path | None = None,
+        out: Path = Path("runs/train"),
+        resume: bool = False,
+    ) -> int:
+        """Train an NCPN on images, by NCML or (--noise.times zero) by maximum likelihood.
+
+        Leaves in the folder of the run: config.json, metrics.jsonl, checkpoints, grids of samples, report.json.
+        Started by torchrun, trains on all its processes. A signal saves and stops; --resume goes on.
+
+        Args:
+            settings: The configuration.
+            config: A TOML file with a configuration, which the other options change.
+            out: Folder of the run.
+            resume: Go on from the latest checkpoint in the folder, with its configuration.
+        """
+        if resume and (out / SETTINGS).exists():
+            check_resumed(before, settings)
+        return train(settings, out, resume)
+
+    return command

@@ -1,0 +1,265 @@
+"""Checkpoints: folders of safetensors and one JSON manifest, complete or not there at all.
+
+::
+
+    step_00002000/
+        checkpoint.json         format, step, configuration, and the SHA-256 of the files
+        model.safetensors       what to evaluate with: the moving average if there is one
+        training.safetensors    parameters and optimizer state, to go on from
+
+A folder is written beside its place under another name, flushed to the disk, and renamed: a reader sees
+the whole of it or nothing, whatever happens meanwhile. Reading compares every byte with the manifest
+before anything is used; nothing is ever unpickled, and no code in a checkpoint runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ncml.density import unwrapped
+from ncml.errors import ArgumentError, CheckpointError, MissingExtraError
+
+__all__ = ["Checkpoint", "find_checkpoint", "load_state", "open_checkpoint", "save_checkpoint"]
+
+FORMAT = 1
+MANIFEST = "checkpoint.json"
+MODEL, TRAINING = "model.safetensors", "training.safetensors"
+MAX_MANIFEST = 2**24  # bytes; a configuration is a few thousand
+STEP_NAME = re.compile(r"step_(\d{8,})")
+BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose manifest and files have been verified.
+
+    Args:
+        folder: Where it is.
+        step: Training steps done.
+        info: What was stored besides tensors (JSON data).
+    """
+
+    folder: Path
+    step: int
+    info: dict[str, Any]
+
+    def model(self) -> dict[str, Tensor]:
+        """State dict of the model, on the CPU."""
+        return self._tensors(MODEL)
+
+    def training(self) -> dict[str, Tensor]:
+        """Parameters and optimizer state, on the CPU.
+
+        Raises:
+            CheckpointError: The checkpoint was made to evaluate with, and has none.
+        """
+        return self._tensors(TRAINING)
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        path = self.folder / name
+        torch_files = _safetensors()
+        try:
+            return dict(torch_files.load_file(path, device="cpu"))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: not there; expected {name}, which this needs") from error
+        except Exception as error:  # safetensors' own errors have no common base but Exception
+            raise CheckpointError(f"{path}: got a file that is not safetensors ({error})") from error
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str],
+    step: int,
+    info: Mapping[str, Any],
+    model: Mapping[str, Tensor],
+    training: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write a checkpoint; it appears complete or not at all.
+
+    Args:
+        folder: The checkpoint's own folder; must not exist.
+        step: Training steps done.
+        info: JSON data to keep: configuration, what the weights belong to.
+        model: State dict to evaluate with.
+        training: Parameters and optimizer state, or None.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ArgumentError: The folder exists.
+        OSError: It cannot be written (a full disk, ...); nothing is left behind.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ArgumentError(
+            f"folder: got {folder}, which exists; expected a new one; checkpoints are never overwritten"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir()
+        files = {}
+        for name, tensors in ((MODEL, model), (TRAINING, training)):
+            if tensors is not None:
+                _write(temporary / name, _safetensors().save({k: _plain(v) for k, v in tensors.items()}))
+                files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": _sha256(temporary / name)}
+        manifest = {"format": FORMAT, "step": step, "files": files, "info": dict(info)}
+        _write(temporary / MANIFEST, _manifest_text(manifest).encode())
+        _flush_folder(temporary)
+        os.replace(temporary, folder)
+        _flush_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
+    """Verify a checkpoint, every byte of it.
+
+    Args:
+        folder: A checkpoint, or the folder of a run, whose latest one is taken.
+
+    Raises:
+        CheckpointError: There is none; it is truncated, changed by a single bit, or not of the format; it
+            was written by a newer version.
+    """
+    folder = find_checkpoint(folder)
+    path = folder / MANIFEST
+    try:
+        size = path.stat().st_size
+        raw = path.read_bytes() if size <= MAX_MANIFEST else b""
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    try:
+        outer = json.loads(raw)
+        manifest = outer["manifest"]
+        intact = raw.decode() == _manifest_text(manifest)
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: got {size:,} bytes that are not a manifest; the file is damaged") from error
+    if not intact:
+        raise CheckpointError(f"{path}: got text that differs from its SHA-256; the file is damaged or was edited")
+    if version != FORMAT:
+        raise CheckpointError(f"{path}: got format {version}; expected at most {FORMAT}; install a newer ncml")
+    for name, expected in manifest["files"].items():
+        if name == TRAINING and not (folder / name).exists():
+            continue  # may be left out of what is passed on
+        _verify(folder / name, expected)
+    return Checkpoint(folder, manifest["step"], manifest["info"])
+
+
+def find_checkpoint(folder: str | os.PathLike[str]) -> Path:
+    """The checkpoint itself, or the latest one in the folder of a run.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    folder = Path(folder)
+    if (folder / MANIFEST).exists():
+        return folder
+    found = step_folders(folder) or step_folders(folder / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{folder}: got no checkpoint; expected a folder with {MANIFEST}, or that of a run")
+    return found[-1]
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Complete checkpoints in a folder, by their steps."""
+    found = [p for p in folder.glob("step_*") if STEP_NAME.fullmatch(p.name) and (p / MANIFEST).exists()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:
+    """Copy a state dict into a module of exactly the same names, shapes and dtypes.
+
+    Args:
+        module: The module; unchanged unless everything fits.
+        state: The tensors.
+        source: What the error message calls them.
+
+    Raises:
+        CheckpointError: Something does not fit; the message lists the first ten differences.
+    """
+    own = (unwrapped(module) or module).state_dict()
+    differences = [f"{name} is missing" for name in own.keys() - state.keys()]
+    differences += [f"{name} is not in the model" for name in state.keys() - own.keys()]
+    for name in own.keys() & state.keys():
+        mine, theirs = own[name], state[name]
+        if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+            differences.append(f"{name} is {theirs.dtype} {tuple(theirs.shape)}, not {mine.dtype} {tuple(mine.shape)}")
+    if differences:
+        shown = "; ".join(sorted(differences)[:10])
+        more = f"; and {len(differences) - 10} more" if len(differences) > 10 else ""
+        raise CheckpointError(f"{source}: got weights of another model: {shown}{more}; the model is unchanged")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def _manifest_text(manifest: Mapping[str, Any]) -> str:
+    """The one text that a manifest has, with its own hash."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return json.dumps({"sha256": digest, "manifest": manifest}, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _verify(path: Path, expected: Mapping[str, Any]) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if size != expected["bytes"]:
+        raise CheckpointError(f"{path}: got {size:,} bytes; expected {expected['bytes']:,}; the file is cut or changed")
+    if (digest := _sha256(path)) != expected["sha256"]:
+        raise CheckpointError(
+            f"{path}: got SHA-256 {digest[:12]}...; expected {expected['sha256'][:12]}...; the file is damaged"
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the names in a folder, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _safetensors() -> Any:  # noqa: ANN401 -- a module
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise MissingExtraError("checkpoint: safetensors is not installed; pip install 'ncml[train]'") from error
+    return safetensors.torch

@@ -1,0 +1,95 @@
+"""What a training step draws, as a function of the seed and the step alone.
+
+Every process draws the rows, times and noise of the *global* batch and takes its own part: the same
+run on one process or on eight, resumed or not, sees the same numbers, and no state of a generator has
+to be saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ncml.errors import ArgumentError
+from ncml.objective import NCMLObjective
+
+__all__ = ["Batch", "BatchDraws", "stream_seed"]
+
+
+def stream_seed(seed: int, *stream: int | str) -> int:
+    """A seed for one of many independent streams of a run, 0 to 2^63 - 1."""
+    key = ":".join(map(str, (seed, *stream))).encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The draws of a batch, or of a part of one.
+
+    Args:
+        rows: Rows of the data set, ``(B,)`` int64.
+        t: Times, ``(B,)``.
+        weight: Their weights, ``(B,)``.
+        noise: The process's noise, first dimension B.
+    """
+
+    rows: Tensor
+    t: Tensor
+    weight: Tensor
+    noise: Tensor
+
+    def part(self, i: int, parts: int) -> Batch:
+        """The i-th of ``parts`` equal parts."""
+        return Batch(*(getattr(self, f.name).chunk(parts)[i] for f in fields(self)))
+
+
+@dataclass
+class BatchDraws:
+    """The global batch of every step.
+
+    Rows go through the data set epoch after epoch, each in an order of its own; a batch may span two.
+
+    Args:
+        n: Examples in the data set.
+        event_shape: Shape of an example.
+        objective: Draws times and noise.
+        batch_size: Examples per step, over all processes.
+        seed: Seed of the run.
+    """
+
+    n: int
+    event_shape: tuple[int, ...]
+    objective: NCMLObjective
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ArgumentError("examples: got an empty data set; expected at least one example")
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def __call__(self, step: int) -> Batch:
+        """The draws of step ``step``, on the CPU."""
+        generator = torch.Generator("cpu").manual_seed(stream_seed(self.seed, "noise", step))
+        t, weight = self.objective.draw_times(self.batch_size, generator=generator, device="cpu", dtype=torch.float32)
+        like = torch.empty((), dtype=torch.float32, device="cpu").expand(self.batch_size, *self.event_shape)
+        return Batch(self.rows(step), t, weight, self.objective.process.draw_noise(like, generator=generator))
+
+    def rows(self, step: int) -> Tensor:
+        """Rows of the data set that step ``step`` sees."""
+        first, last = step * self.batch_size, (step + 1) * self.batch_size
+        parts = []
+        for epoch in range(first // self.n, (last - 1) // self.n + 1):
+            start = epoch * self.n
+            parts.append(self._epoch(epoch)[max(first - start, 0) : last - start])
+        return torch.cat(parts)
+
+    def _epoch(self, epoch: int) -> Tensor:
+        """The order of an epoch; the latest is kept."""
+        if self._order[0] != epoch:
+            generator = torch.Generator("cpu").manual_seed(stream_seed(self.seed, "order", epoch))
+            self._order = (epoch, torch.randperm(self.n, generator=generator, device="cpu"))
+        return self._order[1]

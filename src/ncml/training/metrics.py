@@ -1,0 +1,46 @@
+"""The log of a run: one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ncml.evaluation.report import jsonable
+
+__all__ = ["MetricsLog", "read_metrics"]
+
+
+class MetricsLog:
+    """Appends to ``metrics.jsonl``; a run that is resumed forgets what lies after its checkpoint.
+
+    Args:
+        path: The file.
+        step: Steps already done: lines of later steps, and a line cut short, are removed.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        if path.exists():
+            kept = [line for line in read_metrics(path) if line["step"] <= step]
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text("".join(_text(line) for line in kept), encoding="utf-8")
+            os.replace(temporary, path)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line, which has a ``step``."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(_text(line))
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a log; a last one that was cut short is left out."""
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    complete = lines[:-1]  # what follows the last newline is empty, or cut short
+    return [json.loads(line) for line in complete if line]
+
+
+def _text(line: Mapping[str, Any]) -> str:
+    return json.dumps(jsonable(line), allow_nan=False, ensure_ascii=False) + "\n"

@@ -1,0 +1,109 @@
+"""One process or many: Lightning Fabric, and work that is divided without changing its result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ncml._progress import progress_bar
+from ncml.errors import ArgumentError, MissingExtraError
+from ncml.training.config import RunConfig
+from ncml.training.draws import stream_seed
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["in_blocks", "launch", "reduced"]
+
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+
+
+def launch(run: RunConfig, loggers: list[Any] | None = None) -> Fabric:
+    """Fabric for this process, which ``torchrun`` may have started as one of many.
+
+    Args:
+        run: Accelerator, strategy, precision, threads.
+        loggers: Fabric's loggers.
+
+    Raises:
+        MissingExtraError: Lightning Fabric is not installed.
+        ArgumentError: A strategy that Fabric does not know.
+    """
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise MissingExtraError("train: Lightning Fabric is not installed; pip install 'ncml[train]'") from error
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    if run.tf32:
+        torch.set_float32_matmul_precision("high")
+    # torchrun's environment says how many processes there are; nothing is launched here.
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    nodes = int(os.environ.get("WORLD_SIZE", "1")) // here
+    try:
+        fabric = Fabric(
+            accelerator=run.accelerator,
+            strategy=run.strategy,
+            devices=here,
+            num_nodes=nodes,
+            precision=PRECISIONS[run.precision],  # type: ignore[arg-type]
+            loggers=loggers,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ArgumentError(f"run: got {run.accelerator!r} and {run.strategy!r}, refused by Fabric: {error}") from error
+    fabric.launch()
+    return fabric
+
+
+def in_blocks(
+    fabric: Fabric,
+    n: int,
+    size: int,
+    work: Callable[[slice, torch.Generator], dict[str, Tensor]],
+    *,
+    seed: int,
+    label: str,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Do ``n`` pieces of work in blocks, divided over the processes; the result is that of one process.
+
+    Block i draws from a generator that depends on the seed and on i alone.
+
+    Args:
+        fabric: Says which processes there are.
+        n: Pieces of work.
+        size: Pieces in a block.
+        work: Takes a block's rows and generator to tensors with one row for each.
+        seed: Seed of the generators.
+        label: What the progress bar calls it, and the stream of random numbers.
+        progress: Show a progress bar on the first process.
+
+    Returns:
+        The tensors of all blocks in order, ``(n, ...)``, float64 on the CPU, on every process.
+    """
+    blocks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
+    mine = range(fabric.global_rank, len(blocks), fabric.world_size)
+    parts = {}
+    # A process without a block of its own does the first one again, to learn names and shapes.
+    for i in progress_bar(mine or range(1), progress and fabric.is_global_zero, label):
+        generator = torch.Generator(fabric.device).manual_seed(stream_seed(seed, label, i))
+        parts[i] = {name: value.detach().double().cpu() for name, value in work(blocks[i], generator).items()}
+    gathered = {}
+    for name, like in next(iter(parts.values())).items():
+        total = torch.zeros(n, *like.shape[1:], dtype=torch.float64)
+        for i in mine:
+            total[blocks[i]] = parts[i][name]
+        # Every row is zero on all processes but one: the sum is exact.
+        gathered[name] = reduced(fabric, total, "sum").cpu()
+    return gathered
+
+
+def reduced(fabric: Fabric, value: Tensor, how: str) -> Tensor:
+    """The sum, mean or maximum over all processes, on the device."""
+    result = fabric.all_reduce(value.to(fabric.device), reduce_op=how)
+    assert isinstance(result, Tensor)
+    return result

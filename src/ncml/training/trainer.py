@@ -1,0 +1,332 @@
+"""The training loop: one process or many, stopped and resumed at will, without a number changing."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ncml.density import NoiseConditionalDensity, check_process
+from ncml.errors import ArgumentError, ArgumentTypeError, CheckpointError, NonFiniteError
+from ncml.evaluation.report import jsonable, write_report
+from ncml.objective import NCMLObjective
+from ncml.training.checkpoint import Checkpoint, load_state, save_checkpoint, step_folders
+from ncml.training.config import OptimConfig, RunConfig
+from ncml.training.draws import Batch, BatchDraws, stream_seed
+from ncml.training.ema import EMA
+from ncml.training.metrics import MetricsLog
+from ncml.training.parallel import reduced
+from ncml.training.signals import StopSignals
+from ncml.training.window import Window
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Examples", "Periodic", "Trainer"]
+
+
+class Examples(Protocol):
+    """A data set: :class:`ncml.data.Images`, or anything with these."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Classes ``(N,)``, or None."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Tensor, *, device: torch.device | None = None) -> Tensor:
+        """Rows in data units, ``(B, *event_shape)``."""
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """Something to do every so many steps, with the average of the parameters in the density.
+
+    Args:
+        every: Steps between; 0 for never.
+        name: What metrics.jsonl calls its result.
+        action: Takes the step to JSON data, or None. Called on every process.
+    """
+
+    every: int
+    name: str
+    action: Callable[[int], Mapping[str, Any] | None]
+
+
+class Trainer:
+    """Trains a density on examples; :meth:`run` starts, or goes on from the state that was loaded.
+
+    Everything random is a function of the seed and the step (:class:`~ncml.training.draws.BatchDraws`;
+    dropout by seeding torch's generator each step), so that a run that was killed goes on bit for bit on
+    the CPU, and several processes see the batches that one would. In ``folder``: ``metrics.jsonl`` and
+    ``checkpoints/``.
+
+    Args:
+        fabric: What :func:`ncml.training.launch` returned.
+        density: The density. Its randomness while training may only come from torch's default generator.
+        objective: The objective.
+        examples: The training data.
+        folder: The folder of the run.
+        optim: Optimizer, schedule, average.
+        run: Seed, intervals.
+        periodic: What else to do meanwhile.
+        info: JSON data to keep in checkpoints, such as the configuration.
+        use_labels: Pass the labels of the examples to the density, as its context.
+
+    Raises:
+        ArgumentError: A batch that does not divide into processes and parts, or another process than the
+            density's.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        density: NoiseConditionalDensity,
+        objective: NCMLObjective,
+        examples: Examples,
+        folder: Path,
+        optim: OptimConfig,
+        run: RunConfig,
+        *,
+        periodic: Sequence[Periodic] = (),
+        info: Mapping[str, Any] | None = None,
+        use_labels: bool = False,
+    ) -> None:
+        if not isinstance(density, NoiseConditionalDensity):
+            raise ArgumentTypeError(f"density: got {type(density).__name__}; expected a NoiseConditionalDensity")
+        check_process(density, objective.process)
+        parts = fabric.world_size * optim.accumulate
+        if optim.batch_size % parts:
+            raise ArgumentError(
+                f"optim.batch_size: got {optim.batch_size}; expected a multiple of {parts}, the processes "
+                f"({fabric.world_size}) times the parts of a batch ({optim.accumulate})"
+            )
+        if use_labels and examples.labels is None:
+            raise ArgumentError("use_labels: got True and examples without labels; expected one label per example")
+        self.fabric, self.density, self.examples = fabric, density, examples
+        self.objective = replace(objective, reduction="none")
+        self.folder, self.optim, self.run_config = folder, optim, run
+        self.periodic, self.info, self.use_labels = periodic, dict(info or {}), use_labels
+        self.draws = BatchDraws(len(examples), density.event_shape, objective, optim.batch_size, run.seed)
+        names, parameters = zip(*density.named_parameters(), strict=True)
+        self.names: tuple[str, ...] = names
+        self.adam = torch.optim.Adam(parameters, lr=optim.learning_rate, betas=(optim.beta1, optim.beta2))
+        # The density and Adam stay what they are: Fabric's wrappers are for the passes of a step only.
+        self.module, self.optimizer = fabric.setup(density, self.adam)
+        self.ema = EMA(density.parameters(), optim.ema)
+        self.step = 0
+        self.seconds = 0.0
+        self.window = Window(density)
+
+    # Going through the steps.
+
+    def run(self, progress: bool = False) -> int:
+        """Train up to the last step; saves at the end, and at a signal.
+
+        Returns:
+            0, or the number of the signal that stopped it.
+
+        Raises:
+            NonFiniteError: A loss or gradient is not finite. The parameters are those before that step;
+                they are in ``bad_step_N`` beside the checkpoints, with the draws that led there.
+        """
+        log = MetricsLog(self.folder / "metrics.jsonl", self.step) if self.fabric.is_global_zero else None
+        bar = self._bar(progress)
+        with StopSignals() as signals, torch.random.fork_rng(self._cuda_devices()):
+            self.density.train()
+            while self.step < self.optim.steps:
+                start = time.perf_counter()
+                batch = self.draws(self.step)
+                try:
+                    self._train_step(batch)
+                except NonFiniteError as error:
+                    raise self._bad_step(batch, error) from error
+                self.seconds += time.perf_counter() - start
+                bar.update()
+                self._after_step(log, bar)
+                if stopped := self._agreed(signals.received):
+                    self.save()
+                    return stopped
+        self.save()
+        self.density.eval()
+        bar.close()
+        return 0
+
+    def _train_step(self, batch: Batch) -> None:
+        """One optimizer step on the global batch; nothing changes if something is not finite."""
+        fabric, rank = self.fabric, self.fabric.global_rank
+        torch.manual_seed(stream_seed(self.run_config.seed, "dropout", self.step, rank))
+        mine = batch.part(rank, fabric.world_size)
+        for i in range(self.optim.accumulate):
+            part = mine.part(i, self.optim.accumulate)
+            last = i == self.optim.accumulate - 1
+            with fabric.no_backward_sync(self.module, enabled=not last):
+                x = self.examples.batch(part.rows, device=fabric.device)
+                context = self._labels(part.rows)
+                t, weight, noise = (v.to(fabric.device) for v in (part.t, part.weight, part.noise))
+                terms = self.objective(self.module, x, context, t=t, weight=weight, noise=noise)
+                # Per dimension, so that a norm to clip at means the same for small and large images.
+                fabric.backward(terms.sum() / (len(mine.rows) * self.window.dims))
+                self.window.add(terms, t, weight)
+        norm = fabric.clip_gradients(
+            self.module, self.optimizer, max_norm=self.optim.clip_norm, error_if_nonfinite=False
+        )
+        self.window.norm = float(norm) if norm is not None else math.nan
+        if not math.isfinite(self.window.norm):
+            self.adam.zero_grad()
+            raise NonFiniteError(
+                f"gradient: got a norm of {self.window.norm}; expected a finite one; lower the learning rate"
+            )
+        for group in self.adam.param_groups:
+            group["lr"] = self.optim.learning_rate_at(self.step)
+        self.optimizer.step()
+        self.adam.zero_grad()
+        self.ema.update()
+        self.step += 1
+
+    def _labels(self, rows: Tensor) -> Tensor | None:
+        labels = self.examples.labels
+        return labels[rows].to(self.fabric.device) if self.use_labels and labels is not None else None
+
+    def _after_step(self, log: MetricsLog | None, bar: Any) -> None:  # noqa: ANN401 -- tqdm's
+        """Log, validate, sample, save, where the step says so."""
+        lines = []
+        if self.step % self.run_config.log_every == 0 or self.step == self.optim.steps:
+            line = self.window.close(self.fabric)
+            rate = self.optim.learning_rate_at(self.step - 1)
+            speed = self.step * self.optim.batch_size / max(self.seconds, 1e-9)
+            lines.append(
+                {
+                    "step": self.step,
+                    "epoch": self.step * self.optim.batch_size / len(self.examples),
+                    **line,
+                    "learning_rate": rate,
+                    "seconds": self.seconds,
+                    "images_per_second": speed,
+                }
+            )
+            bar.set_postfix_str(self.window.summary(line))
+        for task in self.periodic:
+            if task.every and (self.step % task.every == 0 or self.step == self.optim.steps):
+                result = self._averaged(task.action)
+                if result is not None:
+                    lines.append({"step": self.step, task.name: result})
+        if log is not None:
+            for line in lines:
+                log.write(line)
+        for line in lines:
+            numbers = {k: v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
+            self.fabric.log_dict(numbers, step=self.step)
+        if self.step % self.run_config.save_every == 0 and self.step < self.optim.steps:
+            self.save()
+
+    def _averaged(self, action: Callable[[int], Mapping[str, Any] | None]) -> Any:  # noqa: ANN401 -- JSON data
+        with self.ema.applied(), torch.random.fork_rng(self._cuda_devices()):
+            self.density.eval()
+            try:
+                return action(self.step)
+            finally:
+                self.density.train()
+
+    def _agreed(self, received: int) -> int:
+        """The signal that any process received, so that all stop after the same step."""
+        if self.fabric.world_size == 1:
+            return received
+        flag = torch.tensor(received, device=self.fabric.device, dtype=torch.float32)
+        return int(reduced(self.fabric, flag, "max"))
+
+    def _cuda_devices(self) -> list[torch.device]:
+        return [self.fabric.device] if self.fabric.device.type == "cuda" else []
+
+    def _bar(self, progress: bool) -> Any:  # noqa: ANN401 -- tqdm's
+        from tqdm.auto import tqdm
+
+        hidden = not (progress and self.fabric.is_global_zero)
+        return tqdm(total=self.optim.steps, initial=self.step, disable=hidden, unit="step", dynamic_ncols=True)
+
+    # Saving and loading.
+
+    def save(self, name: str | None = None) -> Path:
+        """Write a checkpoint of the present step, unless it is there; returns its folder."""
+        folder = self.folder / "checkpoints" / (name or f"step_{self.step:08d}")
+        if self.fabric.is_global_zero and not folder.exists():
+            training = {f"parameter.{name}": p for name, p in zip(self.names, self._parameters(), strict=True)}
+            for name_, p in zip(self.names, self._parameters(), strict=True):
+                for key, value in self.adam.state.get(p, {}).items():
+                    training[f"{key}.{name_}"] = value
+            state = {"seconds": self.seconds, "window": self.window.state(), "ema_updates": self.ema.updates}
+            with self.ema.applied():
+                model = {k: v.clone() for k, v in self.density.state_dict().items()}
+            save_checkpoint(folder, self.step, {**self.info, "trainer": jsonable(state)}, model, training)
+            self._prune()
+        self.fabric.barrier()
+        return folder
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: It is of another model or has no training state; nothing is changed.
+        """
+        model, tensors = checkpoint.model(), checkpoint.training()
+        state = checkpoint.info.get("trainer")
+        if state is None:
+            raise CheckpointError(f"{checkpoint.folder}: got no training state; expected a checkpoint of a Trainer")
+        own = {name: tensors.pop(f"parameter.{name}", torch.empty(0)) for name in self.names}
+        buffers = {k: v for k, v in model.items() if k not in own}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for i, name in enumerate(self.names):
+            keys = {key: tensors.pop(f"{key}.{name}", None) for key in ("step", "exp_avg", "exp_avg_sq")}
+            found = {key: value for key, value in keys.items() if value is not None}
+            if found and (len(found) < 3 or any(found[k].shape != own[name].shape for k in ("exp_avg", "exp_avg_sq"))):
+                raise CheckpointError(f"{checkpoint.folder}: got an optimizer state that does not fit {name}")
+            if found:
+                moments[i] = found
+        if tensors:
+            raise CheckpointError(f"{checkpoint.folder}: got training tensors of another model: {sorted(tensors)[:10]}")
+        load_state(self.density, {**own, **buffers}, str(checkpoint.folder))
+        groups = self.adam.state_dict()["param_groups"]
+        self.adam.load_state_dict({"state": moments, "param_groups": groups})
+        for average, name in zip(self.ema.average, self.names, strict=True):
+            average.copy_(model[name])
+        self.ema.updates = state["ema_updates"]
+        self.step, self.seconds = checkpoint.step, float(state["seconds"])
+        self.window.restore(state["window"])
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return list(self.density.parameters())
+
+    def _prune(self) -> None:
+        """Remove all but the latest checkpoints."""
+        for old in step_folders(self.folder / "checkpoints")[: -self.run_config.keep]:
+            shutil.rmtree(old)
+
+    def _bad_step(self, batch: Batch, error: NonFiniteError) -> NonFiniteError:
+        """The error with what it takes to repeat it, which is also written down."""
+        name = f"bad_step_{self.step:08d}"
+        mine = batch.part(self.fabric.global_rank, self.fabric.world_size)
+        self.adam.zero_grad()
+        if self.fabric.world_size == 1:  # the others wait in the backward pass, and cannot join in
+            self.save(name)
+            path = self.folder / f"{name}.json"
+            write_report(
+                path,
+                {"step": self.step, "seed": self.run_config.seed, "rows": mine.rows, "t": mine.t, "error": str(error)},
+            )
+        return NonFiniteError(
+            f"{error} [step {self.step}, seed {self.run_config.seed}, rows of the data {_short(mine.rows)}, t in "
+            f"[{float(mine.t.min()):.6g}, {float(mine.t.max()):.6g}]; nothing was changed; see {name} in {self.folder}]"
+        )
+
+
+def _short(rows: Tensor) -> str:
+    listed = rows.tolist()
+    return json.dumps(listed[:8])[:-1] + (", ...]" if len(listed) > 8 else "]")

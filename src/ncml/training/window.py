@@ -1,0 +1,76 @@
+"""What is measured between two lines of the log."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ncml.density import NoiseConditionalDensity
+from ncml.training.parallel import reduced
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Window"]
+
+
+class Window:
+    """Sums over the steps since the last line.
+
+    Args:
+        density: Says what a nat is in bits per dimension, if it has a lattice.
+    """
+
+    def __init__(self, density: NoiseConditionalDensity) -> None:
+        self.dims = math.prod(density.event_shape)
+        self.lattice = density.lattice
+        self.norm = math.nan
+        self._start()
+
+    def _start(self) -> None:
+        # Loss, its examples; negative log-likelihood at t = 0, its examples; in float64, on the device.
+        self.sums: Tensor = torch.zeros(4, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, terms: Tensor, t: Tensor, weight: Tensor) -> None:
+        """Take in the weighted terms of the loss."""
+        terms = terms.detach().double()
+        zero = ((t == 0) & (weight > 0)).double()
+        nll = torch.where(zero > 0, terms / weight.double().clamp(min=1e-300), 0.0)
+        count = torch.full_like(terms, 1.0)
+        new = torch.stack([terms.sum(), count.sum(), (zero * nll).sum(), zero.sum()])
+        self.sums = self.sums.to(new.device) + new
+
+    def close(self, fabric: Fabric) -> dict[str, float]:
+        """Means over all processes, and a new start."""
+        loss, n, zero, n_zero = reduced(fabric, self.sums, "sum").tolist()
+        line = {"loss": loss / max(n, 1.0), "gradient_norm": self.norm}
+        if self.lattice is not None:
+            line["bits_per_dim"] = self._bits(loss, n)
+            if n_zero:
+                line["bits_per_dim_zero"] = self._bits(zero, n_zero)
+        self._start()
+        return line
+
+    def _bits(self, nll: float, n: float) -> float:
+        assert self.lattice is not None
+        return nll / (max(n, 1.0) * self.dims * math.log(2.0)) - math.log2(self.lattice.width)
+
+    @staticmethod
+    def summary(line: dict[str, float]) -> str:
+        """A few words for the progress bar."""
+        if "bits_per_dim" not in line:
+            return f"{line['loss']:.4g} nats"
+        zero = f", {line['bits_per_dim_zero']:.3f} at t=0" if "bits_per_dim_zero" in line else ""
+        return f"{line['bits_per_dim']:.3f} bits/dim{zero}"
+
+    def state(self) -> list[float]:
+        """The sums, for a checkpoint."""
+        return self.sums.tolist()
+
+    def restore(self, state: list[float]) -> None:
+        """Go on from :meth:`state`."""
+        self.sums = torch.tensor(state, dtype=torch.float64)

@@ -1,0 +1,257 @@
+"""Checkpoints: whole or absent, every damaged byte found, nothing unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from ncml.errors import ArgumentError, CheckpointError, NCMLError
+from ncml.training import load_state, open_checkpoint, save_checkpoint
+from ncml.training.checkpoint import _manifest_text, find_checkpoint
+
+MODEL = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1.5, dtype=torch.float64)}
+TRAINING = {"parameter.a": torch.zeros(2, 3)}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return save_checkpoint(tmp_path / "step_00000007", 7, {"config": {"x": 1}}, MODEL, TRAINING)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+def test_round_trip(saved, tmp_path):
+    checkpoint = open_checkpoint(saved)
+    assert (checkpoint.step, checkpoint.info) == (7, {"config": {"x": 1}})
+    assert same(checkpoint.model(), MODEL)
+    assert same(checkpoint.training(), TRAINING)
+    assert open_checkpoint(tmp_path).folder == saved
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000007"]
+
+
+def test_views_and_other_layouts_are_saved_as_they_read(tmp_path):
+    base = torch.arange(24.0).reshape(2, 3, 2, 2)
+    tensors = {
+        "t": base.t() if base.ndim == 2 else base.permute(1, 0, 2, 3),
+        "c": base.to(memory_format=torch.channels_last),
+    }
+    tensors["shared"] = tensors["t"]
+    save_checkpoint(tmp_path / "step_00000001", 1, {}, tensors)
+    assert same(open_checkpoint(tmp_path).model(), tensors)
+
+
+def test_the_latest_is_taken(tmp_path):
+    for step in (9, 10, 100_000_000):
+        save_checkpoint(tmp_path / "checkpoints" / f"step_{step:08d}", step, {}, MODEL)
+    (tmp_path / "checkpoints" / "step_99").mkdir()
+    (tmp_path / "checkpoints" / ".step_00000200.ab.tmp").mkdir()
+    assert find_checkpoint(tmp_path).name == "step_100000000"
+
+
+def test_an_evaluation_copy_needs_no_training_state(saved):
+    (saved / "training.safetensors").unlink()
+    checkpoint = open_checkpoint(saved)
+    assert same(checkpoint.model(), MODEL)
+    with pytest.raises(CheckpointError, match=r"training.safetensors: not there"):
+        checkpoint.training()
+
+
+def test_never_overwritten(saved):
+    with pytest.raises(ArgumentError, match="exists"):
+        save_checkpoint(saved, 8, {}, MODEL)
+    assert open_checkpoint(saved).step == 7
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "model.safetensors", "training.safetensors"])
+def test_every_flipped_bit_is_found(saved, name):
+    """All bits of the manifest and of both files: torch's own format misses most of them."""
+    path = saved / name
+    raw = path.read_bytes()
+    for i in range(len(raw)):
+        for bit in range(8) if name != "checkpoint.json" or i % 3 == 0 else (i % 8,):
+            path.write_bytes(raw[:i] + bytes([raw[i] ^ (1 << bit)]) + raw[i + 1 :])
+            with pytest.raises(CheckpointError):
+                open_checkpoint(saved)
+    path.write_bytes(raw)
+    assert open_checkpoint(saved).step == 7
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "model.safetensors", "training.safetensors"])
+def test_every_truncation_is_found(saved, name):
+    raw = (saved / name).read_bytes()
+    for n in range(len(raw)):
+        (saved / name).write_bytes(raw[:n])
+        with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+            open_checkpoint(saved)
+
+
+def test_mutated_files_are_refused_or_equal(saved):
+    """2,000 mutations of several bytes, insertions and swaps, with a fixed seed."""
+    draw = random.Random(0)
+    names = ["checkpoint.json", "model.safetensors", "training.safetensors"]
+    for _ in range(2000):
+        path = saved / draw.choice(names)
+        original = path.read_bytes()
+        raw = bytearray(original)
+        for _ in range(draw.randint(1, 4)):
+            i, byte = draw.randrange(len(raw)), draw.randrange(256)
+            what = draw.choice(["insert", "remove", "replace"])
+            raw[i : i + (what != "insert")] = b"" if what == "remove" else bytes([byte])
+        path.write_bytes(raw)
+        if bytes(raw) == original:
+            continue
+        with pytest.raises(CheckpointError):
+            open_checkpoint(saved)
+        path.write_bytes(original)
+
+
+def resealed(saved, **changes):
+    """The checkpoint with a changed manifest whose hash is right again."""
+    manifest = json.loads((saved / "checkpoint.json").read_text())["manifest"]
+    (saved / "checkpoint.json").write_text(_manifest_text({**manifest, **changes}))
+
+
+class Canary:
+    def __reduce__(self):
+        return (os.mkdir, (os.environ["NCML_CANARY"],))
+
+
+def test_a_pickle_is_never_run(saved, tmp_path, monkeypatch):
+    """Not even one whose hash is in the manifest."""
+    import hashlib
+
+    canary = tmp_path / "canary"
+    monkeypatch.setenv("NCML_CANARY", str(canary))
+    payload = pickle.dumps(Canary())
+    (saved / "model.safetensors").write_bytes(payload)
+    with pytest.raises(CheckpointError):
+        open_checkpoint(saved)
+    files = {"model.safetensors": {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}}
+    resealed(saved, files=files)
+    with pytest.raises(CheckpointError, match="not safetensors"):
+        open_checkpoint(saved).model()
+    assert not canary.exists()
+    pickle.loads(payload)  # power: the canary does sing
+    assert canary.exists()
+
+
+def test_a_newer_format_is_named(saved):
+    resealed(saved, format=2)
+    with pytest.raises(CheckpointError, match="format 2; expected at most 1"):
+        open_checkpoint(saved)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", "{", '{"manifest": 3, "sha256": ""}', "[" * 100_000])
+def test_other_json_is_refused(saved, text):
+    (saved / "checkpoint.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
+        open_checkpoint(saved)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        open_checkpoint(tmp_path / "nowhere")
+
+
+# Loading.
+
+
+def test_what_does_not_fit_leaves_the_model_as_it_was():
+    model = torch.nn.Linear(2, 3)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for state in (
+        {"weight": torch.zeros(3, 2)},
+        {"weight": torch.zeros(3, 2), "bias": torch.zeros(4)},
+        {"weight": torch.zeros(3, 2), "bias": torch.zeros(3, dtype=torch.float64)},
+        {"weight": torch.zeros(3, 2), "bias": torch.zeros(3), "more": torch.zeros(1)},
+    ):
+        with pytest.raises(CheckpointError, match=r"bias|more"):
+            load_state(model, state)
+        assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    load_state(model, {"weight": torch.zeros(3, 2), "bias": torch.ones(3)})
+    assert model.bias.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_at_most_ten_differences_are_listed():
+    with pytest.raises(CheckpointError, match="and 20 more"):
+        load_state(torch.nn.Identity(), {f"w{i:02d}": torch.zeros(1) for i in range(30)})
+
+
+# Writing.
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+    """A file may not grow beyond 20 kB: the write fails, the older checkpoint stays."""
+    script = textwrap.dedent("""
+        import resource, signal, sys, torch
+        from ncml.training import save_checkpoint
+        save_checkpoint(sys.argv[1] + "/step_00000001", 1, {}, {"a": torch.zeros(10)})
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            save_checkpoint(sys.argv[1] + "/step_00000002", 2, {}, {"a": torch.zeros(100_000)})
+        except OSError as error:
+            print("refused", error.errno)
+    """)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("refused 27")  # EFBIG
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
+    assert open_checkpoint(tmp_path).step == 1
+
+
+KILLED = textwrap.dedent("""
+    import os, random, signal, sys, time, torch
+    from pathlib import Path
+    from ncml.training import open_checkpoint, save_checkpoint
+
+    torch.set_num_threads(1)
+    folder, draw, opened = Path(sys.argv[1]), random.Random(0), 0
+    big = {"a": torch.arange(200_000.0)}
+    for round in range(200):
+        child = os.fork()
+        if child == 0:
+            step = max([int(p.name[5:]) for p in folder.glob("step_*")], default=0)
+            while True:
+                step += 1
+                save_checkpoint(folder / f"step_{step:08d}", step, {"step": step}, big, big)
+        time.sleep(draw.uniform(0.0, 0.02))
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        found = sorted(folder.glob("step_*"))
+        if found:
+            checkpoint = open_checkpoint(folder)
+            assert checkpoint.step == checkpoint.info["step"] == int(found[-1].name[5:])
+            assert torch.equal(checkpoint.model()["a"], big["a"])
+            opened += 1
+            for old in found[:-1]:
+                for f in old.iterdir(): f.unlink()
+                old.rmdir()
+    print(opened, sum(1 for p in folder.iterdir() if p.name.endswith(".tmp")))
+""")
+
+
+def test_killed_while_saving(tmp_path):
+    """200 kills at random instants of a process that does nothing but save: what is there can be read."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    opened, interrupted = map(int, done.stdout.split())
+    assert opened >= 150
+    assert interrupted >= 20  # power: many of the kills did hit a save
+
+
+def test_errors_are_ncml_errors():
+    assert issubclass(CheckpointError, NCMLError)
+    assert issubclass(CheckpointError, OSError)

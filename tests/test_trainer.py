@@ -1,0 +1,344 @@
+"""The training loop: resumed and divided runs see the same numbers, and a bad step changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from ncml import VPSDE, NCMLObjective
+from ncml.errors import ArgumentError, CheckpointError, NonFiniteError
+from ncml.levels import LevelNoise
+from ncml.times import AtZero, ImportanceTimes, UniformTimes
+from ncml.training import EMA, OptimConfig, Periodic, load_density, open_checkpoint, read_metrics
+from ncml.training.draws import BatchDraws, stream_seed
+from tests.training_problems import CONFIG, changed, same_state, trainer
+
+PROCESS = VPSDE.at_noise(0.2)
+
+
+def numbers(folder):
+    """The log without what depends on the clock."""
+    timed = ("seconds", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+# Draws.
+
+
+def draws(n=10, batch_size=4, seed=0, process=PROCESS, times=None):
+    return BatchDraws(n, (1, 2, 2), NCMLObjective(process, times), batch_size, seed)
+
+
+def test_every_epoch_sees_every_row_once():
+    rows = torch.cat([draws().rows(step) for step in range(10)]).view(4, 10)
+    assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in rows)
+    assert len({tuple(epoch.tolist()) for epoch in rows}) == 4
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    assert torch.bincount(draws(n=3, batch_size=7).rows(0)).tolist() in ([2, 2, 3], [2, 3, 2], [3, 2, 2])
+
+
+def test_draws_are_a_function_of_seed_and_step():
+    one, other = draws(), draws()
+    other(5)  # in whatever order they are asked for
+    for step in (0, 3):
+        a, b = one(step), other(step)
+        assert all(torch.equal(getattr(a, f), getattr(b, f)) for f in ("rows", "t", "weight", "noise"))
+    assert not torch.equal(one(0).noise, one(1).noise)
+    assert not torch.equal(one(0).noise, draws(seed=1)(0).noise)
+
+
+def test_parts_make_up_the_batch():
+    batch = draws()(2)
+    for name in ("rows", "t", "weight", "noise"):
+        parts = [getattr(batch.part(i, 2).part(j, 2), name) for i in range(2) for j in range(2)]
+        assert torch.equal(torch.cat(parts), getattr(batch, name))
+
+
+def test_draws_know_weights_and_other_processes_noise():
+    batch = draws(times=ImportanceTimes((1.0, 3.0), p_zero=0.5), process=LevelNoise(4), batch_size=8)(0)
+    assert batch.noise.min() >= 0.0
+    assert set(batch.weight.tolist()) == {1.0, 2.0, 2.0 / 3.0} or len(set(batch.weight.tolist())) > 1
+
+
+def test_streams_are_different():
+    seeds = {
+        stream_seed(0, "noise", 1),
+        stream_seed(0, "noise", 11),
+        stream_seed(0, "order", 1),
+        stream_seed(1, "noise", 1),
+    }
+    assert len(seeds) == 4
+    assert all(0 <= s < 2**63 for s in seeds)
+
+
+# Average, schedule.
+
+
+def test_average_against_its_definition():
+    p = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    ema, expected = EMA([p], 0.9), torch.zeros(3, dtype=torch.float64)
+    for i in range(1, 60):
+        p.data.fill_(float(i))
+        ema.update()
+        decay = min(0.9, (1 + i) / (10 + i))
+        expected = decay * expected + (1 - decay) * i
+    torch.testing.assert_close(ema.average[0], expected, rtol=1e-12, atol=0)
+    with ema.applied():
+        assert torch.equal(p.detach(), ema.average[0])
+    assert p.tolist() == [59.0] * 3
+
+
+def test_average_without_decay_is_the_parameters():
+    p = torch.nn.Parameter(torch.zeros(2))
+    ema = EMA([p], 0.0)
+    p.data.fill_(2.0)
+    ema.update()
+    assert ema.average[0].tolist() == [2.0, 2.0]
+
+
+def test_learning_rate():
+    optim = OptimConfig(steps=100, warmup=9, learning_rate=2.0)
+    assert [optim.learning_rate_at(i) for i in (0, 4)] == pytest.approx([0.2, 1.0], rel=0.01)
+    assert optim.learning_rate_at(50) == pytest.approx(1.0)
+    assert optim.learning_rate_at(100) == 0.0
+    constant = OptimConfig(steps=100, warmup=0, learning_rate=2.0, schedule="constant")
+    assert {constant.learning_rate_at(i) for i in (0, 50, 100)} == {2.0}
+
+
+# Steps.
+
+
+def test_first_step_against_plain_torch(tmp_path):
+    """One step of the trainer is one step of Adam on the mean of the batch, clipped, per dimension."""
+    config = changed(network={"dropout": 0.0}, optim={"steps": 1, "clip_norm": 0.5, "ema": 0.0})
+    t = trainer(tmp_path, config)
+    model, batch = t.density, t.draws(0)
+    reference = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x = t.examples.batch(batch.rows)
+    x_t = model.process.perturb(x, batch.t, noise=batch.noise)
+    loss = -(batch.weight * model(x_t, batch.t)).mean() / 64
+    grads = torch.autograd.grad(loss, list(model.parameters()))
+    loss = loss.detach()
+    norm = torch.cat([g.flatten() for g in grads]).norm()
+    t.run()
+    line = numbers(tmp_path)[0]
+    assert line["gradient_norm"] == pytest.approx(float(norm), rel=1e-5)
+    assert line["loss"] == pytest.approx(float(loss) * 64, rel=1e-6)
+    scale = min(1.0, 0.5 / float(norm))
+    rate = config.optim.learning_rate_at(0)
+    for (name, p), g in zip(model.named_parameters(), grads, strict=True):
+        step = rate * (g * scale) / ((g * scale).abs() + 1e-8)  # Adam's first step
+        torch.testing.assert_close(p.detach(), reference[name] - step, rtol=1e-4, atol=1e-7)
+
+
+def test_bits_per_dim_of_the_log(tmp_path):
+    """Against the density's own log-likelihoods."""
+    t = trainer(tmp_path, changed(network={"dropout": 0.0}, optim={"steps": 1, "batch_size": 20}))
+    model, batch = t.density, t.draws(0)
+    x = model.process.perturb(t.examples.batch(batch.rows), batch.t, noise=batch.noise)
+    bits = model.lattice.bits_per_dim(model.log_prob(x, batch.t).detach(), 64).values
+    zero = bits[batch.t == 0].mean()
+    t.run()
+    line = numbers(tmp_path)[0]
+    assert line["bits_per_dim"] == pytest.approx(float(bits.mean()), rel=1e-6)
+    assert line["bits_per_dim_zero"] == pytest.approx(float(zero), rel=1e-6)
+
+
+def test_it_learns(tmp_path):
+    config = changed(
+        optim={"steps": 60, "learning_rate": 1e-2, "batch_size": 16}, run={"log_every": 10, "save_every": 60}
+    )
+    trainer(tmp_path, config).run()
+    bits = [line["bits_per_dim_zero"] for line in numbers(tmp_path)]
+    assert bits[-1] < bits[0] - 0.5
+
+
+def test_accumulated_parts_are_the_whole_batch(tmp_path):
+    config = changed(network={"dropout": 0.0})
+    whole, parts = trainer(tmp_path / "a", config), trainer(tmp_path / "b", changed(config, optim={"accumulate": 4}))
+    whole.run(), parts.run()
+    for a, b in zip(whole.density.parameters(), parts.density.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
+    for a, b in zip(numbers(tmp_path / "a"), numbers(tmp_path / "b"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_resumed_run_is_the_same_run(tmp_path):
+    """Parameters, average, optimizer and log, bit for bit, with dropout, from every checkpoint."""
+    whole = trainer(tmp_path / "whole", changed(run={"keep": 9, "log_every": 3}))
+    whole.run()
+    for step in (2, 4):
+        folder = tmp_path / f"from{step}"
+        part = trainer(folder, changed(run={"log_every": 3}))
+        (folder / "metrics.jsonl").write_text((tmp_path / "whole" / "metrics.jsonl").read_text() + '{"step": 99, "cu')
+        part.load(open_checkpoint(tmp_path / "whole" / "checkpoints" / f"step_{step:08d}"))
+        assert part.step == step
+        part.run()
+        a, b = open_checkpoint(tmp_path / "whole"), open_checkpoint(folder)
+        assert same_state(a.model(), b.model())
+        assert same_state(a.training(), b.training())
+        assert numbers(folder) == numbers(tmp_path / "whole")
+
+
+def test_resume_would_notice_lost_moments(tmp_path):
+    """Power: without the optimizer's state the comparison above fails."""
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+    part = trainer(tmp_path / "part")
+    part.load(open_checkpoint(tmp_path / "whole" / "checkpoints" / "step_00000004"))
+    part.adam.state.clear()
+    part.run()
+    assert not same_state(open_checkpoint(tmp_path / "whole").model(), open_checkpoint(tmp_path / "part").model())
+
+
+def test_checkpoint_holds_the_average(tmp_path):
+    t = trainer(tmp_path)
+    t.run()
+    density, config, kind, checkpoint = load_density(tmp_path)
+    assert (config, kind.shape, checkpoint.step) == (CONFIG, (1, 8, 8), 6)
+    assert not density.training
+    own = dict(t.density.named_parameters())
+    for (name, p), average in zip(density.named_parameters(), t.ema.average, strict=True):
+        assert torch.equal(p, average)
+        assert torch.equal(checkpoint.training()[f"parameter.{name}"], own[name])
+    assert any(not torch.equal(p, own[name]) for name, p in density.named_parameters())
+
+
+def test_old_checkpoints_are_removed(tmp_path):
+    trainer(tmp_path, changed(optim={"steps": 8})).run()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000006", "step_00000008"]
+
+
+def test_other_work_sees_the_average_and_changes_nothing(tmp_path):
+    seen = {}
+
+    def action(step):
+        seen[step] = [p.detach().clone() for p in t.density.parameters()], t.density.training
+        torch.rand(3)  # a generator that the next step would notice
+        return {"value": 1.5}
+
+    t = trainer(tmp_path / "a", periodic=[Periodic(2, "work", action)])
+    averages = {}
+    update = t.ema.update
+
+    def spy():
+        update()
+        averages[t.step + 1] = [a.clone() for a in t.ema.average]
+
+    t.ema.update = spy
+    t.run()
+    assert list(seen) == [2, 4, 6]
+    for step, (parameters, training) in seen.items():
+        assert not training
+        assert all(torch.equal(p, a) for p, a in zip(parameters, averages[step], strict=True))
+    assert [line["work"]["value"] for line in read_metrics(tmp_path / "a" / "metrics.jsonl") if "work" in line] == [
+        1.5
+    ] * 3
+    plain = trainer(tmp_path / "b")
+    plain.run()
+    assert all(torch.equal(p, q) for p, q in zip(t.density.parameters(), plain.density.parameters(), strict=True))
+
+
+def test_maximum_likelihood_and_classes(tmp_path):
+    config = changed(noise={"times": "zero"}, network={"classes": True})
+    t = trainer(tmp_path, config)
+    assert isinstance(t.draws.objective.times, AtZero)
+    t.run()
+    assert load_density(tmp_path)[0].classes == 10
+    line = numbers(tmp_path)[-1]
+    assert line["bits_per_dim"] == line["bits_per_dim_zero"]
+
+
+def test_bfloat16_is_close_to_float32(tmp_path):
+    results = {}
+    for precision in ("float32", "bfloat16"):
+        config = changed(network={"dropout": 0.0}, optim={"steps": 1}, run={"precision": precision})
+        trainer(tmp_path / precision, config).run()
+        results[precision] = numbers(tmp_path / precision)[0]["bits_per_dim"]
+    assert results["float32"] != results["bfloat16"]
+    assert results["bfloat16"] == pytest.approx(results["float32"], abs=2e-3)
+
+
+# What goes wrong.
+
+
+def test_a_nan_loss_stops_before_the_step_and_can_be_repeated(tmp_path):
+    t = trainer(tmp_path)
+    original = t.density.forward
+
+    def broken(x, times, context=None):
+        return original(x, times, context) * (math.nan if t.step == 3 else 1.0)
+
+    t.density.forward = broken
+    with pytest.raises(NonFiniteError, match=r"loss: got nan .*step 3, seed 0, rows of the data \["):
+        t.run()
+    assert t.step == 3
+    assert all(bool(torch.isfinite(p).all()) for p in t.density.parameters())
+    assert all(p.grad is None for p in t.density.parameters())
+    report = json.loads((tmp_path / "bad_step_00000003.json").read_text())
+    assert report["rows"] == t.draws.rows(3).tolist()
+    assert report["t"] == t.draws(3).t.tolist()
+    # The bundle holds the parameters before the step, and is not taken for a checkpoint to go on from.
+    bundle = open_checkpoint(tmp_path / "checkpoints" / "bad_step_00000003")
+    own = dict(t.density.named_parameters())
+    assert all(torch.equal(bundle.training()[f"parameter.{n}"], p) for n, p in own.items())
+    assert open_checkpoint(tmp_path).step == 2
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path):
+    t = trainer(tmp_path)
+    before = [p.detach().clone() for p in t.density.parameters()]
+    next(t.density.parameters()).register_hook(lambda g: g * math.inf)
+    with pytest.raises(NonFiniteError, match="gradient: got a norm of"):
+        t.run()
+    assert all(torch.equal(p, q) for p, q in zip(t.density.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
+    def interrupt(step):
+        os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    t = trainer(tmp_path, changed(run={"save_every": 100}), periodic=[Periodic(3, "interrupt", interrupt)])
+    assert t.run() == number
+    assert signal.getsignal(number) is handler
+    assert open_checkpoint(tmp_path).step == t.step == 3
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"optim": {"batch_size": 8, "accumulate": 3}}, r"optim.batch_size: got 8; expected a multiple of 3"),
+        ({"run": {"strategy": "nonsense"}}, "nonsense"),
+    ],
+)
+def test_bad_settings(tmp_path, parts, message):
+    with pytest.raises(ArgumentError, match=message):
+        trainer(tmp_path, changed(**parts))
+
+
+def test_another_network_is_refused_whole(tmp_path):
+    trainer(tmp_path / "a").run()
+    other = trainer(tmp_path / "b", changed(network={"features": 12, "heads": 3}))
+    before = [p.detach().clone() for p in other.density.parameters()]
+    with pytest.raises(CheckpointError, match="weights of another model"):
+        other.load(open_checkpoint(tmp_path / "a"))
+    assert all(torch.equal(p, q) for p, q in zip(other.density.parameters(), before, strict=True))
+    assert other.step == 0
+
+
+def test_weights_without_times_are_refused():
+    t = UniformTimes()(4, PROCESS)[1]
+    objective = NCMLObjective(PROCESS)
+    with pytest.raises(ArgumentError, match="weight: got one without t"):
+        objective(torch.nn.Identity(), torch.zeros(4, 2), weight=t)
+    with pytest.raises(ArgumentError, match=r"weight: got shape \(3,\); expected \(4,\)"):
+        objective(torch.nn.Identity(), torch.zeros(4, 2), t=0.01, weight=torch.ones(3))
