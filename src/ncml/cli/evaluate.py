@@ -17,7 +17,6 @@ from ncml.cli._common import OpenRun, open_run, sample_images, shows_progress, s
 from ncml.data import Images, ImageSource
 from ncml.errors import ArgumentError
 from ncml.evaluation import (
-    Classifier,
     DeltaLogP,
     RobustnessCurve,
     auroc_interval,
@@ -51,6 +50,7 @@ class EvaluateSettings:
         ood_images: Images on either side of the out-of-distribution table, 0 for none.
         samples: Samples for the Fréchet distances, 0 for none.
         steps: Steps of the refinement of samples.
+        classifier_steps: Training steps of the classifier whose features the distances use.
         batch_size: Images at a time; part of what the draws depend on.
         seed: Seed of level noise, process noise and samples.
     """
@@ -61,12 +61,13 @@ class EvaluateSettings:
     ood_images: int = 512
     samples: int = 0
     steps: int = 64
+    classifier_steps: int = 1000
     batch_size: int = 64
     seed: int = 0
 
 
 def evaluate(
-    run: Path,
+    run: Annotated[Path, tyro.conf.Positional],
     settings: Annotated[EvaluateSettings, tyro.conf.arg(name="")] = EvaluateSettings(),
     ood: ImageSource | None = None,
     claims: Path | None = None,
@@ -234,10 +235,20 @@ def _frechet(run: OpenRun, test: Images, settings: EvaluateSettings) -> dict[str
             "samples: got images without classes; expected some: the distance uses a classifier's features"
         )
     ruler = train_classifier(
-        train.batch, train.labels, test.batch, test.labels, progress=run.first and shows_progress()
+        train.batch,
+        train.labels,
+        test.batch,
+        test.labels,
+        steps=settings.classifier_steps,
+        progress=run.first and shows_progress(),
     )
     reference = features_of(lambda rows: ruler.model.features(train.batch(rows)), torch.arange(len(train)))
-    distances = {"test images": _distance(ruler.model, test.batch(slice(0, settings.samples)), reference)}
+    scale = reference.std(0)  # so that every feature counts alike
+
+    def distance(x: Tensor) -> float:
+        return frechet_distance(features_of(ruler.model.features, x) / scale, reference / scale)
+
+    distances = {"test images": distance(test.batch(slice(0, settings.samples)))}
     ways = {"direct": 0.0} if run.config.noise.times == "zero" else {"direct": 0.0, "two-part": start_time(run, None)}
     for name, t_start in ways.items():
         n = settings.samples
@@ -253,12 +264,8 @@ def _frechet(run: OpenRun, test: Images, settings: EvaluateSettings) -> dict[str
             batch_size=settings.batch_size,
             progress=shows_progress(),
         )
-        distances[name] = _distance(ruler.model, x, reference)
+        distances[name] = distance(x)
     return {"distances": distances, "samples": settings.samples, "classifier_accuracy": ruler.accuracy}
-
-
-def _distance(model: Classifier, x: Tensor, reference: Tensor) -> float:
-    return frechet_distance(features_of(model.features, x), reference)
 
 
 def _print(report: dict[str, Any], folder: Path) -> None:

@@ -21,9 +21,9 @@ __all__ = ["complete", "sample"]
 
 
 def sample(
-    run: Path,
+    run: Annotated[Path, tyro.conf.Positional],
     out: Path | None = None,
-    n: int = 16,
+    images: int = 16,
     label: Annotated[str | None, tyro.conf.arg(name="class")] = None,
     noise: float | None = None,
     steps: int = 64,
@@ -38,7 +38,7 @@ def sample(
     Args:
         run: Folder of the run, or of a checkpoint.
         out: Folder for the results; ``samples`` in that of the run if not given.
-        n: Number of images.
+        images: Number of images.
         label: Class by name or number, for a model with classes; all of them in turn if not given.
         noise: Where to draw, in levels of noise: 0 for plain sampling. If not given, the most that the
             model was trained with.
@@ -47,16 +47,16 @@ def sample(
         batch_size: Images at a time.
         threads: Number of CPU threads.
     """
-    check_count(n, "n")
+    check_count(images, "images")
     check_count(batch_size, "batch_size")
     start = time.perf_counter()
     opened = open_run(run, threads)
-    labels = class_labels(opened, label, n)
+    labels = class_labels(opened, label, images)
     t_start = start_time(opened, noise)
     x = sample_images(
         opened.fabric,
         opened.density,
-        n,
+        images,
         labels=labels,
         t_start=t_start,
         steps=steps,
@@ -64,15 +64,22 @@ def sample(
         batch_size=batch_size,
         progress=shows_progress(),
     )
-    settings = {"n": n, "class": label, "t_start": t_start, "steps": steps, "seed": seed, "batch_size": batch_size}
+    settings = {
+        "images": images,
+        "class": label,
+        "t_start": t_start,
+        "steps": steps,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
     _write(opened, out or run / "samples", "sample", x, settings, time.perf_counter() - start)
 
 
 def complete(
-    run: Path,
+    run: Annotated[Path, tyro.conf.Positional],
     out: Path | None = None,
     rows: int | None = None,
-    n: int = 8,
+    images: int = 8,
     draws: int = 3,
     noise: float = 0.0,
     steps: int = 64,
@@ -87,7 +94,7 @@ def complete(
         run: Folder of the run, or of a checkpoint.
         out: Folder for the results; ``completions`` in that of the run if not given.
         rows: Rows of each image to keep; half if not given.
-        n: Number of test images.
+        images: Number of test images.
         draws: Completions of each.
         noise: Draw at this noise, in levels, from noisy rows, and refine the drawn part to the data; 0 draws
             from the data's own model.
@@ -95,7 +102,7 @@ def complete(
         seed: Seed.
         threads: Number of CPU threads.
     """
-    check_count(n, "n")
+    check_count(images, "images")
     check_count(draws, "draws")
     start = time.perf_counter()
     opened = open_run(run, threads)
@@ -103,15 +110,15 @@ def complete(
     rows = height // 2 if rows is None else rows
     if not 0 <= rows <= height:
         raise ArgumentError(f"rows: got {rows}; expected 0 to {height}")
-    images = opened.config.data.load(train=False)
-    n = min(n, len(images))
-    x = images.batch(slice(0, n))
-    labels = images.labels[:n] if opened.config.network.classes and images.labels is not None else None
+    test = opened.config.data.load(train=False)
+    n = min(images, len(test))
+    x = test.batch(slice(0, n))
+    labels = test.labels[:n] if opened.config.network.classes and test.labels is not None else None
     completed = _completions(opened, x, labels, rows, draws, start_time(opened, noise), steps, seed)
     kept = x.clone()
     kept[:, :, rows:] = 0.0
     grid = torch.cat([torch.stack([x, kept], 1), completed], 1).flatten(0, 1)
-    settings = {"n": n, "rows": rows, "draws": draws, "noise_levels": noise, "steps": steps, "seed": seed}
+    settings = {"images": n, "rows": rows, "draws": draws, "noise_levels": noise, "steps": steps, "seed": seed}
     folder = out or run / "completions"
     _write(opened, folder, "complete", completed.flatten(0, 1), settings, time.perf_counter() - start, grid, 2 + draws)
 

@@ -1,0 +1,325 @@
+"""``ncml train``, ``sample``, ``complete`` and ``evaluate``, as a user runs them, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ncml.cli import main
+from ncml.data import ImageSource, load_digits
+from ncml.errors import ArgumentError
+from ncml.evaluation import bits_per_dim, level_noise_table
+from ncml.training import TrainConfig, load_density, open_checkpoint, read_metrics, read_toml
+from ncml.training.config import from_dict, to_dict
+from tests.training_problems import same_state
+
+SMALL = """
+    --data.name digits --network.features 8 --network.blocks 1 --network.heads 2 --network.components 2
+    --noise.levels 2 --optim.steps 8 --optim.batch-size 8 --optim.warmup 2 --run.threads 1 --run.accelerator cpu
+    --run.log-every 2 --run.save-every 2 --run.validate-every 4 --run.validate-images 20 --run.sample-every 8
+    --run.samples 4
+"""
+SMALL = SMALL.split()
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def ncml(*arguments, check=True, **options):
+    command = [sys.executable, "-W", "error::UserWarning:ncml", "-m", "ncml.cli", *map(str, arguments)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=check, **options)
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "ncml.cli"]
+    return subprocess.run([*command, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert main(["train", "--out", str(folder), *SMALL]) == 0
+    return folder
+
+
+def losses(folder):
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+
+
+# What a run leaves.
+
+
+def test_train_leaves_what_it_says(run):
+    names = {p.name for p in run.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "checkpoints", "report.json", "samples_00000008.png"}
+    report = json.loads((run / "report.json").read_text())
+    assert report["settings"]["network"]["features"] == 8
+    assert (report["training_images"], report["processes"], report["images"]["levels"]) == (1437, 1, 17)
+    assert report["parameters"] == sum(p.numel() for p in load_density(run)[0].parameters())
+    assert report["environment"]["torch"] == torch.__version__
+    with Image.open(run / "samples_00000008.png") as picture:
+        assert picture.size == (2 * 9 * 16 - 16, 2 * 9 * 16 - 16)
+
+
+def test_validation_is_that_of_the_average(run):
+    """The last line of the log against the library's own bits/dim of the checkpoint."""
+    density, *_ = load_density(run)
+    lines = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in lines if "validation" in line] == [4, 8]
+    expected = bits_per_dim(density, load_digits().test[:20]).mean
+    assert lines[-1]["validation"]["bits_per_dim"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_sample(run, tmp_path):
+    for name, arguments in {"a": [], "b": ["--noise", "0"], "c": ["--seed", "1"]}.items():
+        assert (
+            main(["sample", str(run), "--images", "5", "--steps", "3", "--out", str(tmp_path / name), *arguments]) == 0
+        )
+    a, b, c = (np.load(tmp_path / n / "samples.npy", allow_pickle=False) for n in "abc")
+    assert a.shape == b.shape == (5, 1, 8, 8)
+    assert a.dtype == np.uint8
+    assert a.max() <= 16
+    assert not np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+    settings = json.loads((tmp_path / "a" / "sample.json").read_text())
+    assert settings["settings"]["t_start"] == load_density(run)[0].process.T
+    assert json.loads((tmp_path / "b" / "sample.json").read_text())["settings"]["t_start"] == 0.0
+    assert settings["model"]["step"] == 8
+
+
+@pytest.mark.parametrize("noise", ["0", "1.5"])
+def test_complete_keeps_the_rows(run, tmp_path, noise):
+    arguments = ["--rows", "5", "--images", "3", "--draws", "2", "--steps", "3", "--noise", noise]
+    assert main(["complete", str(run), "--out", str(tmp_path), *arguments]) == 0
+    completed = np.load(tmp_path / "completions.npy", allow_pickle=False).reshape(3, 2, 8, 8)
+    levels = ImageSource("digits").load(train=False).levels[:3].numpy()
+    assert np.array_equal(completed[:, :, :5], np.repeat(levels, 2, 1)[:, :, :5])
+    assert not np.array_equal(completed[:, 0, 5:], completed[:, 1, 5:])
+    assert (tmp_path / "completions.png").exists()
+
+
+CLAIMS = {
+    "requires": {"data": "digits", "test_images": 360},
+    "rows": {"ours": {"Table 1": {"bits/dim pi=0.5": 3.0, "FID": 9.0}, "Table 2": {"AUROC constant": 0.7}}},
+}
+
+
+def test_evaluate_against_the_library(run, tmp_path, capsys):
+    """The report's numbers, computed again by the library's functions; the paper's beside them."""
+    (tmp_path / "claims.json").write_text(json.dumps(CLAIMS))
+    arguments = ["--images", "40", "--curve-images", "16", "--curve-times", "3", "--ood-images", "16", "--samples", "8"]
+    arguments += [
+        "--steps",
+        "2",
+        "--classifier-steps",
+        "20",
+        "--claims",
+        str(tmp_path / "claims.json"),
+        "--row",
+        "ours",
+    ]
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "e"), *arguments]) == 0
+    report = json.loads((tmp_path / "e" / "report.json").read_text())
+    density, *_ = load_density(run)
+    x = load_digits().test[:40]
+    table = level_noise_table(density, x, [0.0])
+    assert report["bits_per_dim"]["0"]["bits"]["mean"] == pytest.approx(table[0].bits.mean, rel=1e-6)
+    assert report["bits_per_dim"]["1"]["moved"] > report["bits_per_dim"]["0.5"]["moved"] > 0.2
+    assert report["bits_per_dim"]["0"]["moved"] == 0.0
+    curve = report["robustness"]
+    assert curve["sigma_levels"] == pytest.approx([0.0, 1.0, 2.0], rel=1e-9)
+    clean = bits_per_dim(density, x[:16])
+    assert curve["clean"][0]["mean"] == pytest.approx(clean.mean, rel=1e-6)
+    assert [c["kind"] for c in curve["clean"]] == ["exact", "density", "density"]
+    assert set(report["auroc"]) == {"constant", "uniform noise"}
+    assert set(report["frechet"]["distances"]) == {"test images", "direct", "two-part"}
+    claims = {c["quantity"]: c for c in report["claims"]}
+    assert claims["bits/dim pi=0.5"]["ours"] == report["bits_per_dim"]["0.5"]["bits"]["mean"]
+    assert claims["bits/dim pi=0.5"]["why"] == ["test_images is 40, not 360"]
+    assert claims["AUROC constant"]["ours"] == report["auroc"]["constant"]["log_p_plus_log_score_norm"]["value"]
+    assert (tmp_path / "e" / "robustness.png").exists()
+    printed = capsys.readouterr().out
+    assert "not comparable: test_images is 40, not 360" in printed
+    assert f"{report['bits_per_dim']['0']['bits']['mean']:.4f}" in printed
+
+
+def test_classes(tmp_path):
+    folder = tmp_path / "run"
+    settings = ["--network.classes", "--optim.steps", "2", "--run.sample-every", "2"]
+    assert main(["train", "--out", str(folder), *SMALL, *settings]) == 0
+    for label in ("3", None):
+        arguments = [] if label is None else ["--class", label]
+        assert main(["sample", str(folder), "--images", "4", "--noise", "0", *arguments]) == 0
+    assert main(["complete", str(folder), "--images", "2", "--draws", "1"]) == 0
+    assert main(["evaluate", str(folder), "--images", "8", "--curve-images", "0", "--ood-images", "8"]) == 0
+    assert main(["sample", str(folder), "--class", "twelve"]) == 2
+
+
+# Stopped and resumed.
+
+
+def test_killed_runs_go_on_bit_for_bit(run, tmp_path):
+    """kill -9 at random instants, until it is through; the same weights, moments and log as in one go."""
+    folder, draw = tmp_path / "run", random.Random(1)
+    kills = 0
+    for _ in range(12):
+        command = [sys.executable, "-m", "ncml.cli", "train", "--out", str(folder), "--resume", *SMALL]
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        deadline = None
+        while process.poll() is None:
+            begun = (folder / "checkpoints").exists()
+            if begun and deadline is None and kills < 3:
+                deadline = time.monotonic() + draw.uniform(0.0, 0.4)
+            if deadline is not None and time.monotonic() > deadline:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.005)
+        process.communicate()
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert kills >= 1
+    a, b = open_checkpoint(run), open_checkpoint(folder)
+    assert same_state(a.model(), b.model())
+    assert same_state(a.training(), b.training())
+    assert losses(folder) == losses(run)
+
+
+def test_a_signal_saves_and_says_so(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "ncml.cli", "train", "--out", str(folder), *SMALL, "--optim.steps", "100000"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    while not (folder / "checkpoints").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"Stopped by signal 15 after step {open_checkpoint(folder).step}, saved" in printed
+
+
+def test_more_steps_and_nothing_else(run, tmp_path):
+    folder = tmp_path / "run"
+    assert main(["train", "--out", str(folder), *SMALL, "--optim.schedule", "constant"]) == 0
+    assert main(["train", "--out", str(folder), "--resume", "--optim.steps", "10"]) == 0
+    assert open_checkpoint(folder).step == 10
+    assert json.loads((folder / "config.json").read_text())["optim"]["schedule"] == "constant"
+    assert main(["train", "--out", str(folder), "--resume", "--optim.batch-size", "4"]) == 2
+    assert main(["train", "--out", str(folder)]) == 2
+
+
+# Several processes.
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_two_processes_train_sample_and_evaluate_as_one(run, tmp_path):
+    """The same losses within 1e-5 (no dropout here), the same samples and likelihoods from the same weights."""
+    done = torchrun("train", "--out", tmp_path / "two", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two" / "report.json").read_text())["processes"] == 2
+    one, two = losses(run), losses(tmp_path / "two")
+    assert len(one) == 4
+    assert two == pytest.approx(one, rel=1e-5)
+    validation = [
+        [line["validation"]["bits_per_dim"] for line in read_metrics(f / "metrics.jsonl") if "validation" in line]
+        for f in (run, tmp_path / "two")
+    ]
+    assert validation[1] == pytest.approx(validation[0], rel=1e-4)
+
+    arguments = [run, "--images", 5, "--steps", 2, "--batch-size", 2, "--threads", 1]
+    assert main(["sample", *map(str, arguments), "--out", str(tmp_path / "s1")]) == 0
+    assert torchrun("sample", *arguments, "--out", tmp_path / "s2").returncode == 0
+    assert np.array_equal(np.load(tmp_path / "s1/samples.npy"), np.load(tmp_path / "s2/samples.npy"))
+
+    arguments = [run, "--images", 30, "--curve-images", 10, "--curve-times", 2, "--ood-images", 10]
+    arguments += ["--batch-size", 8, "--threads", 1]
+    assert main(["evaluate", *map(str, arguments), "--out", str(tmp_path / "e1")]) == 0
+    assert torchrun("evaluate", *arguments, "--out", tmp_path / "e2").returncode == 0
+    e1, e2 = (json.loads((tmp_path / e / "report.json").read_text()) for e in ("e1", "e2"))
+    for part in ("bits_per_dim", "robustness", "auroc"):
+        assert e1[part] == e2[part]
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--network.features", "9"], "heads: got 2; expected a divisor of features = 9"),
+        (["--data.name", "mnist", "--data.folder", "nowhere"], "nowhere"),
+        (["--config", "nowhere.toml"], "nowhere.toml"),
+        (["--run.strategy", "nonsense"], "nonsense"),
+    ],
+)
+def test_errors_of_the_user(tmp_path, capsys, arguments, message):
+    before = set(tmp_path.iterdir())
+    assert main(["train", "--out", str(tmp_path / "run"), *SMALL, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optim.batch-size", "0"], "optim.batch_size: got 0; expected an integer >= 1"),
+        (["--noise.levels", "-1"], "noise.levels: got -1.0"),
+        (["--optim.stepz", "3"], "--optim.steps"),
+        (["--noise.process", "vq"], "sub-vp"),
+    ],
+)
+def test_options_that_cannot_be_parsed(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--out", str(tmp_path / "run"), *SMALL, *arguments])
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[optim]\nstepz = 3", r"optim\.stepz: got a name that is not known; expected one of steps, batch_size"),
+        ("[optim]\nsteps = '3'", r"optim\.steps: got '3'; expected int"),
+        ("[optim]\nsteps = 3.5", r"optim\.steps: got 3\.5; expected int"),
+        ("[optim]\nsteps = true", r"optim\.steps: got True; expected int"),
+        ("[noise]\nprocess = 'vq'", r"noise\.process: got 'vq'; expected one of 'vp', 'sub-vp', 've', 'linear-ve'"),
+        ("optim = 3", r"optim: got 3"),
+        ("optim = [", "not TOML"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ArgumentError, match=message):
+        read_toml(tmp_path / "config.toml")
+
+
+def test_a_file_then_options(tmp_path):
+    text = '[optim]\nsteps = 2\nlearning_rate = 1\n[data]\nname = "digits"\n[run]\nloggers = []\n'
+    (tmp_path / "c.toml").write_text(text)
+    arguments = ["--config", str(tmp_path / "c.toml"), "--out", str(tmp_path / "r"), "--optim.steps", "1"]
+    assert main(["train", *SMALL, *arguments]) == 0
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert (config["optim"]["steps"], config["optim"]["learning_rate"]) == (1, 1.0)
+
+
+def test_configurations_survive_json(tmp_path):
+    config = from_dict(TrainConfig, {"data": {"name": "folder", "folder": "a/b"}, "run": {"loggers": ["wandb"]}})
+    assert config.data.folder == Path("a/b")
+    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    assert main(["train", "--out", str(tmp_path), *SMALL, "--run.loggers", "tensorboard", "--optim.steps", "2"]) == 0
+    assert any("tfevents" in p.name for p in tmp_path.rglob("*"))
