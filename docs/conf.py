@@ -64,6 +64,8 @@ LINKS = {
     "torch.nn.modules.module.Module": GENERATED + "nn.Module.html#torch.nn.Module",
     **dict.fromkeys(("torch.Generator", "torch._C.Generator"), GENERATED + "Generator.html#torch.Generator"),
     "hypothesis.strategies.SearchStrategy": "https://hypothesis.readthedocs.io/",
+    "Fabric": "https://lightning.ai/docs/fabric/stable/api/generated/lightning.fabric.fabric.Fabric.html",
+    "Path": "https://docs.python.org/3/library/pathlib.html#pathlib.Path",
     "Figure": "https://matplotlib.org/stable/api/figure_api.html#matplotlib.figure.Figure",
 }
 """The few names of other projects that the reference mentions; inventories would have to be fetched."""
