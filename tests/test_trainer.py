@@ -14,7 +14,16 @@ from ncml import VPSDE, NCMLObjective
 from ncml.errors import ArgumentError, CheckpointError, NonFiniteError
 from ncml.levels import LevelNoise
 from ncml.times import AtZero, ImportanceTimes, UniformTimes
-from ncml.training import EMA, OptimConfig, Periodic, load_density, open_checkpoint, read_metrics
+from ncml.training import (
+    EMA,
+    ImageKind,
+    OptimConfig,
+    Periodic,
+    build_density,
+    load_density,
+    open_checkpoint,
+    read_metrics,
+)
 from ncml.training.draws import BatchDraws, stream_seed
 from tests.training_problems import CONFIG, changed, same_state, trainer
 
@@ -342,3 +351,43 @@ def test_weights_without_times_are_refused():
         objective(torch.nn.Identity(), torch.zeros(4, 2), weight=t)
     with pytest.raises(ArgumentError, match=r"weight: got shape \(3,\); expected \(4,\)"):
         objective(torch.nn.Identity(), torch.zeros(4, 2), t=0.01, weight=torch.ones(3))
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_checkpointed_blocks_change_nothing(tmp_path, classes):
+    """The same gradients, with dropout, from fewer activations."""
+    states, saved = {}, {}
+    for checkpoint in (False, True):
+        t = trainer(tmp_path / str(checkpoint), changed(network={"checkpoint": checkpoint, "classes": classes}))
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
+            t.density.train()
+            context = torch.arange(4) if classes else None
+            t.density(t.examples.batch(torch.arange(4)), torch.zeros(4), context)
+        saved[checkpoint] = sum(kept)
+        t.run()
+        states[checkpoint] = open_checkpoint(t.folder).training()
+    assert same_state(states[False], states[True])
+    assert saved[True] < 0.7 * saved[False]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_blocks_give_the_same_likelihood():
+    """By dynamo and autograd's tracer, without a C++ compiler; forward, backward, training and evaluation."""
+    density = build_density(CONFIG.network, CONFIG.noise, ImageKind((1, 8, 8), 17), 0)
+    compiled = build_density(CONFIG.network, CONFIG.noise, ImageKind((1, 8, 8), 17), 0)
+    calls = []
+    for block in compiled.blocks():
+        block.compile(backend=lambda graph, inputs: calls.append(1) or graph.forward)
+    x = torch.rand(3, 1, 8, 8) * 2 - 1
+    t = torch.tensor([0.001, 0.0005, density.process.T])
+    for training in (False, True):
+        density.train(training), compiled.train(training)
+        grads = []
+        for d in (density, compiled):
+            torch.manual_seed(0)
+            grads.append(torch.autograd.grad(d(x, t).sum(), list(d.parameters())))
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert len(calls) >= len(set(map(type, compiled.blocks())))
+    torch._dynamo.reset()

@@ -19,6 +19,7 @@ from ncml.nn.conditioning import NoiseFeatures, label_rows
 from ncml.nn.pixel_cache import CachedPass
 from ncml.nn.pixel_head import PixelHead
 from ncml.nn.pixel_network import PixelNetwork
+from ncml.nn.pixelcnn import GatedBlock
 from ncml.noise import NoiseProcess
 
 __all__ = ["NCPN"]
@@ -118,6 +119,26 @@ class NCPN(AutoregressiveDensity):
         if name not in PRESETS:
             raise ArgumentError(f"name: got {name!r}; expected one of {', '.join(map(repr, PRESETS))}")
         return cls(image_shape, process, **{**PRESETS[name], **changes})
+
+    def compile_blocks(self) -> None:
+        """Compile every gated block with ``torch.compile``, on its first use: the repeated part of the network.
+
+        The blocks differ in their shapes at every resolution and in whether they train, so that many versions
+        are compiled; compiling the whole network takes several times as long and gains little more.
+        """
+        config = torch._dynamo.config  # one version per shape of one function, of which dynamo allows few
+        config.recompile_limit = max(config.recompile_limit, 128)
+        for block in self.blocks():
+            block.compile(dynamic=False)
+
+    def checkpoint_blocks(self, enabled: bool = True) -> None:
+        """Keep only what enters each gated block, and compute its inside again in the backward pass."""
+        for block in self.blocks():
+            block.checkpoint = enabled
+
+    def blocks(self) -> list[GatedBlock]:
+        """The gated blocks, the repeated part of the network."""
+        return [module for module in self.network.modules() if isinstance(module, GatedBlock)]
 
     @property
     def order(self) -> Tensor:

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["AxialAttention", "CausalConv", "GatedBlock", "Upsample", "concat_elu"]
 
@@ -141,9 +142,15 @@ class GatedBlock(nn.Module):
         self.conv_out = CausalConv(2 * features, 2 * features, kernel, padding)
         self.conv_out.weight.data.mul_(0.1)  # start near the identity
         self.attention = nn.ModuleList(attention)
+        self.checkpoint = False  # while training, keep the inputs only and compute the rest again
 
     def forward(self, x: Tensor, active: Tensor, skips: list[Tensor], conditioning: Tensor) -> Tensor:
         """New features from ``x``, its ``concat_elu`` and that of the skips."""
+        if self.checkpoint and self.training and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, active, skips, conditioning, use_reentrant=False)
+        return self._forward(x, active, skips, conditioning)
+
+    def _forward(self, x: Tensor, active: Tensor, skips: list[Tensor], conditioning: Tensor) -> Tensor:
         h = self.conv_in(active) + self.condition(conditioning)[:, None, None]
         h = self.conv_out(self.dropout(concat_elu(self.add_skips(h, skips))))
         x = self.gate(x, h)

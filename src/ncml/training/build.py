@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,11 @@ def build_density(network: NetworkConfig, noise: NoiseConfig, kind: ImageKind, s
         changes |= {"classes": max(1, len(kind.classes)), "label_dropout": network.label_dropout}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NCPN.preset(network.preset, kind.shape, build_process(noise, lattice), lattice=lattice, **changes)
+        density = NCPN.preset(network.preset, kind.shape, build_process(noise, lattice), lattice=lattice, **changes)
+    if network.compile:
+        density.compile_blocks()
+    density.checkpoint_blocks(network.checkpoint)
+    return density
 
 
 def load_density(folder: str | Path) -> tuple[NCPN, TrainConfig, ImageKind, Checkpoint]:
@@ -94,7 +98,8 @@ def load_density(folder: str | Path) -> tuple[NCPN, TrainConfig, ImageKind, Chec
         )
     config = from_dict(TrainConfig, info["config"], f"{checkpoint.folder}: config")
     kind = from_dict(ImageKind, info["images"], f"{checkpoint.folder}: images")
-    density = build_density(config.network, config.noise, kind, config.run.seed)
+    plain = replace(config.network, compile=False, checkpoint=False)  # both are for training
+    density = build_density(plain, config.noise, kind, config.run.seed)
     load_state(density, checkpoint.model(), str(checkpoint.folder))
     return density.eval(), config, kind, checkpoint
 
