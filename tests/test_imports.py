@@ -96,7 +96,19 @@ def test_the_walk_sees_imports():
     assert "sampling.base" in set(imports_of(SOURCE / "sampling" / "sde.py"))
 
 
-OPTIONAL = ("nflows", "zuko", "matplotlib", "sklearn", "tyro", "tqdm", "scipy", "hypothesis")
+OPTIONAL = (
+    "nflows",
+    "zuko",
+    "matplotlib",
+    "sklearn",
+    "tyro",
+    "tqdm",
+    "scipy",
+    "hypothesis",
+    "PIL",
+    "pooch",
+    "lightning_fabric",
+)
 
 BLOCKED_IMPORT = f"""
 import sys

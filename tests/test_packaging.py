@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = [Requirement(r) for r in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(r) for r in rows] for name, rows in PROJECT["optional-dependencies"].items()}
-OPTIONAL = ["hypothesis", "matplotlib", "nflows", "scipy", "sklearn", "torchvision", "tqdm", "tyro", "zuko"]
+OPTIONAL = ["hypothesis", "lightning_fabric", "matplotlib", "nflows", "PIL", "pooch", "safetensors", "scipy"]
+OPTIONAL += ["sklearn", "torchvision", "tqdm", "tyro", "zuko"]
 
 
 def expanded(extra: str) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import tyro
@@ -69,7 +69,7 @@ class EvaluateSettings:
 def evaluate(
     run: Annotated[Path, tyro.conf.Positional],
     settings: Annotated[EvaluateSettings, tyro.conf.arg(name="")] = EvaluateSettings(),
-    ood: ImageSource | None = None,
+    ood: Path | None = None,
     claims: Path | None = None,
     row: str | None = None,
     out: Path | None = None,
@@ -82,7 +82,7 @@ def evaluate(
     Args:
         run: Folder of the run, or of a checkpoint.
         settings: What to evaluate, and how much of it.
-        ood: Images to tell from the test images, besides constant and random ones (--ood.name folder ...).
+        ood: A folder of images to tell from the test images, besides constant and random ones; resized as these are.
         claims: A claims.json with a paper's numbers, to put beside these.
         row: Which row of it.
         out: Folder for the results; ``evaluation`` in that of the run if not given.
@@ -181,7 +181,7 @@ def _curve(run: OpenRun, test: Images, settings: EvaluateSettings) -> Robustness
     )
 
 
-def _outliers(run: OpenRun, test: Images, ood: ImageSource | None, settings: EvaluateSettings) -> dict[str, Any]:
+def _outliers(run: OpenRun, test: Images, ood: Path | None, settings: EvaluateSettings) -> dict[str, Any]:
     """AUROC of test images against images that are none (paper, Tables 2 and 4), by several statistics."""
     n = min(settings.ood_images, len(test))
     draw = torch.Generator().manual_seed(settings.seed)
@@ -192,13 +192,7 @@ def _outliers(run: OpenRun, test: Images, ood: ImageSource | None, settings: Eva
         "uniform noise": run.lattice.to_unit(torch.randint(levels, shape, generator=draw)),
     }
     if ood is not None:
-        others = ood.load(train=False)
-        if others.shape != run.kind.shape or others.lattice != run.lattice:
-            raise ArgumentError(
-                f"ood: got images {others.shape} in {others.lattice.levels} levels; expected {run.kind.shape} in "
-                f"{levels}, as the model's; use --ood.size, --ood.pool or --ood.levels"
-            )
-        sets[ood.name] = others.batch(slice(0, settings.ood_images))
+        sets[ood.name.lower()] = _others(run, ood).batch(slice(0, settings.ood_images))
     inside = _statistics(run, test.batch(slice(0, n)), _labels(run, test, slice(0, n)), "test images", settings)
     result: dict[str, Any] = {}
     for name, x in sets.items():
@@ -213,6 +207,31 @@ def _outliers(run: OpenRun, test: Images, ood: ImageSource | None, settings: Eva
             )
         }
     return result
+
+
+def _others(run: OpenRun, folder: Path) -> Images:
+    """The images of a folder (of its ``test`` if it is split) in the shape and levels of the model's."""
+    data = run.config.data
+    channels, height, _ = run.kind.shape
+    size = height * data.pool - 2 * data.pad
+    split = all((folder / name).is_dir() for name in ("train", "test"))
+    source = ImageSource(
+        "folder",
+        folder,
+        size=size,
+        channels=cast("Literal[1, 3]", channels),
+        pool=data.pool,
+        pad=data.pad,
+        levels=min(256, run.kind.levels),
+        test_fraction=0.0,
+    )
+    others = source.load(train=not split, progress=run.first and shows_progress())
+    if (others.shape, others.lattice) != (run.kind.shape, run.lattice):
+        raise ArgumentError(
+            f"ood: got images {others.shape} in {others.lattice.levels} levels; expected {run.kind.shape} in "
+            f"{run.kind.levels}, as the model's"
+        )
+    return others
 
 
 def _statistics(

@@ -311,8 +311,7 @@ def _converted(pillow: ModuleType, image: Any, size: int | None, channels: int) 
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    square = (left, top, left + side, top + side)
-    return image.crop(square) if side == size else image.resize((size, size), pillow.Resampling.BOX, box=square)
+    return image.resize((size, size), pillow.Resampling.BOX, box=(left, top, left + side, top + side))
 
 
 def _cache_key(pillow: ModuleType, images: ImageList, size: int | None, channels: int) -> str:

@@ -1,0 +1,146 @@
+"""The examples: every configuration runs, cut short, on synthetic images of the kind that it is for."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ncml.cli import main
+from ncml.training import ImageKind, build_density, read_toml
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FOLDERS = sorted(p.parent.name for p in EXAMPLES.glob("*/config.toml"))
+
+CUT_SHORT = """
+    --network.features 8 --network.blocks 1 --network.resolutions 2 --network.heads 2 --network.components 2
+    --network.no-compile --optim.steps 2 --optim.batch-size 2 --run.validate-images 2 --run.samples 2
+    --run.precision float32 --run.accelerator cpu --run.threads 1
+"""
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A few random images as a folder of photographs, as CIFAR-10's binary files and as MNIST's."""
+    root = tmp_path_factory.mktemp("data")
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (root / "folder" / split / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = torch.randint(256, (40, 48, 3), dtype=torch.uint8, generator=generator())
+                Image.fromarray(pixels.numpy()).save(root / "folder" / split / name / f"{i}.png")
+    (root / "SVHN").symlink_to(root / "folder" / "test" / "cat")
+    (root / "cifar10").mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        records = torch.randint(256, (2, 3073), dtype=torch.uint8, generator=generator())
+        records[:, 0] %= 10
+        (root / "cifar10" / f"{name}.bin").write_bytes(records.numpy().tobytes())
+    (root / "mnist").mkdir()
+    for name in ("train", "t10k"):
+        pixels = torch.randint(256, (4, 28, 28), dtype=torch.uint8, generator=generator()).numpy().tobytes()
+        (root / "mnist" / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 4, 28, 28) + pixels)
+        (root / "mnist" / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 4) + bytes([0, 3, 9, 1]))
+    return root
+
+
+def test_there_are_five():
+    assert FOLDERS == ["celeba64_ncpn", "cifar10_ncpn", "cifar16_ncpn", "imagenet64_ncpn", "mnist_ncpn"]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_runs_cut_short(name, data, tmp_path, capsys):
+    """Train, evaluate and, where there are claims, stand beside every row of them."""
+    config = EXAMPLES / name / "config.toml"
+    source = read_toml(config).data.name
+    run = tmp_path / "run"
+    where = ["--data.folder", str(data / source)]
+    if read_toml(config).data.cache is not None:
+        where += ["--data.cache", str(tmp_path / "cache")]
+    assert main(["train", "--config", str(config), "--out", str(run), *where, *CUT_SHORT.split()]) == 0
+    shape = {"celeba64": [3, 64, 64], "imagenet64": [3, 64, 64], "cifar10": [3, 32, 32], "cifar16": [3, 16, 16]}
+    shape["mnist"] = [1, 16, 16]
+    assert json.loads((run / "report.json").read_text())["images"]["shape"] == shape[name.removesuffix("_ncpn")]
+    claims = EXAMPLES / name / "claims.json"
+    rows = json.loads(claims.read_text())["rows"] if claims.exists() else {None: {}}
+    for row in rows:
+        beside = [] if row is None else ["--claims", str(claims), "--row", row]
+        few = ["--images", "2", "--curve-images", "0", "--ood-images", "2", "--ood", str(data / "SVHN")]
+        assert main(["evaluate", str(run), *few, *beside]) == 0
+        report = json.loads((run / "evaluation" / "report.json").read_text())
+        for claim in report.get("claims", []):
+            assert not claim["comparable"]
+            assert claim["why"]
+            assert claim["ours"] is not None or claim["quantity"] == "FID"
+
+
+@pytest.mark.parametrize("name", ["celeba64_ncpn", "cifar10_ncpn", "imagenet64_ncpn"])
+def test_papers_networks_have_the_papers_size(name):
+    config = read_toml(EXAMPLES / name / "config.toml")
+    network = replace(config.network, compile=False)  # importing a compiler takes its time
+    density = build_density(network, config.noise, ImageKind((3, 32, 32), 256), 0)
+    assert 73.0e6 < sum(p.numel() for p in density.parameters()) < 74.0e6
+    assert config.network.dropout == (0.25 if name == "cifar10_ncpn" else 0.0)
+    assert config.noise.levels == 10.0
+
+
+def test_claims_are_the_papers():
+    """Numbers of Tables 1, 3 and 4 that were typed a second time, from the paper."""
+    names = ("cifar10", "imagenet64", "celeba64")
+    files = [EXAMPLES / f"{name}_ncpn" / "claims.json" for name in names]
+    cifar, imagenet, celeba = (json.loads(file.read_text())["rows"] for file in files)
+    table = {row: [*tables["Table 1"].values()] for row, tables in cifar.items()}
+    assert table == {
+        "NCPN (ML)": [46.72, 2.91, 3.83, 3.99],
+        "NCPN (NCML-VE)": [32.71, 2.87, 3.75, 3.95],
+        "NCPN (NCML-subVP)": [23.42, 2.95, 3.69, 3.94],
+        "NCPN (NCML-VP)": [12.09, 3.20, 3.62, 3.91],
+    }
+    assert [[*t["Table 1"].values()] for t in imagenet.values()] == [
+        [3.49, 3.68, 3.88], [3.32, 3.67, 3.85], [3.36, 3.66, 3.82], [3.43, 3.63, 3.79]
+    ]  # fmt: skip
+    assert [[*t["Table 3"].values()] for t in celeba.values()] == [
+        [2.25, 3.72, 4.35], [2.22, 3.63, 4.21], [2.31, 3.44, 3.98], [2.48, 3.14, 3.67]
+    ]  # fmt: skip
+    auroc = [next(v for k, v in tables.items() if "4" in k) for tables in cifar.values()]
+    assert [[*a.values()] for a in auroc] == [[0.35, 0.1, 1.0], [0.43, 0.56, 1.0], [0.65, 0.59, 1.0], [0.74, 0.68, 1.0]]
+
+
+def test_the_ablation_runs(data, tmp_path):
+    """All variants, two steps each."""
+    script = EXAMPLES / "cifar16_ncpn" / "ablation.py"
+    arguments = ["--data", data / "folder", "--out", tmp_path, "--steps", "1", "--images", "2"]
+    done = subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    variants = json.loads((tmp_path / "ablation.json").read_text())["variants"]
+    assert len(variants) == 9
+    bits = {v["variant"]: v["results"] for v in variants}
+    assert all(set(r) >= {"pi = 0", "pi = 0.5", "pi = 1"} for r in bits.values())
+    assert "at 5 levels" in bits["T at 5 levels"]
+    assert "at 5 levels" not in bits["T at 2 levels"]
+    means = [r["pi = 0"]["mean"] for r in bits.values()]
+    assert len(set(means)) >= 5  # the variants do differ, after a single step
+
+
+def test_commands_of_the_readmes_exist():
+    """Every option that an example's README mentions is known to the command line."""
+    text = "".join(p.read_text() for p in EXAMPLES.glob("*/README.md")) + (EXAMPLES / "README.md").read_text()
+    options = set(re.findall(r"(--(?:data|network|noise|optim|run)\.[a-z-]+)", text))
+    assert {"--data.folder", "--noise.process", "--noise.times", "--network.classes"} <= options
+    done = subprocess.run(
+        [sys.executable, "-m", "ncml.cli", "train", "--help"], capture_output=True, text=True, check=True
+    )
+    other = subprocess.run([sys.executable, "-m", "ncml.cli", "evaluate", "--help"], capture_output=True, text=True)
+    for option in options:
+        assert option in done.stdout + other.stdout, option
