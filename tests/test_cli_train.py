@@ -154,6 +154,29 @@ def test_evaluate_against_the_library(run, tmp_path, capsys):
     assert f"{report['bits_per_dim']['0']['bits']['mean']:.4f}" in printed
 
 
+def test_evaluate_hands_fid_its_images(run, tmp_path, monkeypatch):
+    """The training images and the samples in 256 levels; the paper's FID beside it, if there were enough samples."""
+    seen = []
+
+    def fake_fid(real, fake):
+        seen.append((torch.cat(list(real)), torch.cat(list(fake))))
+        return 7.5
+
+    monkeypatch.setattr("ncml.cli.evaluate.fid", fake_fid)
+    (tmp_path / "claims.json").write_text(json.dumps({"requires": {}, "rows": {"r": {"Table 1": {"FID": 9.0}}}}))
+    few = ["--images", "4", "--curve-images", "0", "--ood-images", "0", "--samples", "4", "--steps", "1"]
+    few += ["--fid", "--classifier-steps", "1", "--claims", str(tmp_path / "claims.json"), "--row", "r"]
+    assert main(["evaluate", str(run), "--out", str(tmp_path), *few]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["frechet"]["fid"] == {"direct": 7.5, "two-part": 7.5}
+    assert [c["ours"] for c in report["claims"]] == [7.5]
+    assert report["claims"][0]["why"] == ["FID is of 4 samples, not 10000"]
+    real, samples = seen[0]
+    levels = ImageSource("digits").load(train=True).levels
+    assert torch.equal(real, (levels.double() / 16 * 255).round().to(torch.uint8))
+    assert (samples.shape, samples.dtype) == ((4, 1, 8, 8), torch.uint8)
+
+
 def test_classes(tmp_path):
     folder = tmp_path / "run"
     settings = ["--network.classes", "--optim.steps", "2", "--run.sample-every", "2"]
@@ -320,6 +343,5 @@ def test_configurations_survive_json(tmp_path):
 
 
 def test_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
     assert main(["train", "--out", str(tmp_path), *SMALL, "--run.loggers", "tensorboard", "--optim.steps", "2"]) == 0
     assert any("tfevents" in p.name for p in tmp_path.rglob("*"))

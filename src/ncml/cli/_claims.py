@@ -11,6 +11,8 @@ from ncml.errors import ArgumentError
 
 __all__ = ["beside_the_paper", "print_claims"]
 
+FID_SAMPLES = 10_000  # the least that published values are of
+
 
 def beside_the_paper(path: Path, row: str | None, report: dict[str, Any], data: ImageSource) -> list[dict[str, Any]]:
     """Every number of one row of a claims file with ours, where there is one.
@@ -71,9 +73,14 @@ def _ours(quantity: str, report: dict[str, Any]) -> tuple[float | None, list[str
         found = report.get("auroc", {}).get(rest)
         return (None, ["not evaluated"]) if found is None else (found["log_p_plus_log_score_norm"].value, [])
     if kind == "FID":
-        distances = report.get("frechet", {}).get("distances")
-        if distances is None:
+        frechet = report.get("frechet")
+        if frechet is None:
             return None, ["not evaluated"]
+        distances = frechet.get("fid", frechet["distances"])
+        if "fid" in frechet:
+            enough = frechet["samples"] >= FID_SAMPLES
+            why = [] if enough else [f"FID is of {frechet['samples']} samples, not {FID_SAMPLES}"]
+            return distances.get("two-part", distances["direct"]), why
         return distances.get("two-part", distances["direct"]), ["a classifier's features, not Inception's"]
     raise ArgumentError(f"claims: got the quantity {quantity!r}; expected 'bits/dim pi=...', 'AUROC ...' or 'FID'")
 

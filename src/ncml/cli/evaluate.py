@@ -22,6 +22,7 @@ from ncml.evaluation import (
     auroc_interval,
     environment,
     features_of,
+    fid,
     frechet_distance,
     level_noise_table,
     mean_abs_perturbation,
@@ -31,7 +32,7 @@ from ncml.evaluation import (
     train_classifier,
     write_report,
 )
-from ncml.lattice import BitsPerDim
+from ncml.lattice import BitsPerDim, Lattice
 from ncml.training import in_blocks
 
 __all__ = ["EvaluateSettings", "evaluate"]
@@ -50,6 +51,7 @@ class EvaluateSettings:
         ood_images: Images on either side of the out-of-distribution table, 0 for none.
         samples: Samples for the Fréchet distances, 0 for none.
         steps: Steps of the refinement of samples.
+        fid: Also FID, in the features of the Inception network (needs torchmetrics and torch-fidelity).
         classifier_steps: Training steps of the classifier whose features the distances use.
         batch_size: Images at a time; part of what the draws depend on.
         seed: Seed of level noise, process noise and samples.
@@ -61,6 +63,7 @@ class EvaluateSettings:
     ood_images: int = 512
     samples: int = 0
     steps: int = 64
+    fid: bool = False
     classifier_steps: int = 1000
     batch_size: int = 64
     seed: int = 0
@@ -268,6 +271,7 @@ def _frechet(run: OpenRun, test: Images, settings: EvaluateSettings) -> dict[str
         return frechet_distance(features_of(ruler.model.features, x) / scale, reference / scale)
 
     distances = {"test images": distance(test.batch(slice(0, settings.samples)))}
+    inception: dict[str, float] = {}
     ways = {"direct": 0.0} if run.config.noise.times == "zero" else {"direct": 0.0, "two-part": start_time(run, None)}
     for name, t_start in ways.items():
         n = settings.samples
@@ -284,7 +288,16 @@ def _frechet(run: OpenRun, test: Images, settings: EvaluateSettings) -> dict[str
             progress=shows_progress(),
         )
         distances[name] = distance(x)
-    return {"distances": distances, "samples": settings.samples, "classifier_accuracy": ruler.accuracy}
+        if settings.fid:
+            real = (_bytes(run, train.batch(part)) for part in torch.arange(len(train)).split(500))
+            inception[name] = fid(real, [_bytes(run, part) for part in x.split(500)])
+    result = {"distances": distances, "samples": settings.samples, "classifier_accuracy": ruler.accuracy}
+    return {**result, "fid": inception} if settings.fid else result
+
+
+def _bytes(run: OpenRun, x: Tensor) -> Tensor:
+    """Images of any lattice in 256 levels, uint8."""
+    return Lattice(256).nearest(run.lattice.quantize(x)).to(torch.uint8)
 
 
 def _print(report: dict[str, Any], folder: Path) -> None:
@@ -314,6 +327,8 @@ def _print(report: dict[str, Any], folder: Path) -> None:
         print(f"\nFréchet distance, features of a classifier of accuracy {frechet['classifier_accuracy']:.1%} (no FID)")
         for name, value in frechet["distances"].items():
             print(f"  {name:<18}{value:12.4f}")
+        for name, value in frechet.get("fid", {}).items():
+            print(f"  FID, {name:<13}{value:12.4f}")
     if "claims" in report:
         print_claims(report["claims"])
     print(f"\nWrote {folder / 'report.json'}.")

@@ -1,6 +1,7 @@
 """Evaluation: likelihood, robustness, out-of-distribution detection, Fréchet distance, reports, figures."""
 
 from ncml.evaluation.classifier import Classifier, TrainedClassifier, train_classifier
+from ncml.evaluation.fid import fid
 from ncml.evaluation.frechet import features_of, frechet_distance, gaussian_frechet
 from ncml.evaluation.grids import save_grid
 from ncml.evaluation.likelihood import bits_per_dim
@@ -31,6 +32,7 @@ __all__ = [
     "delta_log_p",
     "environment",
     "features_of",
+    "fid",
     "frechet_distance",
     "gaussian_frechet",
     "level_noise_table",

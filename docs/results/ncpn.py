@@ -1,0 +1,207 @@
+"""Records runs of ``ncml train`` that were evaluated, and writes their page.
+
+From the root of the repository, with runs/cifar16/{ml,vp,sub-vp,ve} trained and evaluated (examples/cifar16_ncpn):
+
+    python docs/results/ncpn.py record cifar16 runs/cifar16 --commit "$(git rev-parse --short HEAD)"
+    python docs/results/ncpn.py ablation runs/ablation/ablation.json --commit "$(git rev-parse --short HEAD)"
+    python docs/results/ncpn.py pages
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+NAMES = {"ml": "ML", "vp": "NCML, VP", "sub-vp": "NCML, sub-VP", "ve": "NCML, VE"}
+COLOURS = {"ml": "#D55E00", "vp": "#0072B2", "sub-vp": "#009E73", "ve": "#CC79A7"}
+PAPER = {
+    "ml": (2.91, 3.83, 3.99, 46.72),
+    "vp": (3.20, 3.62, 3.91, 12.09),
+    "sub-vp": (2.95, 3.69, 3.94, 23.42),
+    "ve": (2.87, 3.75, 3.95, 32.71),
+}
+"""The paper's Table 1 for CIFAR-10: bits/dim at pi = 0, 0.5, 1, and FID."""
+
+
+def record(name: str, folder: Path, commit: str) -> None:
+    """Put the reports of all runs of a folder into one file, and their pictures beside it."""
+    runs = {}
+    for key in NAMES:
+        run = folder / key
+        if not (run / "evaluation" / "report.json").exists():
+            continue
+        training = json.loads((run / "report.json").read_text())
+        evaluation = json.loads((run / "evaluation" / "report.json").read_text())
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        held_out = {line["step"]: line["validation"]["bits_per_dim"] for line in lines if "validation" in line}
+        model = evaluation.pop("model")
+        runs[key] = {
+            "settings": relative(training["settings"]),
+            "environment": training["environment"],
+            "parameters": training["parameters"],
+            "training_images": training["training_images"],
+            "training_seconds": training["training_seconds"],
+            "step": model["step"],
+            "held_out_bits_per_dim": held_out,
+            "evaluation": evaluation,
+        }
+    (HERE / f"{name}.json").write_text(json.dumps({"commit": commit, "runs": runs}, indent=1) + "\n")
+    draw(name, runs)
+
+
+def relative(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the names of folders only."""
+    data = {k: Path(v).name if k in ("folder", "cache") and v else v for k, v in settings["data"].items()}
+    return {**settings, "data": data}
+
+
+def draw(name: str, runs: dict[str, Any]) -> None:
+    """What level noise costs over t (the paper's Figure 4), and held-out likelihood while training."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for key, run in runs.items():
+        curve = run["evaluation"]["robustness"]
+        style = {"marker": "o", "markersize": 3, "color": COLOURS[key], "label": NAMES[key]}
+        for axis, pi in zip(axes, ("0.5", "1.0"), strict=False):
+            axis.plot(curve["sigma_levels"], curve["delta"][pi], **style)
+        held_out = run["held_out_bits_per_dim"]
+        axes[2].plot([int(s) for s in held_out], list(held_out.values()), **style)
+    for axis, pi in zip(axes, (0.5, 1), strict=False):
+        axis.set_title(f"Cost of level noise, $\\pi$ = {pi:g}", fontsize=10)
+        axis.set_xlabel("noise level $\\sigma(t)$ (levels)")
+        axis.set_ylabel("$\\Delta$ log p (bits/dim)")
+        axis.set_ylim(bottom=0)
+    axes[2].set_title("Held-out images at t = 0", fontsize=10)
+    axes[2].set_xlabel("step")
+    axes[2].set_ylabel("bits/dim")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(HERE / f"{name}.png", dpi=130)
+
+
+def record_ablation(path: Path, commit: str) -> None:
+    """Keep the ablation's results, without folders of the machine."""
+    data = json.loads(path.read_text())
+    for variant in data["variants"]:
+        variant["settings"] = relative(variant["settings"])
+    (HERE / "ablation.json").write_text(json.dumps({"commit": commit, **data}, indent=1) + "\n")
+
+
+def best(values: list[float], lower: bool = True, digits: int = 3) -> list[str]:
+    """Cells of a row, the best in bold."""
+    rounded = [round(v, digits) for v in values]
+    winner = min(rounded) if lower else max(rounded)
+    return [f"**{v:.{digits}f}**" if v == winner else f"{v:.{digits}f}" for v in rounded]
+
+
+def table(head: str, keys: list[str], rows: list[tuple[str, list[str]]]) -> list[str]:
+    """A table with one column per run."""
+    lines = ["", f"| {head} | " + " | ".join(NAMES[k] for k in keys) + " |", "| --- |" + " --- |" * len(keys)]
+    return lines + [f"| {label} | " + " | ".join(cells) + " |" for label, cells in rows]
+
+
+def results(data: dict[str, Any]) -> list[str]:
+    """The tables of one recorded set of runs."""
+    runs: dict[str, Any] = data["runs"]
+    keys = list(runs)
+    evaluations = [run["evaluation"] for run in runs.values()]
+    rows = []
+    for pi in ("0", "0.5", "1"):
+        bits = [e["bits_per_dim"][pi]["bits"] for e in evaluations]
+        moved = evaluations[0]["bits_per_dim"][pi]["moved"]
+        error = max(b["standard_error"] for b in bits)
+        label = rf"$\pi$ = {pi} ({moved:.0%} of the values move; s.e. {error:.3f})"
+        rows.append((label, best([b["mean"] for b in bits])))
+    lines = table("bits/dim at t = 0, exact, test images (lower is better)", keys, rows)
+
+    rows = []
+    for outliers in evaluations[0]["auroc"]:
+        for key, label in (("log_p", r"$\log p$"), ("log_p_plus_log_score_norm", r"$\log p + \log|\nabla \log p|$")):
+            rows.append((f"{outliers}, {label}", best([e["auroc"][outliers][key]["value"] for e in evaluations], False)))
+    lines += table("AUROC, test images against ... (higher is better)", keys, rows)
+
+    if "frechet" in evaluations[0]:
+        rows = []
+        for way in ("direct", "two-part"):
+            values = [e["frechet"]["distances"].get(way) for e in evaluations]
+            rows.append((f"{way} samples", ["-" if v is None else f"{v:.2f}" for v in values]))
+        reference = evaluations[0]["frechet"]["distances"]["test images"]
+        rows.append(("as many test images", [f"{reference:.2f}"] * len(keys)))
+        lines += table("Fréchet distance, a classifier's features (lower is better; no FID)", keys, rows)
+    return lines
+
+
+def conditions(data: dict[str, Any]) -> list[str]:
+    """How the runs were made."""
+    run = next(iter(data["runs"].values()))
+    settings, machine = run["settings"], run["environment"]
+    optim, network = settings["optim"], settings["network"]
+    minutes = [f"{r['training_seconds'] / 60:.0f}" for r in data["runs"].values()]
+    return [
+        f"NCPN `{network['preset']}` ({run['parameters']:,} parameters), {run['step']} steps of {optim['batch_size']} of",
+        f"{run['training_images']:,} images, learning rate {optim['learning_rate']:g}, seed {settings['run']['seed']}, noise up to",
+        f"{settings['noise']['levels']:g} levels at T, a share of {settings['noise']['p_zero']:g} of each batch at t = 0 (all of it for ML).",
+        f"torch {machine['torch']} on {machine['device']}, {machine['threads']} thread(s); training took {', '.join(minutes)} minutes, with other",
+        f"work on the machine. Commit {data['commit']}. {run['evaluation']['test_images']:,} test images.",
+    ]
+
+
+def pages() -> None:
+    """Write the pages of what has been recorded."""
+    for name, text in TEXTS.items():
+        path = HERE / f"{name}.json"
+        if not path.exists():
+            continue
+        data = json.loads(path.read_text())
+        body = ablation_table(data) if name == "ablation" else [*conditions(data), *results(data)]
+        (HERE / f"{name}.md").write_text("\n".join([text["head"], "", *body, "", text["tail"]]) + "\n")
+
+
+def ablation_table(data: dict[str, Any]) -> list[str]:
+    """One row per variant."""
+    first = data["variants"][0]["settings"]
+    lines = [
+        f"NCPN `tiny` without attention on CIFAR-16, {first['optim']['steps']} steps of {first['optim']['batch_size']}, one seed, VP noise,",
+        f"learning rate {first['optim']['learning_rate']:g}; the same test images and the same noise for all. Commit {data['commit']}.",
+        "",
+        r"| one thing changed | $\pi$ = 0 | $\pi$ = 0.5 | $\pi$ = 1 | t with 5 levels of noise |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for variant in data["variants"]:
+        cells = [variant["results"].get(k) for k in ("pi = 0", "pi = 0.5", "pi = 1", "at 5 levels")]
+        lines.append(f"| {variant['variant']} | " + " | ".join("-" if c is None else f"{c['mean']:.3f}" for c in cells) + " |")
+    return lines
+
+
+TEXTS: dict[str, dict[str, str]] = json.loads((HERE / "ncpn_texts.json").read_text())
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("record")
+    add.add_argument("name")
+    add.add_argument("folder", type=Path)
+    add.add_argument("--commit", required=True)
+    add = commands.add_parser("ablation")
+    add.add_argument("path", type=Path)
+    add.add_argument("--commit", required=True)
+    commands.add_parser("pages")
+    options = parser.parse_args()
+    if options.command == "record":
+        record(options.name, options.folder, options.commit)
+    elif options.command == "ablation":
+        record_ablation(options.path, options.commit)
+    else:
+        pages()
+
+
+if __name__ == "__main__":
+    main()

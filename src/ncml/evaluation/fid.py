@@ -1,0 +1,54 @@
+"""FID as published ones are computed: torchmetrics with the Inception network, where it can be had.
+
+torchmetrics takes the network's weights from torch-fidelity, which downloads them (and installs torchvision): install
+both yourself, ``pip install torchmetrics torch-fidelity``. Nothing else of ncml needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ncml.errors import ArgumentError, MissingExtraError
+
+__all__ = ["fid"]
+
+INCEPTION_FEATURES = 2048
+
+
+def fid(real: Iterable[Tensor], fake: Iterable[Tensor], *, feature: int | nn.Module = INCEPTION_FEATURES) -> float:
+    """Fréchet Inception distance (Heusel et al., 2017) between two sets of images.
+
+    Published numbers take 10,000 to 50,000 samples against the whole training set: fewer are biased upward.
+
+    Args:
+        real: Batches of images, uint8 ``(B, C, H, W)`` with 1 (repeated) or 3 channels of 256 levels.
+        fake: The same of samples.
+        feature: The Inception network's 2048 features, or a module of your own from uint8 images to ``(B, F)``
+            with an attribute ``num_features``; the result is then no FID.
+
+    Raises:
+        MissingExtraError: torchmetrics or torch-fidelity is not installed.
+        ArgumentError: Images of another type, or none.
+    """
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        metric = FrechetInceptionDistance(feature=feature)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"fid: needs torchmetrics and torch-fidelity ({error}); pip install torchmetrics torch-fidelity"
+        ) from error
+    for batches, is_real in ((real, True), (fake, False)):
+        count = 0
+        for images in batches:
+            if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+                got = f"{images.dtype} of shape {tuple(images.shape)}"
+                raise ArgumentError(f"images: got {got}; expected torch.uint8 (B, C, H, W) with C = 1 or 3")
+            metric.update(images.expand(-1, 3, -1, -1), real=is_real)
+            count += len(images)
+        if count < 2:
+            raise ArgumentError(f"{'real' if is_real else 'fake'}: got {count} images; expected at least 2")
+    return float(metric.compute())
