@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ncml import VPSDE, NCMLObjective
-from ncml.errors import ArgumentError, CheckpointError, NonFiniteError
+from ncml.errors import ArgumentError, CheckpointError, NonFiniteError, UnsupportedError
 from ncml.levels import LevelNoise
 from ncml.times import AtZero, ImportanceTimes, UniformTimes
 from ncml.training import (
@@ -19,8 +19,10 @@ from ncml.training import (
     ImageKind,
     OptimConfig,
     Periodic,
+    Trainer,
     build_density,
     load_density,
+    load_into,
     open_checkpoint,
     read_metrics,
 )
@@ -342,6 +344,29 @@ def test_another_network_is_refused_whole(tmp_path):
         other.load(open_checkpoint(tmp_path / "a"))
     assert all(torch.equal(p, q) for p, q in zip(other.density.parameters(), before, strict=True))
     assert other.step == 0
+
+
+@pytest.mark.parametrize("noise", [{"levels": 3.0}, {"process": "ve"}])
+def test_another_process_is_refused(tmp_path, noise):
+    """The weights would fit: only what they belong to differs."""
+    trainer(tmp_path / "a").run()
+    checkpoint = open_checkpoint(tmp_path / "a")
+    other = trainer(tmp_path / "b", changed(noise=noise))
+    with pytest.raises(CheckpointError, match=r"another density: process is VPSDE\(.*, not V"):
+        other.load(checkpoint)
+    with pytest.raises(CheckpointError, match="another density"):
+        load_into(other.density, checkpoint)
+    assert other.step == 0
+    fitting = trainer(tmp_path / "c").density
+    load_into(fitting, checkpoint)
+    assert same_state(dict(fitting.state_dict()), checkpoint.model())
+
+
+def test_strategies_that_split_the_model_are_refused(tmp_path):
+    t = trainer(tmp_path)
+    t.fabric._strategy = object()
+    with pytest.raises(UnsupportedError, match=r"run.strategy: got object; expected 'auto' or a 'ddp' one"):
+        Trainer(t.fabric, t.density, t.objective, t.examples, tmp_path, t.optim, t.run_config)
 
 
 def test_weights_without_times_are_refused():

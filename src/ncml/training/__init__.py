@@ -1,7 +1,7 @@
 """Training: a short loop for data in memory, and the program behind ``ncml train``."""
 
 from ncml.training.build import ImageKind, build_density, build_objective, build_process, load_density
-from ncml.training.checkpoint import Checkpoint, load_state, open_checkpoint, save_checkpoint
+from ncml.training.checkpoint import Checkpoint, load_into, load_state, open_checkpoint, save_checkpoint
 from ncml.training.config import (
     NetworkConfig,
     NoiseConfig,
@@ -35,6 +35,7 @@ __all__ = [
     "in_blocks",
     "launch",
     "load_density",
+    "load_into",
     "load_state",
     "open_checkpoint",
     "read_metrics",

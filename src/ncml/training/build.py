@@ -16,7 +16,7 @@ from ncml.noise import NoiseProcess
 from ncml.objective import NCMLObjective
 from ncml.sde import VESDE, VPSDE, LinearVESDE, SubVPSDE
 from ncml.times import AtZero, LogUniformTimes, TimeSampler, UniformTimes
-from ncml.training.checkpoint import Checkpoint, load_state, open_checkpoint
+from ncml.training.checkpoint import Checkpoint, load_into, open_checkpoint
 from ncml.training.config import NetworkConfig, NoiseConfig, TrainConfig, from_dict, to_dict
 
 __all__ = ["ImageKind", "build_density", "build_objective", "build_process", "load_density"]
@@ -94,13 +94,13 @@ def load_density(folder: str | Path) -> tuple[NCPN, TrainConfig, ImageKind, Chec
     if "config" not in info or "images" not in info:
         raise CheckpointError(
             f"{checkpoint.folder}: got a checkpoint without a configuration; expected one of ncml train; build the "
-            f"density yourself and use load_state(density, open_checkpoint(folder).model())"
+            f"density yourself and use load_into(density, open_checkpoint(folder))"
         )
     config = from_dict(TrainConfig, info["config"], f"{checkpoint.folder}: config")
     kind = from_dict(ImageKind, info["images"], f"{checkpoint.folder}: images")
     plain = replace(config.network, compile=False, checkpoint=False)  # both are for training
     density = build_density(plain, config.noise, kind, config.run.seed)
-    load_state(density, checkpoint.model(), str(checkpoint.folder))
+    load_into(density, checkpoint)
     return density.eval(), config, kind, checkpoint
 
 

@@ -28,10 +28,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncml.density import unwrapped
+from ncml.density import NoiseConditionalDensity, unwrapped
 from ncml.errors import ArgumentError, CheckpointError, MissingExtraError
 
-__all__ = ["Checkpoint", "find_checkpoint", "load_state", "open_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "density_kind",
+    "find_checkpoint",
+    "load_into",
+    "load_state",
+    "open_checkpoint",
+    "save_checkpoint",
+]
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
@@ -180,6 +188,41 @@ def step_folders(folder: Path) -> list[Path]:
     """Complete checkpoints in a folder, by their steps."""
     found = [p for p in folder.glob("step_*") if STEP_NAME.fullmatch(p.name) and (p / MANIFEST).exists()]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def density_kind(density: NoiseConditionalDensity) -> dict[str, Any]:
+    """What a density's weights belong to, besides their shapes: kept in checkpoints, compared by :func:`check_kind`."""
+    levels = None if density.lattice is None else density.lattice.levels
+    shape = list(density.event_shape)
+    return {"class": type(density).__name__, "event_shape": shape, "process": repr(density.process), "levels": levels}
+
+
+def check_kind(density: NoiseConditionalDensity, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of another class, shape, process or lattice; the weights alone might fit.
+
+    Raises:
+        CheckpointError: They differ; the message says in what.
+    """
+    own, stored = density_kind(density), checkpoint.info.get("density")
+    if stored is None:
+        raise CheckpointError(f"{checkpoint.folder}: got no description of a density; expected one; use load_state")
+    differences = [f"{key} is {stored.get(key)}, not {value}" for key, value in own.items() if stored.get(key) != value]
+    if differences:
+        raise CheckpointError(f"{checkpoint.folder}: got a checkpoint of another density: {'; '.join(differences)}")
+
+
+def load_into(density: NoiseConditionalDensity, checkpoint: Checkpoint) -> None:
+    """Give a density the weights of a checkpoint (the moving average, if there was one).
+
+    Args:
+        density: A density built as the one that was saved; unchanged unless everything fits.
+        checkpoint: What :func:`open_checkpoint` returned.
+
+    Raises:
+        CheckpointError: Another class, shape, process, lattice, or other weights.
+    """
+    check_kind(density, checkpoint)
+    load_state(density, checkpoint.model(), str(checkpoint.folder))
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:

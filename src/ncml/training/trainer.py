@@ -15,10 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from ncml.density import NoiseConditionalDensity, check_process
-from ncml.errors import ArgumentError, ArgumentTypeError, CheckpointError, NonFiniteError
+from ncml.errors import ArgumentError, ArgumentTypeError, CheckpointError, NonFiniteError, UnsupportedError
 from ncml.evaluation.report import jsonable, write_report
 from ncml.objective import NCMLObjective
-from ncml.training.checkpoint import Checkpoint, load_state, save_checkpoint, step_folders
+from ncml.training.checkpoint import (
+    Checkpoint,
+    check_kind,
+    density_kind,
+    load_state,
+    save_checkpoint,
+    step_folders,
+)
 from ncml.training.config import OptimConfig, RunConfig
 from ncml.training.draws import Batch, BatchDraws, stream_seed
 from ncml.training.ema import EMA
@@ -103,6 +110,7 @@ class Trainer:
         if not isinstance(density, NoiseConditionalDensity):
             raise ArgumentTypeError(f"density: got {type(density).__name__}; expected a NoiseConditionalDensity")
         check_process(density, objective.process)
+        _check_strategy(fabric)
         parts = fabric.world_size * optim.accumulate
         if optim.batch_size % parts:
             raise ArgumentError(
@@ -213,7 +221,7 @@ class Trainer:
                     "images_per_second": speed,
                 }
             )
-            bar.set_postfix_str(self.window.summary(line))
+            bar.set_postfix_str(f"{self.window.summary(line)}, {speed:.3g} images/s")
         for task in self.periodic:
             if task.every and (self.step % task.every == 0 or self.step == self.optim.steps):
                 result = self._averaged(task.action)
@@ -265,7 +273,8 @@ class Trainer:
             state = {"seconds": self.seconds, "window": self.window.state(), "ema_updates": self.ema.updates}
             with self.ema.applied():
                 model = {k: v.clone() for k, v in self.density.state_dict().items()}
-            save_checkpoint(folder, self.step, {**self.info, "trainer": jsonable(state)}, model, training)
+            info = {**self.info, "density": density_kind(self.density), "trainer": jsonable(state)}
+            save_checkpoint(folder, self.step, info, model, training)
             self._prune()
         self.fabric.barrier()
         return folder
@@ -276,6 +285,7 @@ class Trainer:
         Raises:
             CheckpointError: It is of another model or has no training state; nothing is changed.
         """
+        check_kind(self.density, checkpoint)
         model, tensors = checkpoint.model(), checkpoint.training()
         state = checkpoint.info.get("trainer")
         if state is None:
@@ -324,6 +334,18 @@ class Trainer:
         return NonFiniteError(
             f"{error} [step {self.step}, seed {self.run_config.seed}, rows of the data {_short(mine.rows)}, t in "
             f"[{float(mine.t.min()):.6g}, {float(mine.t.max()):.6g}]; nothing was changed; see {name} in {self.folder}]"
+        )
+
+
+def _check_strategy(fabric: Fabric) -> None:
+    """Refuse strategies that split parameters, which checkpoints and the average would have to gather."""
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.strategies.single_device import SingleDeviceStrategy
+
+    if not isinstance(fabric.strategy, (DDPStrategy, SingleDeviceStrategy)):
+        raise UnsupportedError(
+            f"run.strategy: got {type(fabric.strategy).__name__}; expected 'auto' or a 'ddp' one: every process "
+            f"holds the whole model, of which checkpoints and the moving average are made"
         )
 
 
