@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ncml.cli import main
-from ncml.data import ImageSource, load_digits
+from ncml.data import ImageSource
 from ncml.errors import ArgumentError
 from ncml.evaluation import bits_per_dim, level_noise_table
 from ncml.training import TrainConfig, load_density, open_checkpoint, read_metrics, read_toml
@@ -53,6 +53,11 @@ def run(tmp_path_factory):
     return folder
 
 
+def held_out(n):
+    """The test images that the commands take."""
+    return ImageSource("digits").load(train=False).mixed(n)
+
+
 def losses(folder):
     return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
 
@@ -77,7 +82,7 @@ def test_validation_is_that_of_the_average(run):
     density, *_ = load_density(run)
     lines = read_metrics(run / "metrics.jsonl")
     assert [line["step"] for line in lines if "validation" in line] == [4, 8]
-    expected = bits_per_dim(density, load_digits().test[:20]).mean
+    expected = bits_per_dim(density, held_out(20).batch(slice(None))).mean
     assert lines[-1]["validation"]["bits_per_dim"] == pytest.approx(expected, rel=1e-6)
 
 
@@ -103,7 +108,7 @@ def test_complete_keeps_the_rows(run, tmp_path, noise):
     arguments = ["--rows", "5", "--images", "3", "--draws", "2", "--steps", "3", "--noise", noise]
     assert main(["complete", str(run), "--out", str(tmp_path), *arguments]) == 0
     completed = np.load(tmp_path / "completions.npy", allow_pickle=False).reshape(3, 2, 8, 8)
-    levels = ImageSource("digits").load(train=False).levels[:3].numpy()
+    levels = held_out(3).levels.numpy()
     assert np.array_equal(completed[:, :, :5], np.repeat(levels, 2, 1)[:, :, :5])
     assert not np.array_equal(completed[:, 0, 5:], completed[:, 1, 5:])
     assert (tmp_path / "completions.png").exists()
@@ -132,7 +137,7 @@ def test_evaluate_against_the_library(run, tmp_path, capsys):
     assert main(["evaluate", str(run), "--out", str(tmp_path / "e"), *arguments]) == 0
     report = json.loads((tmp_path / "e" / "report.json").read_text())
     density, *_ = load_density(run)
-    x = load_digits().test[:40]
+    x = held_out(40).batch(slice(None))
     table = level_noise_table(density, x, [0.0])
     assert report["bits_per_dim"]["0"]["bits"]["mean"] == pytest.approx(table[0].bits.mean, rel=1e-6)
     assert report["bits_per_dim"]["1"]["moved"] > report["bits_per_dim"]["0.5"]["moved"] > 0.2

@@ -991,3 +991,23 @@ def test_progress_is_shown_where_asked(photos, capsys):
     assert capsys.readouterr().err == ""
     read_image_folder(photos, progress=True)
     assert "reading images" in capsys.readouterr().err
+
+
+def test_mixed_images_are_some_of_all_classes():
+    """Class by class as in a folder: the first 50 of 500 would be of one class."""
+    levels = torch.arange(500).reshape(500, 1, 1, 1).expand(500, 1, 2, 2) % 256
+    labels = torch.arange(500) // 50
+    images = Images(levels.to(torch.uint8), labels, Lattice(256), tuple("abcdefghij"))
+    some = images.mixed(50)
+    assert len(some) == 50
+    assert torch.equal(some.levels, images.mixed(400).levels[:50])  # nested, and the same every time
+    assert len(some.labels.unique()) == 10
+    assert torch.equal(images.mixed().labels.sort().values, labels)
+    assert len(images.mixed(10_000)) == 500
+    # Labels follow their images.
+    assert all(
+        int(y) in (int(k) // 50, (int(k) + 256) // 50)
+        for k, y in zip(some.levels[:, 0, 0, 0], some.labels, strict=True)
+    )
+    with pytest.raises(ArgumentError, match="n: got 0"):
+        images.mixed(0)

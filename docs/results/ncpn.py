@@ -17,13 +17,11 @@ from typing import Any
 HERE = Path(__file__).parent
 NAMES = {"ml": "ML", "vp": "NCML, VP", "sub-vp": "NCML, sub-VP", "ve": "NCML, VE"}
 COLOURS = {"ml": "#D55E00", "vp": "#0072B2", "sub-vp": "#009E73", "ve": "#CC79A7"}
-PAPER = {
-    "ml": (2.91, 3.83, 3.99, 46.72),
-    "vp": (3.20, 3.62, 3.91, 12.09),
-    "sub-vp": (2.95, 3.69, 3.94, 23.42),
-    "ve": (2.87, 3.75, 3.95, 32.71),
+STATISTICS = {
+    "log_p": r"$\log p$",
+    "log_p_plus_log_score_norm": r"$\log p + \log\lVert\nabla\log p\rVert$ (paper)",
+    "minus_score_norm": r"$-\lVert\nabla\log p\rVert$",
 }
-"""The paper's Table 1 for CIFAR-10: bits/dim at pi = 0, 0.5, 1, and FID."""
 
 
 def record(name: str, folder: Path, commit: str) -> None:
@@ -122,8 +120,9 @@ def results(data: dict[str, Any]) -> list[str]:
 
     rows = []
     for outliers in evaluations[0]["auroc"]:
-        for key, label in (("log_p", r"$\log p$"), ("log_p_plus_log_score_norm", r"$\log p + \log|\nabla \log p|$")):
-            rows.append((f"{outliers}, {label}", best([e["auroc"][outliers][key]["value"] for e in evaluations], False)))
+        for key, label in STATISTICS.items():
+            values = [e["auroc"][outliers][key]["value"] for e in evaluations]
+            rows.append((f"{outliers}, {label}", best(values, lower=False)))
     lines += table("AUROC, test images against ... (higher is better)", keys, rows)
 
     if "frechet" in evaluations[0]:
@@ -140,46 +139,46 @@ def results(data: dict[str, Any]) -> list[str]:
 def conditions(data: dict[str, Any]) -> list[str]:
     """How the runs were made."""
     run = next(iter(data["runs"].values()))
-    settings, machine = run["settings"], run["environment"]
-    optim, network = settings["optim"], settings["network"]
-    minutes = [f"{r['training_seconds'] / 60:.0f}" for r in data["runs"].values()]
+    optim, network, noise = (run["settings"][part] for part in ("optim", "network", "noise"))
+    machine = run["environment"]
+    minutes = ", ".join(f"{r['training_seconds'] / 60:.0f}" for r in data["runs"].values())
     return [
-        f"NCPN `{network['preset']}` ({run['parameters']:,} parameters), {run['step']} steps of {optim['batch_size']} of",
-        f"{run['training_images']:,} images, learning rate {optim['learning_rate']:g}, seed {settings['run']['seed']}, noise up to",
-        f"{settings['noise']['levels']:g} levels at T, a share of {settings['noise']['p_zero']:g} of each batch at t = 0 (all of it for ML).",
-        f"torch {machine['torch']} on {machine['device']}, {machine['threads']} thread(s); training took {', '.join(minutes)} minutes, with other",
-        f"work on the machine. Commit {data['commit']}. {run['evaluation']['test_images']:,} test images.",
+        f"NCPN `{network['preset']}` ({run['parameters']:,} parameters), {run['step']} steps of {optim['batch_size']}",
+        f"of {run['training_images']:,} images, learning rate {optim['learning_rate']:g},",
+        f"seed {run['settings']['run']['seed']}; noise up to {noise['levels']:g} levels, a share of",
+        f"{noise['p_zero']:g} of each batch at t = 0 (all of it for ML). {run['evaluation']['test_images']:,} test",
+        f"images. torch {machine['torch']}, {machine['device']}, {machine['threads']} thread(s); training took",
+        f"{minutes} minutes, with other work on the machine. Commit {data['commit']}.",
     ]
 
 
 def pages() -> None:
     """Write the pages of what has been recorded."""
-    for name, text in TEXTS.items():
-        path = HERE / f"{name}.json"
-        if not path.exists():
-            continue
-        data = json.loads(path.read_text())
-        body = ablation_table(data) if name == "ablation" else [*conditions(data), *results(data)]
-        (HERE / f"{name}.md").write_text("\n".join([text["head"], "", *body, "", text["tail"]]) + "\n")
+    for path in sorted(HERE.glob("*.words.md")):
+        name = path.name.removesuffix(".words.md")
+        data = json.loads((HERE / f"{name}.json").read_text())
+        body = ablation_table(data) if "variants" in data else [*conditions(data), *results(data)]
+        words = path.read_text()
+        (HERE / f"{name}.md").write_text(words.replace("(tables)", "\n".join(body)))
 
 
 def ablation_table(data: dict[str, Any]) -> list[str]:
     """One row per variant."""
-    first = data["variants"][0]["settings"]
+    settings = data["variants"][0]["settings"]
+    optim = settings["optim"]
     lines = [
-        f"NCPN `tiny` without attention on CIFAR-16, {first['optim']['steps']} steps of {first['optim']['batch_size']}, one seed, VP noise,",
-        f"learning rate {first['optim']['learning_rate']:g}; the same test images and the same noise for all. Commit {data['commit']}.",
+        f"NCPN `tiny` without attention, {optim['steps']} steps of {optim['batch_size']}, learning rate",
+        f"{optim['learning_rate']:g}, one seed, VP noise; the same test images and the same noise for all. Commit",
+        f"{data['commit']}.",
         "",
         r"| one thing changed | $\pi$ = 0 | $\pi$ = 0.5 | $\pi$ = 1 | t with 5 levels of noise |",
         "| --- | --- | --- | --- | --- |",
     ]
     for variant in data["variants"]:
-        cells = [variant["results"].get(k) for k in ("pi = 0", "pi = 0.5", "pi = 1", "at 5 levels")]
-        lines.append(f"| {variant['variant']} | " + " | ".join("-" if c is None else f"{c['mean']:.3f}" for c in cells) + " |")
+        bits = [variant["results"].get(key) for key in ("pi = 0", "pi = 0.5", "pi = 1", "at 5 levels")]
+        cells = " | ".join("-" if b is None else f"{b['mean']:.3f}" for b in bits)
+        lines.append(f"| {variant['variant']} | {cells} |")
     return lines
-
-
-TEXTS: dict[str, dict[str, str]] = json.loads((HERE / "ncpn_texts.json").read_text())
 
 
 def main() -> None:

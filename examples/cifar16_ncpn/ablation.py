@@ -79,7 +79,7 @@ def without_indicator(density: NCPN) -> None:
 
 def evaluate(density: NCPN, test: Images, images: int) -> dict[str, Any]:
     """Bits/dim of the same images with the same noise for every variant."""
-    x = test.batch(slice(0, images))
+    x = test.mixed(images).batch(slice(None))
     table = level_noise_table(density, x, generator=torch.Generator().manual_seed(0), batch_size=64)
     result: dict[str, Any] = {f"pi = {row.pi:g}": row.bits for row in table}
     process = density.process

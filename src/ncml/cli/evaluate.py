@@ -11,7 +11,6 @@ import torch
 import tyro
 from torch import Tensor
 
-from ncml._checks import check_count
 from ncml.cli._claims import beside_the_paper, print_claims
 from ncml.cli._common import OpenRun, open_run, sample_images, shows_progress, start_time
 from ncml.data import Images, ImageSource
@@ -94,9 +93,7 @@ def evaluate(
     start = time.perf_counter()
     opened = open_run(run, threads)
     data = opened.config.data
-    test = data.load(train=False, progress=opened.first and shows_progress())
-    if settings.images is not None:
-        test = test.subset(slice(0, check_count(settings.images, "images")))
+    test = data.load(train=False, progress=opened.first and shows_progress()).mixed(settings.images)
     report: dict[str, Any] = {"settings": settings, "model": opened.source(), "test_images": len(test)}
     report["bits_per_dim"] = _likelihood(opened, test, settings)
     curve = _curve(opened, test, settings)
@@ -195,7 +192,7 @@ def _outliers(run: OpenRun, test: Images, ood: Path | None, settings: EvaluateSe
         "uniform noise": run.lattice.to_unit(torch.randint(levels, shape, generator=draw)),
     }
     if ood is not None:
-        sets[ood.name.lower()] = _others(run, ood).batch(slice(0, settings.ood_images))
+        sets[ood.name.lower()] = _others(run, ood).mixed(settings.ood_images).batch(slice(None))
     inside = _statistics(run, test.batch(slice(0, n)), _labels(run, test, slice(0, n)), "test images", settings)
     result: dict[str, Any] = {}
     for name, x in sets.items():

@@ -110,10 +110,10 @@ def complete(
     rows = height // 2 if rows is None else rows
     if not 0 <= rows <= height:
         raise ArgumentError(f"rows: got {rows}; expected 0 to {height}")
-    test = opened.config.data.load(train=False)
-    n = min(images, len(test))
-    x = test.batch(slice(0, n))
-    labels = test.labels[:n] if opened.config.network.classes and test.labels is not None else None
+    test = opened.config.data.load(train=False).mixed(images)
+    n = len(test)
+    x = test.batch(slice(None))
+    labels = test.labels if opened.config.network.classes else None
     completed = _completions(opened, x, labels, rows, draws, start_time(opened, noise), steps, seed)
     kept = x.clone()
     kept[:, :, rows:] = 0.0

@@ -55,7 +55,7 @@ def train(settings: TrainConfig, out: Path = Path("runs/train"), resume: bool = 
     fabric = launch(run, _loggers(run.loggers, out))
     first = fabric.is_global_zero
     images = settings.data.load(train=True, progress=first and shows_progress())
-    held_out = settings.data.load(train=False)
+    held_out = settings.data.load(train=False).mixed(run.validate_images)
     kind = ImageKind.of(images)
     density = build_density(settings.network, settings.noise, kind, run.seed)
     assert density.process is not None
@@ -66,8 +66,7 @@ def train(settings: TrainConfig, out: Path = Path("runs/train"), resume: bool = 
     fabric.barrier()
 
     def validate(step: int) -> dict[str, Any]:
-        subset = held_out.subset(slice(0, run.validate_images))
-        return {"bits_per_dim": _held_out_bits(fabric, density, subset, settings)}
+        return {"bits_per_dim": _held_out_bits(fabric, density, held_out, settings)}
 
     def draw(step: int) -> None:
         labels = torch.arange(run.samples) % max(1, len(kind.classes)) if settings.network.classes else None

@@ -16,7 +16,7 @@ from ncml.noise import NoiseProcess
 from ncml.objective import NCMLObjective
 from ncml.sde import VESDE, VPSDE, LinearVESDE, SubVPSDE
 from ncml.times import AtZero, LogUniformTimes, TimeSampler, UniformTimes
-from ncml.training.checkpoint import Checkpoint, load_into, open_checkpoint
+from ncml.training.checkpoint import Checkpoint, load_state, open_checkpoint
 from ncml.training.config import NetworkConfig, NoiseConfig, TrainConfig, from_dict, to_dict
 
 __all__ = ["ImageKind", "build_density", "build_objective", "build_process", "load_density"]
@@ -100,7 +100,7 @@ def load_density(folder: str | Path) -> tuple[NCPN, TrainConfig, ImageKind, Chec
     kind = from_dict(ImageKind, info["images"], f"{checkpoint.folder}: images")
     plain = replace(config.network, compile=False, checkpoint=False)  # both are for training
     density = build_density(plain, config.noise, kind, config.run.seed)
-    load_into(density, checkpoint)
+    load_state(density, checkpoint.model(), str(checkpoint.folder))  # the configuration says the rest
     return density.eval(), config, kind, checkpoint
 
 
