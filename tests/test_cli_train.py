@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from PIL import Image
 from ncml.cli import main
 from ncml.data import ImageSource
 from ncml.errors import ArgumentError
-from ncml.evaluation import bits_per_dim, level_noise_table
+from ncml.evaluation import auroc, bits_per_dim, level_noise_table, ood_statistics
 from ncml.training import TrainConfig, load_density, open_checkpoint, read_metrics, read_toml
 from ncml.training.config import from_dict, to_dict
 from tests.training_problems import same_state
@@ -167,7 +168,7 @@ def test_evaluate_hands_fid_its_images(run, tmp_path, monkeypatch):
         seen.append((torch.cat(list(real)), torch.cat(list(fake))))
         return 7.5
 
-    monkeypatch.setattr("ncml.cli.evaluate.fid", fake_fid)
+    monkeypatch.setattr("ncml.cli._tables.fid", fake_fid)
     (tmp_path / "claims.json").write_text(json.dumps({"requires": {}, "rows": {"r": {"Table 1": {"FID": 9.0}}}}))
     few = ["--images", "4", "--curve-images", "0", "--ood-images", "0", "--samples", "4", "--steps", "1"]
     few += ["--fid", "--classifier-steps", "1", "--claims", str(tmp_path / "claims.json"), "--row", "r"]
@@ -190,8 +191,53 @@ def test_classes(tmp_path):
         arguments = [] if label is None else ["--class", label]
         assert main(["sample", str(folder), "--images", "4", "--noise", "0", *arguments]) == 0
     assert main(["complete", str(folder), "--images", "2", "--draws", "1"]) == 0
-    assert main(["evaluate", str(folder), "--images", "8", "--curve-images", "0", "--ood-images", "8"]) == 0
+    assert main(["evaluate", str(folder), "--images", "16", "--curve-images", "0", "--ood-images", "16"]) == 0
     assert main(["sample", str(folder), "--class", "twelve"]) == 2
+    # Outliers have no label, so no image may: the statistics are those of unlabelled images on both sides.
+    report = json.loads((folder / "evaluation" / "report.json").read_text())
+    density, *_ = load_density(folder)
+    draw = torch.Generator().manual_seed(0)
+    constant = density.lattice.to_unit(torch.randint(17, (16, 1, 1, 1), generator=draw).expand(16, 1, 8, 8))
+    inside, outside = (
+        ood_statistics(density, x, 0.0, torch.full((16,), -1)) for x in (held_out(16).batch(slice(None)), constant)
+    )
+    assert report["auroc"]["constant"]["log_p"]["value"] == auroc(inside["log_p"], outside["log_p"])
+
+
+def test_outliers_need_a_model_that_knows_unlabelled_images(tmp_path, capsys):
+    folder = tmp_path / "run"
+    settings = ["--network.classes", "--network.label-dropout", "0", "--optim.steps", "1", "--run.sample-every", "0"]
+    assert main(["train", "--out", str(folder), *SMALL, *settings]) == 0
+    assert main(["evaluate", str(folder)]) == 2
+    assert "never saw an image without its label" in capsys.readouterr().err
+
+
+def test_results_of_a_checkpoint_go_beside_the_run(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    assert main(["sample", str(copy / "checkpoints" / "step_00000006"), "--images", "1", "--noise", "0"]) == 0
+    assert json.loads((copy / "samples" / "sample.json").read_text())["model"]["step"] == 6
+
+
+def test_images_that_have_moved(tmp_path):
+    """The folder of a run may have been relative to another place."""
+    for split in ("train", "test"):
+        for i in range(4):
+            path = tmp_path / "here" / split / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 60 * i).save(path)
+    where = ["--data.name", "folder", "--data.channels", "1", "--data.folder", str(tmp_path / "here")]
+    run = str(tmp_path / "run")
+    assert main(["train", "--out", run, *SMALL, *where, "--run.sample-every", "0", "--noise.levels", "20"]) == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert main(["complete", run, "--images", "1", "--draws", "1"]) == 2
+    moved = ["--data-folder", str(tmp_path / "there")]
+    assert main(["complete", run, "--images", "1", "--draws", "1", *moved]) == 0
+    few = ["--images", "2", "--curve-images", "0", "--ood-images", "0"]
+    assert main(["evaluate", run, *few, *moved]) == 0
+    assert (
+        main(["train", "--out", run, "--resume", "--optim.steps", "9", "--data.folder", str(tmp_path / "there")]) == 0
+    )
 
 
 # Stopped and resumed.
@@ -245,6 +291,64 @@ def test_more_steps_and_nothing_else(run, tmp_path):
     assert json.loads((folder / "config.json").read_text())["optim"]["schedule"] == "constant"
     assert main(["train", "--out", str(folder), "--resume", "--optim.batch-size", "4"]) == 2
     assert main(["train", "--out", str(folder)]) == 2
+
+
+def test_a_file_at_resumption_is_not_ignored(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    stored = json.loads((folder / "config.json").read_text())
+    (tmp_path / "c.toml").write_text('[data]\nname = "digits"\n[optim]\nsteps = 9\nbatch_size = 4\n')
+    assert main(["train", "--out", str(folder), "--resume", "--config", str(tmp_path / "c.toml")]) == 2
+    assert "optim.batch_size: 8 -> 4" in capsys.readouterr().err
+    assert json.loads((folder / "config.json").read_text()) == stored
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "3"])
+def test_a_damaged_configuration(tmp_path, capsys, text):
+    (tmp_path / "config.json").write_text(text)
+    assert main(["train", "--out", str(tmp_path), "--resume"]) == 2
+    assert "config.json: got" in capsys.readouterr().err
+
+
+def test_a_refused_start_leaves_nothing(tmp_path):
+    """So that the corrected command is a first start again."""
+    for wrong in (["--optim.accumulate", "3"], ["--noise.levels", "20"]):
+        assert main(["train", "--out", str(tmp_path / "run"), *SMALL, *wrong]) == 2
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples", "1"], "samples: got 1"),
+        (["--fid"], "samples: got 0"),
+        (["--batch-size", "0"], "batch_size: got 0"),
+        (["--curve-images", "-1"], "curve_images: got -1"),
+    ],
+)
+def test_evaluate_refuses_before_it_works(run, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", str(run), "--out", str(tmp_path / "e"), *arguments])
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(
+    ("claims", "row", "message"),
+    [
+        (CLAIMS, "theirs", "row: got 'theirs'; expected one of 'ours'"),
+        ({"rows": {}}, "ours", "no file of claims"),
+        ({"requires": {}, "rows": {"ours": 3}}, "ours", "no file of claims"),
+        ({"requires": {}, "rows": {"ours": {"T": {"bits/dim pi=0.7": 3}}}}, "ours", "the quantity 'bits/dim pi=0.7'"),
+        (CLAIMS, None, "got one without the other"),
+    ],
+)
+def test_claims_are_read_before_it_works(run, tmp_path, capsys, claims, row, message):
+    (tmp_path / "claims.json").write_text(json.dumps(claims))
+    arguments = ["--claims", str(tmp_path / "claims.json"), *([] if row is None else ["--row", row])]
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "e"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
 
 
 # Several processes.

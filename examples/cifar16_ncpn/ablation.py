@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -101,7 +102,8 @@ def run(variant: str, config: TrainConfig, folder: Path, load: Callable[[bool], 
     assert isinstance(density.process, VPSDE)
     goal = objective(config.noise, density.process, variant)
     trainer = Trainer(fabric, density, goal, train, folder, config.optim, config.run, info={"variant": variant})
-    trainer.run(progress=True)
+    if stopped := trainer.run(progress=True):
+        sys.exit(128 + stopped)
     with trainer.ema.applied():
         results = evaluate(density, test, images)
     report = {"variant": variant, "seconds": trainer.seconds, "settings": to_dict(config), "results": results}

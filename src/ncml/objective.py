@@ -113,9 +113,7 @@ class NCMLObjective:
             t, weight = self.draw_times(n, generator=generator, device=x.device, dtype=x.dtype)
         else:
             t = check_time(t, x, self.process.T)
-            weight = torch.ones_like(t) if weight is None else weight
-            if weight.shape != (n,):
-                raise ArgumentError(f"weight: got shape {tuple(weight.shape)}; expected ({n},), one per example")
+            weight = self._checked_weight(weight, t)
         x_t = self.process.perturb(x, t, noise=noise, generator=generator)
         nll = -density(x_t, t, context)
         self._check(nll, x, t, n)
@@ -123,6 +121,16 @@ class NCMLObjective:
         if self.reduction == "none":
             return terms
         return terms.sum() / n if self.reduction == "mean" else terms.sum()
+
+    @staticmethod
+    def _checked_weight(weight: Tensor | None, t: Tensor) -> Tensor:
+        if weight is None:
+            return torch.ones_like(t)
+        check_floating(weight, "weight")
+        if weight.shape != t.shape:
+            raise ArgumentError(f"weight: got shape {tuple(weight.shape)}; expected {tuple(t.shape)}, one per example")
+        check_finite(weight, "weight", "weights are finite numbers")
+        return weight
 
     def draw_times(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     from ncml.cli._commands import run_command
 
+    for stream in (sys.stdout, sys.stderr):  # an e with an accent is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return run_command(list(sys.argv[1:] if args is None else args))
     except (NCMLError, OSError) as error:

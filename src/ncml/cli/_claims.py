@@ -9,36 +9,56 @@ from typing import Any
 from ncml.data import ImageSource
 from ncml.errors import ArgumentError
 
-__all__ = ["beside_the_paper", "print_claims"]
+__all__ = ["beside_the_paper", "print_claims", "read_claims"]
 
+BITS = {f"bits/dim pi={pi}": pi for pi in ("0", "0.5", "1")}
 FID_SAMPLES = 10_000  # the least that published values are of
 
 
-def beside_the_paper(path: Path, row: str | None, report: dict[str, Any], data: ImageSource) -> list[dict[str, Any]]:
-    """Every number of one row of a claims file with ours, where there is one.
+Row = dict[str, dict[str, float]]
+
+
+def read_claims(path: Path, row: str) -> tuple[Row, dict[str, Any]]:
+    """One row of a claims file, ``{table: {quantity: number}}``, and what it requires of the data.
 
     Args:
         path: ``{"source": ..., "requires": {...}, "rows": {name: {table: {quantity: number}}}}``.
         row: Name of the row.
+
+    Raises:
+        ArgumentError: The file is no such file, has no such row, or a quantity that is not known.
+    """
+    try:
+        claims = json.loads(path.read_text(encoding="utf-8"))
+        rows, requires = dict(claims["rows"]), dict(claims["requires"])
+        tables = {name: {q: {t: float(v) for t, v in n.items()} for q, n in r.items()} for name, r in rows.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArgumentError(f"claims: got {path}, which is no file of claims ({error!r})") from error
+    if row not in tables:
+        raise ArgumentError(f"row: got {row!r}; expected one of {', '.join(map(repr, tables))}")
+    for quantity in (quantity for numbers in tables[row].values() for quantity in numbers):
+        if quantity not in BITS and quantity != "FID" and not quantity.startswith("AUROC "):
+            expected = ", ".join(map(repr, [*BITS, "FID", "AUROC ..."]))
+            raise ArgumentError(f"claims: got the quantity {quantity!r}; expected one of {expected}")
+    return tables[row], requires
+
+
+def beside_the_paper(
+    row: Row, requires: dict[str, Any], report: dict[str, Any], data: ImageSource
+) -> list[dict[str, Any]]:
+    """Every number of a row with ours, where there is one.
+
+    Args:
+        row, requires: What :func:`read_claims` returned.
         report: The results so far.
         data: The images they are of.
 
     Returns:
         One entry per number: table, quantity, paper, ours (or None), comparable, why not.
-
-    Raises:
-        ArgumentError: The file is no such file, or has no such row.
     """
-    try:
-        claims = json.loads(path.read_text(encoding="utf-8"))
-        rows, requires = claims["rows"], claims["requires"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArgumentError(f"claims: got {path}, which is no file of claims ({error!r})") from error
-    if row not in rows:
-        raise ArgumentError(f"row: got {row!r}; expected one of {', '.join(map(repr, rows))}")
     reasons = _differences(requires, report, data)
     entries = []
-    for table, numbers in rows[row].items():
+    for table, numbers in row.items():
         for quantity, paper in numbers.items():
             ours, own_reasons = _ours(quantity, report)
             why = reasons + own_reasons
@@ -66,23 +86,20 @@ def _differences(requires: dict[str, Any], report: dict[str, Any], data: ImageSo
 
 def _ours(quantity: str, report: dict[str, Any]) -> tuple[float | None, list[str]]:
     """Our number for a quantity such as ``"bits/dim pi=0.5"``, ``"FID"`` or ``"AUROC uniform noise"``."""
-    kind, _, rest = quantity.partition(" ")
-    if kind == "bits/dim":
-        return report["bits_per_dim"][rest.removeprefix("pi=")]["bits"].mean, []
-    if kind == "AUROC":
-        found = report.get("auroc", {}).get(rest)
+    if quantity in BITS:
+        return report["bits_per_dim"][BITS[quantity]]["bits"].mean, []
+    if quantity.startswith("AUROC "):
+        found = report.get("auroc", {}).get(quantity.removeprefix("AUROC "))
         return (None, ["not evaluated"]) if found is None else (found["log_p_plus_log_score_norm"].value, [])
-    if kind == "FID":
-        frechet = report.get("frechet")
-        if frechet is None:
-            return None, ["not evaluated"]
-        distances = frechet.get("fid", frechet["distances"])
-        if "fid" in frechet:
-            enough = frechet["samples"] >= FID_SAMPLES
-            why = [] if enough else [f"FID is of {frechet['samples']} samples, not {FID_SAMPLES}"]
-            return distances.get("two-part", distances["direct"]), why
-        return distances.get("two-part", distances["direct"]), ["a classifier's features, not Inception's"]
-    raise ArgumentError(f"claims: got the quantity {quantity!r}; expected 'bits/dim pi=...', 'AUROC ...' or 'FID'")
+    frechet = report.get("frechet")
+    if frechet is None:
+        return None, ["not evaluated"]
+    distances = frechet.get("fid", frechet["distances"])
+    ours = distances.get("two-part", distances["direct"])
+    if "fid" not in frechet:
+        return ours, ["a classifier's features, not Inception's"]
+    enough = frechet["samples"] >= FID_SAMPLES
+    return ours, [] if enough else [f"FID is of {frechet['samples']} samples, not {FID_SAMPLES}"]
 
 
 def print_claims(entries: list[dict[str, Any]]) -> None:

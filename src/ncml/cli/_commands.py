@@ -14,6 +14,7 @@ from ncml.cli.demo import demo
 from ncml.cli.evaluate import evaluate
 from ncml.cli.sample import complete, sample
 from ncml.cli.train import SETTINGS, check_resumed, train
+from ncml.errors import ArgumentError
 from ncml.training.config import TrainConfig, from_dict, read_toml
 
 __all__ = ["run_command"]
@@ -45,10 +46,21 @@ def _settings_before(arguments: Sequence[str]) -> TrainConfig:
         known, _ = parser.parse_known_args(list(arguments[1:]))
     except argparse.ArgumentError:
         return TrainConfig()  # tyro will say what is wrong
-    path = known.out / SETTINGS
-    if known.resume and path.exists():
-        return from_dict(TrainConfig, json.loads(path.read_text(encoding="utf-8")), str(path))
-    return TrainConfig() if known.config is None else read_toml(known.config)
+    if known.config is not None:
+        return read_toml(known.config)
+    return _stored(known.out) if known.resume and (known.out / SETTINGS).exists() else TrainConfig()
+
+
+def _stored(out: Path) -> TrainConfig:
+    """The configuration of the run in a folder."""
+    path = out / SETTINGS
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArgumentError(f"{path}: got a file that is not JSON ({error}); expected the settings of a run") from error
+    if not isinstance(data, dict):
+        raise ArgumentError(f"{path}: got {type(data).__name__}; expected the settings of a run")
+    return from_dict(TrainConfig, data, str(path))
 
 
 def _train_command(before: TrainConfig) -> Callable[..., int]:
@@ -67,10 +79,11 @@ def _train_command(before: TrainConfig) -> Callable[..., int]:
             settings: The configuration.
             config: A TOML file with a configuration, which the other options change.
             out: Folder of the run.
-            resume: Go on from the latest checkpoint in the folder, with its configuration.
+            resume: Go on from the latest checkpoint in the folder, with its configuration; options and the file
+                may change what is not learned by.
         """
         if resume and (out / SETTINGS).exists():
-            check_resumed(before, settings)
+            check_resumed(_stored(out), settings)
         return train(settings, out, resume)
 
     return command

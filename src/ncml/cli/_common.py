@@ -10,19 +10,29 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from ncml.data import ImageSource
 from ncml.densities import NCPN
 from ncml.errors import ArgumentError
 from ncml.lattice import Lattice
 from ncml.noise import LinearSDE
 from ncml.sampling import EulerMaruyama, generate
-from ncml.training import ImageKind, TrainConfig, in_blocks, launch, load_density
-from ncml.training.checkpoint import Checkpoint
+from ncml.training import ImageKind, RunConfig, TrainConfig, in_blocks, launch, load_density
+from ncml.training.checkpoint import MANIFEST, Checkpoint
 from ncml.training.config import to_dict
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["OpenRun", "class_labels", "open_run", "sample_images", "shows_progress", "start_time"]
+__all__ = [
+    "OpenRun",
+    "class_labels",
+    "open_run",
+    "results_folder",
+    "sample_images",
+    "shows_progress",
+    "start_time",
+    "with_folder",
+]
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,21 @@ class OpenRun:
 def open_run(folder: Path, threads: int | None) -> OpenRun:
     """Load the density of a run or checkpoint, for evaluation in float32."""
     density, config, kind, checkpoint = load_density(folder)
-    fabric = launch(replace(config.run, threads=threads, strategy="auto", precision="float32", loggers=()))
+    run = RunConfig(threads=threads)  # float32 without TF32, on what there is here
+    fabric = launch(run)
     return OpenRun(fabric, density.to(fabric.device), config, kind, checkpoint)
+
+
+def results_folder(run: Path, out: Path | None, name: str) -> Path:
+    """Where results go: the folder given, or one in that of the run (not in a checkpoint, which may be removed)."""
+    if out is not None:
+        return out
+    return (run.parent.parent if (run / MANIFEST).exists() else run) / name
+
+
+def with_folder(data: ImageSource, folder: Path | None) -> ImageSource:
+    """The images from another folder, on another machine say."""
+    return data if folder is None else replace(data, folder=folder)
 
 
 def start_time(run: OpenRun, noise: float | None) -> float:

@@ -11,7 +11,16 @@ import tyro
 from torch import Tensor
 
 from ncml._checks import check_count
-from ncml.cli._common import OpenRun, class_labels, open_run, sample_images, shows_progress, start_time
+from ncml.cli._common import (
+    OpenRun,
+    class_labels,
+    open_run,
+    results_folder,
+    sample_images,
+    shows_progress,
+    start_time,
+    with_folder,
+)
 from ncml.errors import ArgumentError
 from ncml.evaluation import environment, save_grid, write_report
 from ncml.sampling import EulerMaruyama
@@ -72,7 +81,7 @@ def sample(
         "seed": seed,
         "batch_size": batch_size,
     }
-    _write(opened, out or run / "samples", "sample", x, settings, time.perf_counter() - start)
+    _write(opened, results_folder(run, out, "samples"), "sample", x, settings, time.perf_counter() - start)
 
 
 def complete(
@@ -84,6 +93,7 @@ def complete(
     noise: float = 0.0,
     steps: int = 64,
     seed: int = 0,
+    data_folder: Path | None = None,
     threads: int | None = None,
 ) -> None:
     """Keep the first rows of test images and draw the rest several times (paper, Figure 5).
@@ -96,10 +106,11 @@ def complete(
         rows: Rows of each image to keep; half if not given.
         images: Number of test images.
         draws: Completions of each.
-        noise: Draw at this noise, in levels, from noisy rows, and refine the drawn part to the data; 0 draws
-            from the data's own model.
+        noise: Draw at this noise, in levels, below noisy rows, refine the whole and put the kept rows back: what is
+            drawn then fits their noisy version. 0 draws from the data's own model, exactly.
         steps: Steps of the refinement.
         seed: Seed.
+        data_folder: Where the images are, if no longer where they were.
         threads: Number of CPU threads.
     """
     check_count(images, "images")
@@ -110,7 +121,7 @@ def complete(
     rows = height // 2 if rows is None else rows
     if not 0 <= rows <= height:
         raise ArgumentError(f"rows: got {rows}; expected 0 to {height}")
-    test = opened.config.data.load(train=False).mixed(images)
+    test = with_folder(opened.config.data, data_folder).load(train=False).mixed(images)
     n = len(test)
     x = test.batch(slice(None))
     labels = test.labels if opened.config.network.classes else None
@@ -119,7 +130,7 @@ def complete(
     kept[:, :, rows:] = 0.0
     grid = torch.cat([torch.stack([x, kept], 1), completed], 1).flatten(0, 1)
     settings = {"images": n, "rows": rows, "draws": draws, "noise_levels": noise, "steps": steps, "seed": seed}
-    folder = out or run / "completions"
+    folder = results_folder(run, out, "completions")
     _write(opened, folder, "complete", completed.flatten(0, 1), settings, time.perf_counter() - start, grid, 2 + draws)
 
 

@@ -11,7 +11,7 @@ import torch
 from ncml.cli._common import sample_images, shows_progress
 from ncml.data import Images
 from ncml.densities import NCPN
-from ncml.errors import ArgumentError
+from ncml.errors import ArgumentError, MissingExtraError
 from ncml.evaluation import bits_per_dim, environment, save_grid, write_report
 from ncml.training import (
     ImageKind,
@@ -31,7 +31,12 @@ from ncml.training.config import to_dict
 __all__ = ["SETTINGS", "check_resumed", "train"]
 
 SETTINGS = "config.json"
-FREE = ("steps",)  # of optim: what may change when a run goes on
+FREE = {
+    "data": {"folder", "cache"},
+    "network": {"compile", "checkpoint"},
+    "optim": {"steps", "learning_rate", "clip_norm", "accumulate"},
+}
+"""What may change when a run goes on, besides how it is carried out."""
 
 
 def train(settings: TrainConfig, out: Path = Path("runs/train"), resume: bool = False) -> int:
@@ -60,10 +65,6 @@ def train(settings: TrainConfig, out: Path = Path("runs/train"), resume: bool = 
     density = build_density(settings.network, settings.noise, kind, run.seed)
     assert density.process is not None
     objective = build_objective(settings.noise, density.process)
-    if first:
-        out.mkdir(parents=True, exist_ok=True)
-        write_report(out / SETTINGS, to_dict(settings))
-    fabric.barrier()
 
     def validate(step: int) -> dict[str, Any]:
         return {"bits_per_dim": _held_out_bits(fabric, density, held_out, settings)}
@@ -90,6 +91,10 @@ def train(settings: TrainConfig, out: Path = Path("runs/train"), resume: bool = 
     )
     if resume and _has_checkpoint(out):
         trainer.load(open_checkpoint(out))
+    if first:  # from here on the folder holds a run
+        out.mkdir(parents=True, exist_ok=True)
+        write_report(out / SETTINGS, to_dict(settings))
+    fabric.barrier()
     if first:
         _announce(density, images, settings, trainer.step, out)
     start = time.perf_counter()
@@ -114,20 +119,21 @@ def train(settings: TrainConfig, out: Path = Path("runs/train"), resume: bool = 
 
 
 def check_resumed(before: TrainConfig, after: TrainConfig) -> None:
-    """Refuse to go on with another configuration, but for the number of steps and how the run is carried out."""
+    """Refuse to go on with another configuration, but for what is in ``FREE`` and how the run is carried out."""
     old, new = to_dict(before), to_dict(after)
     changed = [
         f"{part}.{name}: {old[part][name]!r} -> {new[part][name]!r}"
         for part in old
         for name in old[part]
         if old[part][name] != new[part][name]
-        and not (part == "optim" and name in FREE)
+        and name not in FREE.get(part, ())
         and not (part == "run" and name not in ("seed", "precision"))
     ]
     if changed:
+        free = ", ".join(f"{part}.{name}" for part, names in FREE.items() for name in sorted(names))
         raise ArgumentError(
             f"resume: got other settings than the run began with: {'; '.join(changed)}; expected the same, but for "
-            f"optim.steps and the intervals of run; start another run for other settings"
+            f"{free}, and run but its seed and precision; start another run for other settings"
         )
 
 
@@ -168,16 +174,15 @@ def _announce(density: NCPN, images: Images, settings: TrainConfig, step: int, o
 def _loggers(names: tuple[str, ...], out: Path) -> list[Any]:
     """Fabric's loggers by name."""
     loggers: list[Any] = []
-    if "tensorboard" in names:
-        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+    try:
+        if "tensorboard" in names:
+            from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-        loggers.append(TensorBoardLogger(out, name="", version="tensorboard"))
-    if "wandb" in names:
-        from ncml.errors import MissingExtraError
-
-        try:
+            loggers.append(TensorBoardLogger(out, name="", version="tensorboard"))
+        if "wandb" in names:
             from wandb.integration.lightning.fabric import WandbLogger
-        except ImportError as error:
-            raise MissingExtraError("run.loggers: wandb is not installed; pip install wandb") from error
-        loggers.append(WandbLogger(save_dir=str(out)))
+
+            loggers.append(WandbLogger(save_dir=str(out)))
+    except ImportError as error:
+        raise MissingExtraError(f"run.loggers: got {names}, not all installed ({error}); pip install them") from error
     return loggers

@@ -10,7 +10,7 @@ import torch
 
 from ncml.data import Images
 from ncml.densities import NCPN
-from ncml.errors import CheckpointError
+from ncml.errors import ArgumentError, CheckpointError
 from ncml.lattice import Lattice
 from ncml.noise import NoiseProcess
 from ncml.objective import NCMLObjective
@@ -18,6 +18,7 @@ from ncml.sde import VESDE, VPSDE, LinearVESDE, SubVPSDE
 from ncml.times import AtZero, LogUniformTimes, TimeSampler, UniformTimes
 from ncml.training.checkpoint import Checkpoint, load_state, open_checkpoint
 from ncml.training.config import NetworkConfig, NoiseConfig, TrainConfig, from_dict, to_dict
+from ncml.training.draws import stream_seed
 
 __all__ = ["ImageKind", "build_density", "build_objective", "build_process", "load_density"]
 
@@ -46,7 +47,13 @@ class ImageKind:
 
 def build_process(noise: NoiseConfig, lattice: Lattice) -> NoiseProcess:
     """The process whose T has the configured noise, in levels of the lattice."""
-    return PROCESSES[noise.process].at_noise(noise.levels * lattice.width)
+    try:
+        return PROCESSES[noise.process].at_noise(noise.levels * lattice.width)
+    except ArgumentError as error:
+        std = noise.levels * lattice.width
+        raise ArgumentError(
+            f"noise.levels: got {noise.levels:g}, a noise of {std:.3g} for {lattice.levels} levels; {error}"
+        ) from error
 
 
 def build_objective(noise: NoiseConfig, process: NoiseProcess) -> NCMLObjective:
@@ -69,7 +76,7 @@ def build_density(network: NetworkConfig, noise: NoiseConfig, kind: ImageKind, s
     if network.classes:
         changes |= {"classes": max(1, len(kind.classes)), "label_dropout": network.label_dropout}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(stream_seed(seed, "weights"))
         density = NCPN.preset(network.preset, kind.shape, build_process(noise, lattice), lattice=lattice, **changes)
     if network.compile:
         density.compile_blocks()

@@ -115,15 +115,21 @@ def save_checkpoint(
             f"folder: got {folder}, which exists; expected a new one; checkpoints are never overwritten"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        plain_info = json.loads(json.dumps(dict(info), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"info: got what JSON cannot hold ({error}); expected finite numbers, texts, lists"
+        ) from error
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.mkdir()
         files = {}
         for name, tensors in ((MODEL, model), (TRAINING, training)):
             if tensors is not None:
-                _write(temporary / name, _safetensors().save({k: _plain(v) for k, v in tensors.items()}))
+                _write(temporary / name, _safetensors().save(_plain(tensors)))
                 files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": _sha256(temporary / name)}
-        manifest = {"format": FORMAT, "step": step, "files": files, "info": dict(info)}
+        manifest = {"format": FORMAT, "step": step, "files": files, "info": plain_info}
         _write(temporary / MANIFEST, _manifest_text(manifest).encode())
         _flush_folder(temporary)
         os.replace(temporary, folder)
@@ -194,7 +200,8 @@ def density_kind(density: NoiseConditionalDensity) -> dict[str, Any]:
     """What a density's weights belong to, besides their shapes: kept in checkpoints, compared by :func:`check_kind`."""
     levels = None if density.lattice is None else density.lattice.levels
     shape = list(density.event_shape)
-    return {"class": type(density).__name__, "event_shape": shape, "process": repr(density.process), "levels": levels}
+    process = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(density.process))  # of functions: not theirs in another run
+    return {"class": type(density).__name__, "event_shape": shape, "process": process, "levels": levels}
 
 
 def check_kind(density: NoiseConditionalDensity, checkpoint: Checkpoint) -> None:
@@ -223,6 +230,12 @@ def load_into(density: NoiseConditionalDensity, checkpoint: Checkpoint) -> None:
     """
     check_kind(density, checkpoint)
     load_state(density, checkpoint.model(), str(checkpoint.folder))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed while saving has left."""
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:
@@ -279,8 +292,16 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, each with memory of its own: tied ones are stored twice."""
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        copy = tensor.detach().cpu().contiguous()
+        pointer = copy.untyped_storage().data_ptr()
+        plain[name] = copy.clone() if pointer in seen or copy.numel() < copy.untyped_storage().size() else copy
+        seen.add(pointer)
+    return plain
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -42,20 +42,23 @@ def launch(run: RunConfig, loggers: list[Any] | None = None) -> Fabric:
     if run.tf32:
         torch.set_float32_matmul_precision("high")
     # torchrun's environment says how many processes there are; nothing is launched here.
+    accelerator = run.accelerator
+    if accelerator == "auto":  # of those that have float64, in which results are collected
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // here
     try:
         fabric = Fabric(
-            accelerator=run.accelerator,
+            accelerator=accelerator,
             strategy=run.strategy,
             devices=here,
             num_nodes=nodes,
             precision=PRECISIONS[run.precision],  # type: ignore[arg-type]
             loggers=loggers,
         )
-    except (ValueError, RuntimeError) as error:
+        fabric.launch()
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ArgumentError(f"run: got {run.accelerator!r} and {run.strategy!r}, refused by Fabric: {error}") from error
-    fabric.launch()
     return fabric
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
@@ -11,8 +12,11 @@ from typing import Any
 __all__ = ["StopSignals"]
 
 
+PATIENCE = 2.0  # seconds; launchers pass on a signal that their processes received already
+
+
 class StopSignals:
-    """Catches the first SIGINT or SIGTERM inside a ``with`` block; the second one acts as usual.
+    """Catches SIGINT and SIGTERM inside a ``with`` block; one that comes seconds after the first acts as usual.
 
     Attributes:
         received: Number of the signal that came, or 0.
@@ -22,6 +26,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._first = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -35,8 +40,11 @@ class StopSignals:
         self._restore()
 
     def _handler(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
+        if not self.received:
+            self.received, self._first = number, time.monotonic()
+        elif time.monotonic() - self._first > PATIENCE:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         restore: Callable[[int, Any], Any] = signal.signal

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,10 +19,12 @@ from ncml.errors import ArgumentError, ArgumentTypeError, CheckpointError, NonFi
 from ncml.evaluation.report import jsonable, write_report
 from ncml.objective import NCMLObjective
 from ncml.training.checkpoint import (
+    MANIFEST,
     Checkpoint,
     check_kind,
     density_kind,
     load_state,
+    remove_unfinished,
     save_checkpoint,
     step_folders,
 )
@@ -124,8 +126,10 @@ class Trainer:
         self.folder, self.optim, self.run_config = folder, optim, run
         self.periodic, self.info, self.use_labels = periodic, dict(info or {}), use_labels
         self.draws = BatchDraws(len(examples), density.event_shape, objective, optim.batch_size, run.seed)
-        names, parameters = zip(*density.named_parameters(), strict=True)
-        self.names: tuple[str, ...] = names
+        named = dict(density.named_parameters())
+        if not named:
+            raise ArgumentError("density: got one without parameters; expected something to train")
+        self.names, parameters = list(named), list(named.values())
         self.adam = torch.optim.Adam(parameters, lr=optim.learning_rate, betas=(optim.beta1, optim.beta2))
         # The density and Adam stay what they are: Fabric's wrappers are for the passes of a step only.
         self.module, self.optimizer = fabric.setup(density, self.adam)
@@ -146,10 +150,20 @@ class Trainer:
             NonFiniteError: A loss or gradient is not finite. The parameters are those before that step;
                 they are in ``bad_step_N`` beside the checkpoints, with the draws that led there.
         """
+        checkpoints = self.folder / "checkpoints"
+        if self.fabric.is_global_zero:
+            remove_unfinished(checkpoints)
+        later = [folder.name for folder in step_folders(checkpoints) if int(folder.name[5:]) > self.step]
+        if later:
+            raise ArgumentError(
+                f"folder: got {self.folder}, which has {later[-1]}, later than step {self.step}; expected to go on "
+                f"from there (load it), or another folder"
+            )
         log = MetricsLog(self.folder / "metrics.jsonl", self.step) if self.fabric.is_global_zero else None
         bar = self._bar(progress)
         with StopSignals() as signals, torch.random.fork_rng(self._cuda_devices()):
             self.density.train()
+            stopped = 0
             while self.step < self.optim.steps:
                 start = time.perf_counter()
                 batch = self.draws(self.step)
@@ -161,12 +175,11 @@ class Trainer:
                 bar.update()
                 self._after_step(log, bar)
                 if stopped := self._agreed(signals.received):
-                    self.save()
-                    return stopped
-        self.save()
+                    break
+            self.save()  # with signals held back
         self.density.eval()
         bar.close()
-        return 0
+        return stopped
 
     def _train_step(self, batch: Batch) -> None:
         """One optimizer step on the global batch; nothing changes if something is not finite."""
@@ -231,8 +244,7 @@ class Trainer:
             for line in lines:
                 log.write(line)
         for line in lines:
-            numbers = {k: v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
-            self.fabric.log_dict(numbers, step=self.step)
+            self.fabric.log_dict(dict(_numbers(line)), step=self.step)
         if self.step % self.run_config.save_every == 0 and self.step < self.optim.steps:
             self.save()
 
@@ -265,12 +277,14 @@ class Trainer:
     def save(self, name: str | None = None) -> Path:
         """Write a checkpoint of the present step, unless it is there; returns its folder."""
         folder = self.folder / "checkpoints" / (name or f"step_{self.step:08d}")
-        if self.fabric.is_global_zero and not folder.exists():
+        window = self.window.state(self.fabric)
+        if self.fabric.is_global_zero and not (folder / MANIFEST).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of someone who copied a part
             training = {f"parameter.{name}": p for name, p in zip(self.names, self._parameters(), strict=True)}
             for name_, p in zip(self.names, self._parameters(), strict=True):
                 for key, value in self.adam.state.get(p, {}).items():
                     training[f"{key}.{name_}"] = value
-            state = {"seconds": self.seconds, "window": self.window.state(), "ema_updates": self.ema.updates}
+            state = {"seconds": self.seconds, "window": window, "ema_updates": self.ema.updates}
             with self.ema.applied():
                 model = {k: v.clone() for k, v in self.density.state_dict().items()}
             info = {**self.info, "density": density_kind(self.density), "trainer": jsonable(state)}
@@ -290,8 +304,12 @@ class Trainer:
         state = checkpoint.info.get("trainer")
         if state is None:
             raise CheckpointError(f"{checkpoint.folder}: got no training state; expected a checkpoint of a Trainer")
-        own = {name: tensors.pop(f"parameter.{name}", torch.empty(0)) for name in self.names}
-        buffers = {k: v for k, v in model.items() if k not in own}
+        absent = [name for name in self.names if name not in model or f"parameter.{name}" not in tensors]
+        if absent:
+            raise CheckpointError(f"{checkpoint.folder}: got weights of another model: without {absent[:10]}")
+        own = {name: tensors.pop(f"parameter.{name}") for name in self.names}
+        buffers = {name: model[name] for name, _ in self.density.named_buffers() if name in model}
+        tied = {name: own[first] for name, first in self._tied().items()}
         moments: dict[int, dict[str, Tensor]] = {}
         for i, name in enumerate(self.names):
             keys = {key: tensors.pop(f"{key}.{name}", None) for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -302,14 +320,27 @@ class Trainer:
                 moments[i] = found
         if tensors:
             raise CheckpointError(f"{checkpoint.folder}: got training tensors of another model: {sorted(tensors)[:10]}")
-        load_state(self.density, {**own, **buffers}, str(checkpoint.folder))
+        load_state(self.density, {**own, **tied, **buffers}, str(checkpoint.folder))
         groups = self.adam.state_dict()["param_groups"]
         self.adam.load_state_dict({"state": moments, "param_groups": groups})
         for average, name in zip(self.ema.average, self.names, strict=True):
             average.copy_(model[name])
         self.ema.updates = state["ema_updates"]
         self.step, self.seconds = checkpoint.step, float(state["seconds"])
-        self.window.restore(state["window"])
+        if self.fabric.is_global_zero:  # the sums are those of all processes
+            self.window.restore(state["window"])
+        steps = torch.tensor([self.step, -self.step], dtype=torch.float64)
+        if reduced(self.fabric, steps, "max").tolist() != steps.tolist():
+            raise CheckpointError(
+                f"{checkpoint.folder}: got step {self.step} here and another elsewhere; expected one folder that all "
+                f"machines see"
+            )
+
+    def _tied(self) -> dict[str, str]:
+        """Other names of parameters, by which state dicts also have them, with their first names."""
+        first = {id(p): name for name, p in self.density.named_parameters()}
+        every = self.density.named_parameters(remove_duplicate=False)
+        return {name: first[id(p)] for name, p in every if first[id(p)] != name}
 
     def _parameters(self) -> list[nn.Parameter]:
         return list(self.density.parameters())
@@ -324,16 +355,15 @@ class Trainer:
         name = f"bad_step_{self.step:08d}"
         mine = batch.part(self.fabric.global_rank, self.fabric.world_size)
         self.adam.zero_grad()
-        if self.fabric.world_size == 1:  # the others wait in the backward pass, and cannot join in
+        if self.fabric.world_size == 1:  # else the others wait in the backward pass, and cannot join in
             self.save(name)
-            path = self.folder / f"{name}.json"
-            write_report(
-                path,
-                {"step": self.step, "seed": self.run_config.seed, "rows": mine.rows, "t": mine.t, "error": str(error)},
-            )
+        path = self.folder / f"{name}.json"
+        draws = {"step": self.step, "seed": self.run_config.seed, "rows": mine.rows, "t": mine.t}
+        write_report(path, {**draws, "error": str(error)})
         return NonFiniteError(
             f"{error} [step {self.step}, seed {self.run_config.seed}, rows of the data {_short(mine.rows)}, t in "
-            f"[{float(mine.t.min()):.6g}, {float(mine.t.max()):.6g}]; nothing was changed; see {name} in {self.folder}]"
+            f"[{float(mine.t.min()):.6g}, {float(mine.t.max()):.6g}]; nothing was changed; see {path}; a resumed run "
+            f"draws the same: resume from an earlier checkpoint with a lower optim.learning_rate]"
         )
 
 
@@ -347,6 +377,15 @@ def _check_strategy(fabric: Fabric) -> None:
             f"run.strategy: got {type(fabric.strategy).__name__}; expected 'auto' or a 'ddp' one: every process "
             f"holds the whole model, of which checkpoints and the moving average are made"
         )
+
+
+def _numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a line of the log, nested ones as ``validation/bits_per_dim``."""
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and name != "step":
+            yield f"{prefix}{name}", value
 
 
 def _short(rows: Tensor) -> str:

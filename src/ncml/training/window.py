@@ -67,9 +67,9 @@ class Window:
         zero = f", {line['bits_per_dim_zero']:.3f} at t=0" if "bits_per_dim_zero" in line else ""
         return f"{line['bits_per_dim']:.3f} bits/dim{zero}"
 
-    def state(self) -> list[float]:
-        """The sums, for a checkpoint."""
-        return self.sums.tolist()
+    def state(self, fabric: Fabric) -> list[float]:
+        """The sums over all processes, for a checkpoint; called on every process."""
+        return reduced(fabric, self.sums, "sum").tolist()
 
     def restore(self, state: list[float]) -> None:
         """Go on from :meth:`state`."""
