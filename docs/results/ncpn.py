@@ -17,6 +17,7 @@ from typing import Any
 HERE = Path(__file__).parent
 NAMES = {"ml": "ML", "vp": "NCML, VP", "sub-vp": "NCML, sub-VP", "ve": "NCML, VE"}
 COLOURS = {"ml": "#D55E00", "vp": "#0072B2", "sub-vp": "#009E73", "ve": "#CC79A7"}
+SHOWN = 16  # samples in a row of the picture
 STATISTICS = {
     "log_p": r"$\log p$",
     "log_p_plus_log_score_norm": r"$\log p + \log\lVert\nabla\log p\rVert$ (paper)",
@@ -33,8 +34,6 @@ def record(name: str, folder: Path, commit: str) -> None:
             continue
         training = json.loads((run / "report.json").read_text())
         evaluation = json.loads((run / "evaluation" / "report.json").read_text())
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        held_out = {line["step"]: line["validation"]["bits_per_dim"] for line in lines if "validation" in line}
         model = evaluation.pop("model")
         runs[key] = {
             "settings": relative(training["settings"]),
@@ -43,11 +42,30 @@ def record(name: str, folder: Path, commit: str) -> None:
             "training_images": training["training_images"],
             "training_seconds": training["training_seconds"],
             "step": model["step"],
-            "held_out_bits_per_dim": held_out,
             "evaluation": evaluation,
         }
     (HERE / f"{name}.json").write_text(json.dumps({"commit": commit, "runs": runs}, indent=1) + "\n")
     draw(name, runs)
+    draw_samples(name, folder)
+
+
+def draw_samples(name: str, folder: Path) -> None:
+    """Samples of every run that has some, a row for direct and one for two-part samples."""
+    import numpy as np
+    import torch
+
+    from ncml import Lattice
+    from ncml.evaluation import save_grid
+
+    rows = []
+    for key in NAMES:
+        for way in ("direct", "two-part"):
+            path = folder / key / way / "samples.npy"
+            if path.exists():
+                levels = torch.from_numpy(np.load(path, allow_pickle=False)[:SHOWN])
+                rows.append(Lattice(256).to_unit(levels))
+    if rows:
+        save_grid(torch.cat(rows), HERE / f"{name}-samples.png", columns=SHOWN, scale=3)
 
 
 def relative(settings: dict[str, Any]) -> dict[str, Any]:
@@ -57,26 +75,21 @@ def relative(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(name: str, runs: dict[str, Any]) -> None:
-    """What level noise costs over t (the paper's Figure 4), and held-out likelihood while training."""
+    """What level noise costs over t: the paper's Figure 4."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    axes = figure.subplots(1, 3)
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2)
     for key, run in runs.items():
         curve = run["evaluation"]["robustness"]
         style = {"marker": "o", "markersize": 3, "color": COLOURS[key], "label": NAMES[key]}
-        for axis, pi in zip(axes, ("0.5", "1.0"), strict=False):
+        for axis, pi in zip(axes, ("0.5", "1.0"), strict=True):
             axis.plot(curve["sigma_levels"], curve["delta"][pi], **style)
-        held_out = run["held_out_bits_per_dim"]
-        axes[2].plot([int(s) for s in held_out], list(held_out.values()), **style)
-    for axis, pi in zip(axes, (0.5, 1), strict=False):
+    for axis, pi in zip(axes, (0.5, 1), strict=True):
         axis.set_title(f"Cost of level noise, $\\pi$ = {pi:g}", fontsize=10)
         axis.set_xlabel("noise level $\\sigma(t)$ (levels)")
         axis.set_ylabel("$\\Delta$ log p (bits/dim)")
         axis.set_ylim(bottom=0)
-    axes[2].set_title("Held-out images at t = 0", fontsize=10)
-    axes[2].set_xlabel("step")
-    axes[2].set_ylabel("bits/dim")
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
@@ -154,8 +167,8 @@ def conditions(data: dict[str, Any]) -> list[str]:
 
 def pages() -> None:
     """Write the pages of what has been recorded."""
-    for path in sorted(HERE.glob("*.words.md")):
-        name = path.name.removesuffix(".words.md")
+    for path in sorted(HERE.glob("*.words.txt")):
+        name = path.name.removesuffix(".words.txt")
         data = json.loads((HERE / f"{name}.json").read_text())
         body = ablation_table(data) if "variants" in data else [*conditions(data), *results(data)]
         words = path.read_text()
