@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import flows
 import made
+import ncpn
 import samplers
 import score
 from common import parser, recorded, show
 
 # Samplers first: they are also measured with the heap of a young process.
-BENCHMARKS = (samplers, flows, made, score)
+BENCHMARKS = (samplers, flows, made, score, ncpn)
 
 
 def main() -> None:
     """Run every benchmark and print all figures; record them unless ``--quick``."""
-    options = parser(__doc__)
+    options = ncpn.add_options(parser(__doc__))
     options.add_argument("--recorded", action="store_true", help="run nothing, print the recorded figures")
     args = options.parse_args()
     if args.recorded:

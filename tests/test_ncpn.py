@@ -7,12 +7,14 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ncml import VPSDE, Lattice, LevelNoise, NCMLObjective
 from ncml.densities import NCPN
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.nn import pixelcnn
+from ncml.nn.pixel_cache import CachedPass
 from ncml.nn.pixel_head import PixelHead
 from ncml.score import exact_divergence
 
@@ -146,6 +148,43 @@ def test_completion_keeps_what_is_known(rows):
     assert torch.equal(density.complete(masked, rows, noise=noise), x)
 
 
+@pytest.mark.parametrize(("shape", "changes"), SHAPES.values(), ids=SHAPES)
+def test_known_rows_are_taken_in_at_once(shape, changes):
+    """Against passing over them pixel by pixel, and whatever lies below them."""
+    density = network(shape, **changes)
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    e = density._conditioning(torch.full((2,), VP.T, dtype=torch.float64), labels(density, 2))
+
+    def outputs_below(rows):
+        """Outputs of the rows that are not among the first, which are taken in at once."""
+        image = x.clone()
+        image[:, :, rows:] = math.nan
+        cache = CachedPass(density.network, image, e)
+        cache.fill(rows)
+        image.copy_(x)
+        result = []
+        for r in range(rows, shape[1]):
+            cache.start_row(r)
+            result += [cache.outputs(r, c) for c in range(shape[2])]
+        return torch.stack(result)
+
+    with torch.no_grad():
+        every = outputs_below(0)  # pixel by pixel
+        for rows in range(1, shape[1]):
+            below = every[rows * shape[2] :]
+            assert torch.allclose(outputs_below(rows), below, rtol=0.0, atol=1e-12)
+
+
+def test_completion_costs_the_arithmetic_of_one_pass():
+    density = network((3, 8, 8), torch.float32, heads=0)
+    x = density.sample(2)
+    with FlopCounterMode(display=False) as one, torch.no_grad():
+        density.network(x, density._conditioning(torch.zeros(2), None))
+    with FlopCounterMode(display=False) as completion:
+        density.complete(x, 4)
+    assert completion.get_total_flops() <= 1.1 * one.get_total_flops()
+
+
 def test_cached_sampling_costs_one_pass():
     """Total FLOPs of cached sampling against one forward pass (performance target: 1.05)."""
     density = network((3, 4, 8), torch.float32, heads=0)
@@ -155,6 +194,90 @@ def test_cached_sampling_costs_one_pass():
     with FlopCounterMode(display=False) as cached:
         density.sample(2)
     assert cached.get_total_flops() <= 1.05 * one.get_total_flops()
+
+
+@pytest.mark.parametrize("padding", [pixelcnn.VERTICAL[1], pixelcnn.HORIZONTAL[1]], ids=["vertical", "horizontal"])
+def test_padded_concat_elu_is_the_plain_one(padding):
+    top, bottom, left, right = padding
+    x = torch.randn(2, 3, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    plain = F.pad(F.elu(torch.cat([x, -x], dim=-1)), (0, 0, left, right, top, bottom))
+    assert torch.allclose(pixelcnn.padded_concat_elu(x, padding), plain, rtol=0.0, atol=1e-15)
+    assert torch.autograd.gradcheck(pixelcnn.padded_concat_elu, (x, padding))
+    assert torch.autograd.gradgradcheck(pixelcnn.padded_concat_elu, (x, padding))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_that_of_torch(causal, monkeypatch):
+    lines = torch.randn(3, 5, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    q, k, v = lines.transpose(2, 3)
+    plain = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
+    for lines_at_once in (1, 2, 5):
+        monkeypatch.setattr(pixelcnn, "CACHED_WEIGHTS", 16 * lines_at_once)
+        assert torch.allclose(pixelcnn.attend(lines, causal), plain, rtol=0.0, atol=1e-14)
+        assert torch.autograd.gradcheck(pixelcnn.attend, (lines, causal))
+    assert torch.autograd.gradgradcheck(pixelcnn.attend, (lines, causal))
+
+
+@pytest.mark.parametrize("axis", ["row", "column"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_the_same_for_a_gpu(axis, causal):
+    torch.manual_seed(0)
+    attention = pixelcnn.AxialAttention(8, 2, axis, causal).double()
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    assert torch.allclose(attention.attend(x), attention.fused(x), rtol=0.0, atol=1e-14)
+
+
+def gated_block(dtype=torch.float32, height=4, width=6):
+    """A block of the horizontal stream with attention, and what enters it."""
+    torch.manual_seed(0)
+    attention = [pixelcnn.AxialAttention(8, 2, axis, True) for axis in ("row", "column")]
+    block = pixelcnn.GatedBlock(8, *pixelcnn.HORIZONTAL, 2, 6, 0.0, attention).to(dtype)
+    x, above, left = torch.randn(3, 2, height, width, 8, dtype=dtype)
+    active = block.activate(x)
+    skips = [pixelcnn.padded_concat_elu(above, pixelcnn.VERTICAL[1]), block.activate(left)]
+    return block, (x.requires_grad_(), active.requires_grad_(), skips, torch.randn(2, 6, dtype=dtype))
+
+
+def values_and_gradients(block, inputs):
+    x, active = block(*inputs)
+    loss = x.float().square().sum() + active.float().square().sum()
+    return [x, active, *torch.autograd.grad(loss, [*inputs[:2], *block.parameters()])]
+
+
+def test_a_compiled_block_computes_the_same():
+    block, inputs = gated_block(torch.float64)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True, dynamic=False)
+    for value, expected in zip(
+        values_and_gradients(compiled, inputs), values_and_gradients(block, inputs), strict=True
+    ):
+        assert torch.allclose(value, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_block_in_bfloat16_is_close():
+    block, inputs = gated_block()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = values_and_gradients(block, inputs)
+    for value, expected in zip(low, values_and_gradients(block, inputs), strict=True):
+        assert float(((value - expected).norm() / expected.norm()).detach()) < 0.02
+
+
+def test_a_block_keeps_few_activations():
+    """In units of its features: two before each convolution and the gate, and two each for skips and for what comes."""
+    block, inputs = gated_block(height=24, width=24)
+    block.attention = torch.nn.ModuleList()
+    parameters = {p.untyped_storage().data_ptr() for p in block.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        block(*inputs)
+    units = sum(storage.nbytes() for storage in kept.values()) / (4 * inputs[0].numel())
+    assert units < 13.5  # 12, and the padding
 
 
 def test_masses_sum_to_one_and_score_differentiates_the_density():
@@ -216,6 +339,39 @@ def test_gray_head_is_the_one_dimensional_head():
     outputs, x = head_outputs(head), 2 * torch.rand(4, 1, 1, dtype=torch.float64) - 1
     plain = head.logistic.log_prob(outputs, x[..., 0])
     assert torch.allclose(head.log_prob(outputs, x), plain, rtol=1e-14, atol=1e-14)
+
+
+def test_colour_head_in_float32_loses_nothing_that_counts():
+    """Bits per dimension against float64, at scales from a part of a level to all levels."""
+    head, generator = PixelHead(3, 10, Lattice(256)), torch.Generator().manual_seed(0)
+    outputs = torch.randn(4, 256, head.outputs, generator=generator)
+    outputs[..., 40:70] = torch.linspace(-8.0, 3.0, 30)
+    x = head.lattice.quantize(2 * torch.rand(4, 256, 3, generator=generator) - 1)
+    x[0], x[1] = -1.0, 1.0
+    edges = torch.tensor([True, True, True, False])
+    low = head.log_prob(outputs, x, edges).double().sum(1)
+    high = head.log_prob(outputs.double(), head.lattice.quantize(x.double()), edges).sum(1)
+    bits = (low - high).abs() / (768 * math.log(2.0))
+    assert float(bits.max()) < 2e-6
+
+
+@pytest.mark.parametrize("edges", [None, torch.tensor([True, False])])
+def test_colour_head_is_finite_far_out(edges):
+    head = PixelHead(3, 4, Lattice(256))
+    far = torch.tensor([-1e4, -1e3, -1.0, 0.0, 1.0, 1e3, 1e4])
+    x = torch.cartesian_prod(far, far, far).expand(2, -1, -1).clone().requires_grad_()
+    for raw in torch.linspace(-20.0, 80.0, 11):
+        outputs = torch.randn(2, x.shape[1], head.outputs, generator=torch.Generator().manual_seed(0))
+        outputs[..., 16:28] = raw
+        outputs.requires_grad_()
+        log_p = head.log_prob(outputs, x, edges)
+        gradients = torch.autograd.grad(log_p.sum(), (outputs, x))
+        assert all(bool(z.isfinite().all()) for z in (log_p, *gradients))
+
+
+def test_inverse_scales_are_those_of_the_log_scales():
+    logistic, raw = PixelHead(3, 4, Lattice(256)).logistic, torch.linspace(-60.0, 60.0, 241, dtype=torch.float64)
+    assert torch.allclose(logistic.inverse_scales(raw), torch.exp(-logistic._log_scales(raw)), rtol=1e-13)
 
 
 def test_paper_preset_has_73_million_parameters():

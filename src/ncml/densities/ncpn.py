@@ -244,11 +244,9 @@ class NCPN(AutoregressiveDensity):
         on_lattice = self.process.on_lattice(t)
         with evaluating(self), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             cache = CachedPass(self.network, x, self._conditioning(t, context))
-            for r in progress_bar(range(height), progress, "rows"):
+            cache.fill(rows)
+            for r in progress_bar(range(rows, height), progress, "rows"):
                 cache.start_row(r)
-                if r < rows:
-                    cache.known_row(r)
-                    continue
                 for c in range(width):
                     outputs = cache.outputs(r, c)
                     here = noise[:, None, r * width + c]

@@ -163,13 +163,30 @@ class LogisticHead(MixtureHead):
 
     def _log_components(self, x: Tensor, means: Tensor, log_scales: Tensor, edges: Tensor | None) -> Tensor:
         inverse = torch.exp(-log_scales)
-        centred = (x - means) * inverse
         if self.lattice is None:
+            centred = (x - means) * inverse
             return F.logsigmoid(centred) + F.logsigmoid(-centred) - log_scales
-        half = self.lattice.half_width * inverse
+        return self.log_windows(x, means, inverse, edges)
+
+    def inverse_scales(self, raw: Tensor) -> Tensor:
+        """What ``exp(-log-scale)`` comes to, in one step."""
+        return math.exp(-CEILING) + math.exp(-self.floor) * torch.sigmoid(self.floor - raw)
+
+    def log_windows(self, x: Tensor, means: Tensor, inverse: Tensor, edges: Tensor | None) -> Tensor:
+        """Log-density of ``x`` on the lattice or off it; ``(B, ...)`` that broadcast, ``edges`` ``(B,)``."""
+        assert self.lattice is not None
+        centred, half = (x - means) * inverse, self.lattice.half_width * inverse
         below, above = F.logsigmoid(half + centred), F.logsigmoid(half - centred)  # log F(b), log F(-a)
-        inside = below + above + torch.log(-torch.expm1(-2.0 * half))
-        return self._with_edges(inside, below, above, x, edges) - math.log(self.lattice.width)
+        between = torch.log(-torch.expm1(-2.0 * half))
+        if edges is not None:
+            # A bin without an end lacks that factor, and the one between: switched off per value, not per component.
+            level, edges = self.lattice.nearest(x), edges.view(-1, *[1] * (x.ndim - 1))
+            start, end = edges & (level == 0), edges & (level == self.lattice.levels - 1)
+            keep_above, keep_below, keep_between = (
+                mask.logical_not().to(x.dtype) for mask in (start, end, start | end)
+            )
+            above, below, between = above * keep_above, below * keep_below, between * keep_between
+        return above + below + between - math.log(self.lattice.width)
 
     def _quantile(self, u: Tensor) -> Tensor:
         return torch.logit(u)

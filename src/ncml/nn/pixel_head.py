@@ -72,18 +72,18 @@ class PixelHead:
             Tensor ``(B, N)`` in nats, in the dtype of ``x``.
         """
         with torch.autocast(outputs.device.type, enabled=False):
-            logits, means, raw, couplings = self._split(outputs.to(x.dtype))
+            # Pixels last, where vectors run: the axes of components and channels are too short for them.
+            logits, means, raw, couplings = self._split(outputs.to(x.dtype).transpose(1, 2).contiguous(), dim=1)
+            x = x.transpose(1, 2)
             if self.channels == 3:
-                red, green = x[..., 0, None], x[..., 1, None]
-                c0, c1, c2 = couplings.unbind(-2)
-                means = torch.stack(
-                    [means[..., 0, :], means[..., 1, :] + c0 * red, means[..., 2, :] + c1 * red + c2 * green], dim=-2
-                )
-            # The one-dimensional head takes (B, D, K): pixels and channels are one axis to it.
-            flat = (means.flatten(1, 2), self.logistic._log_scales(raw).flatten(1, 2))
-            terms = self.logistic._log_components(x.flatten(1).unsqueeze(-1), *flat, edges)
-            terms = terms.unflatten(1, x.shape[1:]).sum(-2)
-            return torch.logsumexp(logits + terms, dim=-1) - torch.logsumexp(logits, dim=-1)
+                red, green = x[:, 0, None], x[:, 1, None]
+                c0, c1, c2 = couplings.unbind(1)
+                green_means = torch.addcmul(means[:, 1], c0, red)
+                blue_means = torch.addcmul(torch.addcmul(means[:, 2], c1, red), c2, green)
+                means = torch.stack([means[:, 0], green_means, blue_means], dim=1)
+            inverse = self.logistic.inverse_scales(raw)
+            terms = self.logistic.log_windows(x.unsqueeze(2), means, inverse, edges).sum(1)
+            return torch.logsumexp(logits + terms, dim=1) - torch.logsumexp(logits, dim=1)
 
     def sample(self, outputs: Tensor, noise: Tensor, on_lattice: Tensor) -> Tensor:
         """Draw pixels: one component per pixel, then channel after channel (rounded before the next).
@@ -96,7 +96,7 @@ class PixelHead:
         Returns:
             Pixels ``(B, N, channels)``.
         """
-        logits, means, raw, couplings = self._split(outputs.to(noise.dtype))
+        logits, means, raw, couplings = self._split(outputs.to(noise.dtype), dim=-1)
         pick = pick_component(logits, noise[..., :1]).unsqueeze(-2)
 
         def picked(values: Tensor) -> Tensor:
@@ -120,15 +120,13 @@ class PixelHead:
         """The uniforms behind ``n`` images, ``(n, pixels, 1 + 2 channels)``, on the open unit interval."""
         return open_uniforms((n, pixels, 1 + 2 * self.channels), dtype, device, generator)
 
-    def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits ``(..., K)``; means and raw log-scales ``(..., C, K)``; coefficients ``(..., C(C-1)/2, K)``."""
+    def _split(self, outputs: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Along ``dim``: logits ``K``; means and raw log-scales ``(C, K)``; coefficients ``(C(C-1)/2, K)``."""
         if outputs.dtype in HALF:
             outputs = outputs.float()
         k, c = self.components, self.channels
-        logits, means, raw, couplings = outputs.split([k, k * c, k * c, k * c * (c - 1) // 2], dim=-1)
-        return (
-            logits,
-            means.unflatten(-1, (c, k)),
-            raw.unflatten(-1, (c, k)),
-            torch.tanh(couplings.unflatten(-1, (c * (c - 1) // 2, k))),
-        )
+        pairs = c * (c - 1) // 2
+        logits, means, raw, couplings = outputs.split([k, k * c, k * c, k * pairs], dim)
+        # tanh of the coefficients, by a kernel that takes a tenth of the time.
+        couplings = 2.0 * torch.sigmoid(2.0 * couplings) - 1.0
+        return logits, means.unflatten(dim, (c, k)), raw.unflatten(dim, (c, k)), couplings.unflatten(dim, (pairs, k))

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ncml.nn.pixelcnn import HORIZONTAL, VERTICAL, AxialAttention, CausalConv, GatedBlock, Upsample, concat_elu
+from ncml.nn.pixelcnn import HORIZONTAL, VERTICAL, AxialAttention, CausalConv, GatedBlock, Upsample, padded_concat_elu
 
 __all__ = ["PixelLevel", "PixelNetwork"]
 
@@ -55,13 +55,11 @@ class PixelLevel(nn.Module):
 
     def forward(self, u: Tensor, h: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         """Vertical and horizontal features through this and all coarser resolutions."""
-        active_u, active_h = concat_elu(u), concat_elu(h)
+        active_u, active_h = self.activate(u, h)
         skips = [(active_u, active_h)]
         for up_u, up_h in zip(self.vertical.up, self.horizontal.up, strict=True):
-            u = up_u(u, active_u, [], e)
-            active_u = concat_elu(u)
-            h = up_h(h, active_h, [active_u], e)
-            active_h = concat_elu(h)
+            u, active_u = up_u(u, active_u, [], e)
+            h, active_h = up_h(h, active_h, [active_u], e)
             skips.append((active_u, active_h))
         if self.coarser is None:
             skips.pop()
@@ -70,14 +68,17 @@ class PixelLevel(nn.Module):
             coarse_h = cast(CausalConv, self.horizontal.downsample)(h)
             coarse_u, coarse_h = self.coarser(coarse_u, coarse_h, e)
             u, h = cast(Upsample, self.vertical.upsample)(coarse_u), cast(Upsample, self.horizontal.upsample)(coarse_h)
-            active_u, active_h = concat_elu(u), concat_elu(h)
+            active_u, active_h = self.activate(u, h)
         for down_u, down_h in zip(self.vertical.down, self.horizontal.down, strict=True):
             skip_u, skip_h = skips.pop()
-            u = down_u(u, active_u, [skip_u], e)
-            active_u = concat_elu(u)
-            h = down_h(h, active_h, [active_u, skip_h], e)
-            active_h = concat_elu(h)
+            u, active_u = down_u(u, active_u, [skip_u], e)
+            h, active_h = down_h(h, active_h, [active_u, skip_h], e)
         return u, h
+
+    @staticmethod
+    def activate(u: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """``concat_elu`` of both streams, inside the padding of their convolutions."""
+        return padded_concat_elu(u, VERTICAL[1]), padded_concat_elu(h, HORIZONTAL[1])
 
 
 class PixelNetwork(nn.Module):
@@ -106,6 +107,7 @@ class PixelNetwork(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        self.levels = levels
         inputs = channels + 1  # and a channel of ones, which tells the image from its padding
         self.first_vertical = CausalConv(inputs, features, (2, 3), (2, -1, 1, 1))
         self.first_above = CausalConv(inputs, features, (1, 3), (1, -1, 1, 1))
@@ -116,8 +118,10 @@ class PixelNetwork(nn.Module):
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         """``(B, C, H, W)`` and ``(B, conditioning)`` to ``(B, H, W, outputs)``."""
-        pixels = torch.cat([x, torch.ones_like(x[:, :1])], dim=1).permute(0, 2, 3, 1)
-        u = self.first_vertical(pixels)
-        h = self.first_above(pixels) + self.first_left(pixels)
-        _, h = self.level(u, h, conditioning)
+        _, h = self.level(*self.first(x), conditioning)
         return self.out(nn.functional.elu(h))
+
+    def first(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Vertical and horizontal features from the pixels, ``(B, H, W, F)`` each."""
+        pixels = torch.cat([x, torch.ones_like(x[:, :1])], dim=1).permute(0, 2, 3, 1)
+        return self.first_vertical(pixels), self.first_above(pixels) + self.first_left(pixels)
