@@ -156,7 +156,7 @@ def test_first_step_against_plain_torch(tmp_path):
 
 
 def test_weights_of_the_times_count(tmp_path):
-    """A step under importance-weighted times against the weighted mean; and the log's bits/dim at t = 0 without them."""
+    """A step under importance-weighted times against the weighted mean; bits/dim at t = 0 are without weights."""
     t = trainer(tmp_path, changed(network={"dropout": 0.0}, optim={"steps": 1, "batch_size": 32}))
     objective = NCMLObjective(t.density.process, ImportanceTimes((1.0, 9.0), p_zero=0.25))
     base = trainer(tmp_path / "fresh", changed(network={"dropout": 0.0}, optim={"steps": 1, "batch_size": 32}))

@@ -16,6 +16,7 @@ from ncml.cli.sample import complete, sample
 from ncml.cli.train import SETTINGS, check_resumed, train
 from ncml.errors import ArgumentError
 from ncml.training.config import TrainConfig, from_dict, read_toml
+from ncml.training.parallel import finish
 
 __all__ = ["run_command"]
 
@@ -33,6 +34,7 @@ def run_command(arguments: Sequence[str]) -> int:
     before = _settings_before(arguments) if list(arguments[:1]) == ["train"] else TrainConfig()
     commands["train"] = _train_command(before)
     result = tyro.extras.subcommand_cli_from_dict(commands, prog="ncml", description=DESCRIPTION, args=list(arguments))
+    finish()
     return int(result or 0)
 
 

@@ -93,9 +93,8 @@ class CausalConv(nn.Module):
 
     def padded(self, x: Tensor) -> Tensor:
         """The convolution of features that carry their padding already."""
-        weight = self.weight.to(memory_format=torch.channels_last)
-        y = F.conv2d(x.permute(0, 3, 1, 2), weight, self.bias, self.stride)  # a channels_last view
-        return y.permute(0, 2, 3, 1)
+        # A channels_last view; the weight is brought to that layout inside, where autograd does not keep the copy.
+        return F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, self.stride).permute(0, 2, 3, 1)
 
 
 class Upsample(nn.Module):
@@ -114,8 +113,7 @@ class Upsample(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.to(memory_format=torch.channels_last)
-        y = F.conv_transpose2d(x.permute(0, 3, 1, 2), weight, self.bias, stride=2).permute(0, 2, 3, 1)
+        y = F.conv_transpose2d(x.permute(0, 3, 1, 2), self.weight, self.bias, stride=2).permute(0, 2, 3, 1)
         return y[:, :, self.width - 2 :]
 
 

@@ -17,7 +17,7 @@ from ncml.training.draws import stream_seed
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["in_blocks", "launch", "reduced"]
+__all__ = ["finish", "in_blocks", "launch", "reduced"]
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
@@ -60,6 +60,13 @@ def launch(run: RunConfig, loggers: list[Any] | None = None) -> Fabric:
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ArgumentError(f"run: got {run.accelerator!r} and {run.strategy!r}, refused by Fabric: {error}") from error
     return fabric
+
+
+def finish() -> None:
+    """Leave together: a process that ends while another still talks to it makes that one abort."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def in_blocks(
