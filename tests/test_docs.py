@@ -107,3 +107,12 @@ def test_the_readme_quotes_the_recorded_benchmarks():
     step = "Euler-Maruyama step / score_sde's, 4096 x 64"
     young, settled = figure("samplers.json", step), figure("samplers.json", f"{step}, settled heap")
     assert f"{young:.2f}x to {settled:.2f}x of score_sde" in readme
+    plain, attending = (
+        figure("ncpn.json", f"pixel-cnn-pp's loop without attention / sample {what} attention, 16")
+        for what in ("without", "with")
+    )
+    assert f"{plain:.0f} times faster than pixel-cnn-pp's loop without attention, {attending:.0f} times with" in readme
+    small, paper = (
+        figure("ncpn.json", f"step without attention, {size} / pixel-cnn-pp's") for size in ("small", "paper")
+    )
+    assert f"{small:.2f}x of pixel-cnn-pp's step (small) and {paper:.2f}x (paper's size)" in readme
