@@ -96,6 +96,15 @@ def test_recorded_numbers_of_the_demo_are_those_of_its_reports():
         assert f"{mean(r['frechet'][name]['mean'] for r in reports):.3f}" in readme
 
 
+def test_pages_of_runs_are_what_their_script_writes():
+    folder = ROOT / "docs" / "results"
+    script = runpy.run_path(str(folder / "ncpn.py"))
+    names = [path.name.removesuffix(".words.txt") for path in folder.glob("*.words.txt")]
+    assert {"ablation", "cifar16"} <= set(names)
+    for name in names:
+        assert script["page"](name) == (folder / f"{name}.md").read_text()
+
+
 def test_the_readme_quotes_the_recorded_benchmarks():
     def figure(file: str, start: str) -> float:
         figures = json.loads((ROOT / "benchmarks" / "results" / file).read_text())["figures"]

@@ -69,14 +69,18 @@ def test_outputs_depend_on_earlier_pixels_only(shape, changes, dtype):
     assert float((jacobian.tril(-1) > 0).double().mean()) > 0.4
 
 
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("preset", ["small", "paper"])
-def test_presets_are_autoregressive_at_several_positions(preset):
+def test_presets_are_autoregressive_at_several_positions(preset, autocast, classes):
     torch.manual_seed(0)
-    density = NCPN.preset(preset, (3, 8, 8), VP, **({"blocks": 2, "features": 40} if preset == "paper" else {})).eval()
+    density = NCPN.preset(preset, (3, 8, 8), VP, classes=classes).eval()
     x = (2 * torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 1).requires_grad_()
-    outputs = density.network(x, density._conditioning(torch.tensor([0.01]), None)).flatten(1, 2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        conditioning = density._conditioning(torch.tensor([0.01]), torch.tensor([1]) if classes else None)
+        outputs = density.network(x, conditioning).flatten(1, 2)
     for i in (0, 1, 8, 27, 36, 63):
-        (gradient,) = torch.autograd.grad(outputs[:, i].sum(), x, retain_graph=True)
+        (gradient,) = torch.autograd.grad(outputs[:, i].float().sum(), x, retain_graph=True)
         gradient = gradient.flatten(2)
         assert float(gradient[:, :, i:].abs().max()) == 0.0
         assert i == 0 or float(gradient[:, :, i - 1].abs().max()) > 0.0

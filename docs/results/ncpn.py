@@ -169,10 +169,14 @@ def pages() -> None:
     """Write the pages of what has been recorded."""
     for path in sorted(HERE.glob("*.words.txt")):
         name = path.name.removesuffix(".words.txt")
-        data = json.loads((HERE / f"{name}.json").read_text())
-        body = ablation_table(data) if "variants" in data else [*conditions(data), *results(data)]
-        words = path.read_text()
-        (HERE / f"{name}.md").write_text(words.replace("(tables)", "\n".join(body)))
+        (HERE / f"{name}.md").write_text(page(name))
+
+
+def page(name: str) -> str:
+    """The words, with the tables of the record in their place."""
+    data = json.loads((HERE / f"{name}.json").read_text())
+    body = ablation_table(data) if "variants" in data else [*conditions(data), *results(data)]
+    return (HERE / f"{name}.words.txt").read_text().replace("(tables)", "\n".join(body))
 
 
 def ablation_table(data: dict[str, Any]) -> list[str]:
