@@ -81,7 +81,9 @@ def sample(
         "seed": seed,
         "batch_size": batch_size,
     }
-    _write(opened, results_folder(run, out, "samples"), "sample", x, settings, time.perf_counter() - start)
+    every_class = len(opened.kind.classes) if labels is not None and label is None else None
+    folder = results_folder(run, out, "samples")
+    _write(opened, folder, "sample", x, settings, time.perf_counter() - start, columns=every_class)
 
 
 def complete(
