@@ -108,7 +108,7 @@ def best(values: list[float], lower: bool = True, digits: int = 3) -> list[str]:
     """Cells of a row, the best in bold."""
     rounded = [round(v, digits) for v in values]
     winner = min(rounded) if lower else max(rounded)
-    return [f"**{v:.{digits}f}**" if v == winner else f"{v:.{digits}f}" for v in rounded]
+    return [f"**{v:.{digits}f}**" if v == winner and len(values) > 1 else f"{v:.{digits}f}" for v in rounded]
 
 
 def table(head: str, keys: list[str], rows: list[tuple[str, list[str]]]) -> list[str]:
