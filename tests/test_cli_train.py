@@ -216,7 +216,24 @@ def test_results_of_a_checkpoint_go_beside_the_run(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     assert main(["sample", str(copy / "checkpoints" / "step_00000006"), "--images", "1", "--noise", "0"]) == 0
-    assert json.loads((copy / "samples" / "sample.json").read_text())["model"]["step"] == 6
+    assert json.loads((copy / "samples-noise0" / "sample.json").read_text())["model"]["step"] == 6
+
+
+def test_what_the_first_lines_say(tmp_path, capsys):
+    small = [*SMALL, "--optim.steps", "1", "--run.sample-every", "0"]
+    assert main(["train", "--out", str(tmp_path / "run"), *small, "--resume"]) == 0
+    printed = capsys.readouterr().out
+    assert f"No run in {tmp_path / 'run'} yet: starting one." in printed
+    assert "Their 10 classes are not used; --network.classes conditions on them." in printed
+    bits = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["validation"]["bits_per_dim"]
+    assert f"Held-out images at t = 0: {bits:.3f} bits/dim." in printed
+
+
+def test_an_earlier_figure_is_removed(run, tmp_path):
+    (tmp_path / "robustness.png").write_bytes(b"old")
+    few = ["--images", "4", "--curve-images", "0", "--ood-images", "0", "--out", str(tmp_path)]
+    assert main(["evaluate", str(run), *few]) == 0
+    assert not (tmp_path / "robustness.png").exists()
 
 
 def test_images_that_have_moved(tmp_path):
@@ -231,7 +248,7 @@ def test_images_that_have_moved(tmp_path):
     assert main(["train", "--out", run, *SMALL, *where, "--run.sample-every", "0", "--noise.levels", "20"]) == 0
     (tmp_path / "here").rename(tmp_path / "there")
     assert main(["complete", run, "--images", "1", "--draws", "1"]) == 2
-    moved = ["--data-folder", str(tmp_path / "there")]
+    moved = ["--data.folder", str(tmp_path / "there")]
     assert main(["complete", run, "--images", "1", "--draws", "1", *moved]) == 0
     few = ["--images", "2", "--curve-images", "0", "--ood-images", "0"]
     assert main(["evaluate", run, *few, *moved]) == 0

@@ -25,14 +25,9 @@ DESCRIPTION = "Noise conditional maximum likelihood: train, sample and evaluate 
 
 def run_command(arguments: Sequence[str]) -> int:
     """Parse and run one command; returns its exit status."""
-    commands: dict[str, Callable[..., Any]] = {
-        "demo": demo,
-        "sample": sample,
-        "complete": complete,
-        "evaluate": evaluate,
-    }
     before = _settings_before(arguments) if list(arguments[:1]) == ["train"] else TrainConfig()
-    commands["train"] = _train_command(before)
+    commands: dict[str, Callable[..., Any]] = {"demo": demo, "train": _train_command(before)}
+    commands |= {"sample": sample, "complete": complete, "evaluate": evaluate}
     result = tyro.extras.subcommand_cli_from_dict(commands, prog="ncml", description=DESCRIPTION, args=list(arguments))
     finish()
     return int(result or 0)

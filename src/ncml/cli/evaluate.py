@@ -17,6 +17,7 @@ from ncml.evaluation import environment, plot_robustness, write_report
 __all__ = ["evaluate"]
 
 DEFAULTS = EvaluateSettings()
+FIGURE = "robustness.png"
 
 
 def evaluate(
@@ -26,7 +27,7 @@ def evaluate(
     claims: Path | None = None,
     row: str | None = None,
     out: Path | None = None,
-    data_folder: Path | None = None,
+    data_folder: Annotated[Path | None, tyro.conf.arg(name="data.folder")] = None,
     threads: int | None = None,
 ) -> None:
     """Evaluate a trained model: bits/dim under level noise, robustness over t, outliers, Fréchet distances.
@@ -58,7 +59,10 @@ def evaluate(
     every = data.load(train=False, progress=opened.first and shows_progress())
     train = data.load(train=True) if settings.samples else None
     if train is not None and train.labels is None:
-        raise ArgumentError("samples: got images without classes; expected some, for the features of a classifier")
+        raise ArgumentError(
+            "samples: got some, and images without classes; expected classes, for a classifier and its features; "
+            "leave --samples out"
+        )
     test = every.mixed(settings.images)
     folder = results_folder(run, out, "evaluation")
     report: dict[str, Any] = {"settings": settings, "model": opened.source(), "test_images": len(test)}
@@ -70,12 +74,14 @@ def evaluate(
             write_report(folder / "report.json", report)
 
     keep()  # whether it can be written is better known before
+    if opened.first:
+        (folder / FIGURE).unlink(missing_ok=True)  # of an earlier evaluation
     keep(bits_per_dim=likelihood(opened, test, settings))
     robustness = curve(opened, test, settings)
     if robustness is not None:
         keep(robustness=robustness)
         if opened.first:
-            plot_robustness({opened.config.noise.process: robustness}, folder / "robustness.png")
+            plot_robustness({opened.config.noise.process: robustness}, folder / FIGURE)
     if settings.ood_images:
         keep(auroc=outliers(opened, test, ood, settings))
     if train is not None:
@@ -117,4 +123,4 @@ def _print(report: dict[str, Any], folder: Path) -> None:
             print(f"  FID, {name:<13}{value:12.4f}")
     if "claims" in report:
         print_claims(report["claims"])
-    print(f"\nWrote {folder / 'report.json'}.")
+    print(f"\nWrote {folder / 'report.json'}{' and ' + FIGURE if 'robustness' in report else ''}.")

@@ -46,7 +46,7 @@ def sample(
 
     Args:
         run: Folder of the run, or of a checkpoint.
-        out: Folder for the results; ``samples`` in that of the run if not given.
+        out: Folder for the results; if not given samples, or samples-noise0-cat and the like, in that of the run.
         images: Number of images.
         label: Class by name or number, for a model with classes; all of them in turn if not given.
         noise: Where to draw, in levels of noise: 0 for plain sampling. If not given, the most that the
@@ -77,12 +77,15 @@ def sample(
         "images": images,
         "class": label,
         "t_start": t_start,
+        "noise_levels": float(opened.process.sigma(t_start)) / opened.lattice.width,
         "steps": steps,
         "seed": seed,
         "batch_size": batch_size,
     }
     every_class = len(opened.kind.classes) if labels is not None and label is None else None
-    folder = results_folder(run, out, "samples")
+    # A folder for each kind of samples: they are there to be compared.
+    kind = "samples" + ("" if noise is None else f"-noise{noise:g}") + ("" if label is None else f"-{label}")
+    folder = results_folder(run, out, kind)
     _write(opened, folder, "sample", x, settings, time.perf_counter() - start, columns=every_class)
 
 
@@ -95,7 +98,7 @@ def complete(
     noise: float = 0.0,
     steps: int = 64,
     seed: int = 0,
-    data_folder: Path | None = None,
+    data_folder: Annotated[Path | None, tyro.conf.arg(name="data.folder")] = None,
     threads: int | None = None,
 ) -> None:
     """Keep the first rows of test images and draw the rest several times (paper, Figure 5).

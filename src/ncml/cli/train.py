@@ -61,13 +61,21 @@ def train(settings: TrainConfig, out: Path = Path("runs/train"), resume: bool = 
     first = fabric.is_global_zero
     images = settings.data.load(train=True, progress=first and shows_progress())
     held_out = settings.data.load(train=False).mixed(run.validate_images)
+    if settings.network.classes and images.labels is None:
+        raise ArgumentError(
+            "network.classes: got True and images without classes; expected a folder with a subfolder for each class; "
+            "leave --network.classes out"
+        )
     kind = ImageKind.of(images)
     density = build_density(settings.network, settings.noise, kind, run.seed)
     assert density.process is not None
     objective = build_objective(settings.noise, density.process)
 
+    latest: dict[str, float] = {}
+
     def validate(step: int) -> dict[str, Any]:
-        return {"bits_per_dim": _held_out_bits(fabric, density, held_out, settings)}
+        latest["bits_per_dim"] = _held_out_bits(fabric, density, held_out, settings)
+        return dict(latest)
 
     def draw(step: int) -> None:
         labels = torch.arange(run.samples) % max(1, len(kind.classes)) if settings.network.classes else None
@@ -95,6 +103,8 @@ def train(settings: TrainConfig, out: Path = Path("runs/train"), resume: bool = 
         out.mkdir(parents=True, exist_ok=True)
         write_report(out / SETTINGS, to_dict(settings))
     fabric.barrier()
+    if first and resume and not started:
+        print(f"No run in {out} yet: starting one.")
     if first:
         _announce(density, images, settings, trainer.step, out)
     start = time.perf_counter()
@@ -114,7 +124,8 @@ def train(settings: TrainConfig, out: Path = Path("runs/train"), resume: bool = 
             "environment": environment(),
         }
         write_report(out / "report.json", report)
-        print(f"Trained {trainer.step} steps in {trainer.seconds:.0f} s; everything is in {out}.")
+        held = f" Held-out images at t = 0: {latest['bits_per_dim']:.3f} bits/dim." if latest else ""
+        print(f"Trained {trainer.step} steps in {trainer.seconds:.0f} s in all; everything is in {out}.{held}")
     return 0
 
 
@@ -167,8 +178,10 @@ def _announce(density: NCPN, images: Images, settings: TrainConfig, step: int, o
     count = sum(p.numel() for p in density.parameters())
     c, h, w = density.event_shape
     print(f"NCPN {settings.network.preset} ({count:,} parameters) on {len(images):,} images {c}x{h}x{w}; {method}.")
-    verb = f"Going on after step {step}" if step else "Training"
-    print(f"{verb}: {optim.steps} steps of {optim.batch_size} images into {out}.", flush=True)
+    if images.classes and not settings.network.classes:
+        print(f"Their {len(images.classes)} classes are not used; --network.classes conditions on them.")
+    verb = f"Going on after step {step}, up to" if step else "Training:"
+    print(f"{verb} {optim.steps} steps of {optim.batch_size} images into {out}.", flush=True)
 
 
 def _loggers(names: tuple[str, ...], out: Path) -> list[Any]:

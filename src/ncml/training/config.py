@@ -33,9 +33,9 @@ class NoiseConfig:
     """The noise process and how often each of its levels is trained.
 
     Args:
-        process: ``vp``, ``sub-vp`` or ``ve`` of the paper, or ``linear-ve`` (sigma = t).
+        process: vp, sub-vp or ve of the paper, or linear-ve (sigma = t).
         levels: Noise at T, its standard deviation in levels of the data (the paper: about 10).
-        times: ``uniform`` or ``log-uniform`` in the noise level, each with an atom at t = 0, or ``zero``: t = 0
+        times: uniform or log-uniform in the noise level, each with an atom at t = 0, or zero: t = 0
             only, which is maximum likelihood.
         p_zero: Share of each batch at t = 0.
     """
@@ -55,7 +55,7 @@ class NetworkConfig:
     """The network: a preset of NCPN, and what to change in it.
 
     Args:
-        preset: ``tiny`` (0.5 M parameters), ``small`` (2 M) or ``paper`` (73 M).
+        preset: tiny (0.5 M parameters), small (2 M) or paper (73 M).
         features: Width, if not the preset's.
         blocks: Blocks per stream and resolution, if not the preset's.
         resolutions: Number of resolutions, if not the preset's.
@@ -64,7 +64,7 @@ class NetworkConfig:
         dropout: Dropout, if not the preset's.
         classes: Condition on the class of each image.
         label_dropout: Share of images trained without their label, where there are classes.
-        compile: Compile the repeated block with ``torch.compile``.
+        compile: Compile the repeated block with torch.compile.
         checkpoint: Recompute blocks in the backward pass instead of keeping their activations.
     """
 
@@ -88,7 +88,7 @@ class NetworkConfig:
 class OptimConfig:
     r"""Adam, its schedule, and what surrounds a step.
 
-    The learning rate rises linearly over ``warmup`` steps, and then is constant or falls to zero along a
+    The learning rate rises linearly over warmup steps, and then is constant or falls to zero along a
     cosine that ends with the last step.
 
     Args:
@@ -96,7 +96,7 @@ class OptimConfig:
         batch_size: Images per step, over all processes and accumulated parts.
         accumulate: Parts of a batch that are computed one after the other, to save memory.
         learning_rate: Adam's learning rate at its highest.
-        schedule: ``cosine`` or ``constant``.
+        schedule: cosine or constant.
         warmup: Steps over which the learning rate rises.
         beta1: Adam's decay of the first moment.
         beta2: Adam's decay of the second moment.
@@ -127,7 +127,7 @@ class OptimConfig:
                 raise ArgumentError(f"optim.{name}: got {getattr(self, name)!r}; expected 0 <= {name} < 1")
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of the step after ``step`` steps."""
+        """Learning rate of the step after step steps."""
         rise = min(1.0, (step + 1) / (self.warmup + 1))
         fall = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / self.steps))) if self.schedule == "cosine" else 1.0
         return self.learning_rate * rise * fall
@@ -139,10 +139,10 @@ class RunConfig:
 
     Args:
         seed: Seed of the initial weights and of everything that is drawn.
-        precision: ``float32``, or ``bfloat16`` for the trunk of the network (autocast; the head stays float32).
+        precision: float32, or bfloat16 for the trunk of the network (autocast; the head stays float32).
         tf32: Let float32 products of matrices round to TF32 on GPUs that have it.
-        accelerator: ``auto``, ``cpu`` or ``cuda``, as Lightning Fabric names them.
-        strategy: Fabric's strategy, ``auto`` for DDP where there are several processes.
+        accelerator: auto, cpu or cuda, as Lightning Fabric names them.
+        strategy: Fabric's strategy, auto for DDP where there are several processes.
         threads: CPU threads; torch's default if not given.
         log_every: Steps between lines of metrics.jsonl.
         validate_every: Steps between likelihoods of held-out images, 0 for never.
@@ -151,7 +151,7 @@ class RunConfig:
         samples: Images in a grid.
         save_every: Steps between checkpoints.
         keep: Checkpoints to keep, the latest ones.
-        loggers: Also log to ``tensorboard`` or ``wandb``, if these are installed.
+        loggers: Also log to tensorboard or wandb, if these are installed.
     """
 
     seed: int = 0
@@ -247,7 +247,7 @@ def read_toml(path: Path) -> TrainConfig:
 
 
 def _converted(value: Any, hint: Any, where: str) -> Any:  # noqa: ANN401 -- JSON data to any type
-    """``value`` as the type of a field."""
+    """value as the type of a field."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
         return from_dict(hint, value, where)
     if get_origin(hint) in (Union, types.UnionType):
