@@ -105,6 +105,11 @@ def test_pages_of_runs_are_what_their_script_writes():
         assert script["page"](name) == (folder / f"{name}.md").read_text()
 
 
+def test_page_of_benchmarks_is_what_its_script_writes():
+    folder = ROOT / "docs" / "results"
+    assert runpy.run_path(str(folder / "benchmarks.py"))["page"]() == (folder / "benchmarks.md").read_text()
+
+
 def test_the_readme_quotes_the_recorded_benchmarks():
     def figure(file: str, start: str) -> float:
         figures = json.loads((ROOT / "benchmarks" / "results" / file).read_text())["figures"]
