@@ -20,6 +20,7 @@ from ncml.training.parallel import finish
 
 __all__ = ["run_command"]
 
+OUT = Path("runs/train")
 DESCRIPTION = "Noise conditional maximum likelihood: train, sample and evaluate likelihood models at every noise level."
 
 
@@ -37,7 +38,7 @@ def _settings_before(arguments: Sequence[str]) -> TrainConfig:
     """The configuration that options on the command line then change: the file's, or that of the resumed run."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("runs/train"))
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--resume", action="store_true")
     try:
         known, _ = parser.parse_known_args(list(arguments[1:]))
@@ -64,7 +65,7 @@ def _train_command(before: TrainConfig) -> Callable[..., int]:
     def command(
         settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = before,
         config: Path | None = None,
-        out: Path = Path("runs/train"),
+        out: Path = OUT,
         resume: bool = False,
     ) -> int:
         """Train an NCPN on images, by NCML or (--noise.times zero) by maximum likelihood.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -32,6 +33,7 @@ from ncml.training import in_blocks
 __all__ = ["EvaluateSettings", "curve", "frechet", "likelihood", "outliers"]
 
 PIS = (0.0, 0.5, 1.0)
+Work = Callable[[slice, torch.Generator], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,12 @@ def labels_of(run: OpenRun, images: Images, rows: slice) -> Tensor | None:
     return images.labels[rows].to(run.fabric.device)
 
 
+def _in_blocks(run: OpenRun, n: int, work: Work, label: str, settings: EvaluateSettings) -> dict[str, Tensor]:
+    """Work on ``n`` images, in blocks over the processes."""
+    size, seed = settings.batch_size, settings.seed
+    return in_blocks(run.fabric, n, size, work, seed=seed, label=label, progress=shows_progress())
+
+
 def likelihood(run: OpenRun, test: Images, settings: EvaluateSettings) -> dict[str, Any]:
     """Bits/dim at t = 0 for every pi."""
 
@@ -90,15 +98,7 @@ def likelihood(run: OpenRun, test: Images, settings: EvaluateSettings) -> dict[s
         moved = {f"moved {r.pi:g}": torch.full((len(x),), r.moved) for r in table}
         return {**{f"{r.pi:g}": r.bits.values for r in table}, **moved}
 
-    values = in_blocks(
-        run.fabric,
-        len(test),
-        settings.batch_size,
-        work,
-        seed=settings.seed,
-        label="bits/dim",
-        progress=shows_progress(),
-    )
+    values = _in_blocks(run, len(test), work, "bits/dim", settings)
     return {
         f"{pi:g}": {
             "bits": BitsPerDim(values[f"{pi:g}"], exact=True),
@@ -124,8 +124,7 @@ def curve(run: OpenRun, test: Images, settings: EvaluateSettings) -> RobustnessC
         clean = [d.clean.values for d in curve.results[pis[0]]]
         return {name: torch.stack(v, 1) for name, v in {"clean": clean, **perturbed}.items()}
 
-    size = settings.batch_size
-    values = in_blocks(run.fabric, n, size, work, seed=settings.seed, label="robustness", progress=shows_progress())
+    values = _in_blocks(run, n, work, "robustness", settings)
 
     def bits(name: str, i: int) -> BitsPerDim:
         return BitsPerDim(values[name][:, i], exact=True, mass=times[i] == 0.0)
@@ -201,9 +200,7 @@ def _statistics(run: OpenRun, x: Tensor, label: str, settings: EvaluateSettings)
         unlabelled = torch.full((len(part),), -1, device=part.device) if run.density.classes else None
         return ood_statistics(run.density, part, 0.0, unlabelled)
 
-    return in_blocks(
-        run.fabric, len(x), settings.batch_size, work, seed=settings.seed, label=label, progress=shows_progress()
-    )
+    return _in_blocks(run, len(x), work, label, settings)
 
 
 def frechet(run: OpenRun, train: Images, test: Images, settings: EvaluateSettings) -> dict[str, Any]:
@@ -247,12 +244,12 @@ def frechet(run: OpenRun, train: Images, test: Images, settings: EvaluateSetting
         )
         distances[name] = distance(x)
         if settings.fid:
-            real = (_bytes(run, train.batch(part)) for part in torch.arange(len(train)).split(500))
-            inception[name] = fid(real, [_bytes(run, part) for part in x.split(500)])
+            real = (_bytes(train.batch(part)) for part in torch.arange(len(train)).split(500))
+            inception[name] = fid(real, [_bytes(part) for part in x.split(500)])
     result = {"distances": distances, "samples": n, "test_images": real_n, "classifier_accuracy": ruler.accuracy}
     return {**result, "fid": inception} if settings.fid else result
 
 
-def _bytes(run: OpenRun, x: Tensor) -> Tensor:
+def _bytes(x: Tensor) -> Tensor:
     """Images of any lattice in 256 levels, uint8."""
-    return Lattice(256).nearest(run.lattice.quantize(x)).to(torch.uint8)
+    return Lattice(256).nearest(x).to(torch.uint8)

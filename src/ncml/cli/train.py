@@ -39,16 +39,8 @@ FREE = {
 """What may change when a run goes on, besides how it is carried out."""
 
 
-def train(settings: TrainConfig, out: Path = Path("runs/train"), resume: bool = False) -> int:
-    """Train an NCPN on images, by NCML or (``--noise.times zero``) by maximum likelihood.
-
-    Leaves in the folder of the run: config.json, metrics.jsonl, checkpoints, grids of samples, report.json.
-    Started by torchrun, trains on all its processes. A signal saves and stops; ``--resume`` goes on.
-
-    Args:
-        settings: The configuration.
-        out: Folder of the run.
-        resume: Go on from the latest checkpoint in it, if there is one, with its configuration.
+def train(settings: TrainConfig, out: Path, resume: bool) -> int:
+    """What ``ncml train`` does with its settings (its help is that of ``_commands``).
 
     Returns:
         Exit status: 0, or 128 + the number of the signal that stopped it.
