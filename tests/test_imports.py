@@ -18,7 +18,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
     {"errors"},
-    {"_checks", "_progress"},
+    {"_checks", "_files", "_progress"},
     {"lattice"},
     {"noise"},
     {"sde", "levels"},

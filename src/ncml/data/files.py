@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import gzip
 import os
-import secrets
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncml._files import replacing
 from ncml.errors import DatasetError
 
 __all__ = ["load_cifar10", "load_mnist", "read_cifar10", "read_idx"]
@@ -134,23 +134,16 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         DatasetError: It cannot be written; nothing is left of it.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
+        with replacing(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except DatasetError:
         raise
     except OSError as error:
         raise DatasetError(
             f"{path}: cannot be written ({error.strerror or error}); expected a folder with room; choose another one"
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _existing(path: Path) -> Path:

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncml._files import replacing
 from ncml.errors import ArgumentTypeError
 from ncml.lattice import BitsPerDim
 
@@ -86,14 +86,5 @@ def write_report(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
         OSError: The file cannot be written; the old one stays, and no temporary file is left.
     """
     text = json.dumps(jsonable(data), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(Path(path)) as file:
+        file.write(text.encode())

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ncml._files import replacing
 from ncml.evaluation.report import jsonable
 
 __all__ = ["MetricsLog", "read_metrics"]
@@ -25,9 +26,8 @@ class MetricsLog:
         self.path = path
         if path.exists():
             kept = [line for line in read_metrics(path) if line["step"] <= step]
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text("".join(_text(line) for line in kept), encoding="utf-8")
-            os.replace(temporary, path)
+            with replacing(path) as file:
+                file.write("".join(_text(line) for line in kept).encode())
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line, which has a ``step``."""
