@@ -397,7 +397,16 @@ def test_loggers_see_nested_numbers(tmp_path):
     assert any("learning_rate" in numbers for _, numbers in seen)
 
 
-def test_a_second_signal_leaves_at_once(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Python's handler of SIGINT, also where the tests were started in the background, with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_second_signal_leaves_at_once():
     """Repeats within seconds are the launcher's; later ones are the user's."""
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
