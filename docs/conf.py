@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import pydoc
 import re
@@ -17,6 +18,9 @@ from sphinx.environment import BuildEnvironment
 
 import ncml
 
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the gallery runs in several processes
+
 project = "ncml"
 author = "The ncml developers"
 copyright = "2026, The ncml developers"
@@ -25,12 +29,17 @@ version = release = ncml.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",  # MathJax from a package, not from a CDN
     "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+    "sphinxcontrib.bibtex",
+    "options",  # docs/_ext: tables of a command's options and of a configuration's keys
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_ext", "tests"]
 nitpicky = True
 
 html_theme = "furo"
@@ -38,8 +47,31 @@ html_title = f"ncml {release}"
 html_copy_source = False
 html_show_sphinx = False
 
-myst_enable_extensions = ["dollarmath"]
+html_static_path = ["_static"]
+html_css_files = ["ncml.css"]
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+
+autosummary_generate = False  # the tables of the reference's first page link to the pages written by hand
+
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+bibtex_default_style = "plain"
+
+sphinx_gallery_conf = {
+    "examples_dirs": ["../examples/gallery"],
+    "gallery_dirs": ["gallery"],
+    "filename_pattern": r"/plot_",
+    "abort_on_example_error": True,
+    "parallel": 2,
+    "doc_module": ("ncml",),
+    "reference_url": {"ncml": None},  # names in the code link to the reference
+    "show_signature": False,
+    "plot_gallery": True,
+    "min_reported_time": 0,
+    "remove_config_comments": True,
+}
 
 autodoc_default_options = {
     "members": True,
@@ -88,7 +120,7 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nod
     module, _, last = target.rpartition(".")
     if module.partition(".")[0] in sys.stdlib_module_names:
         return nodes.reference("", "", content, refuri=f"https://docs.python.org/3/library/{module}.html#{target}")
-    found = pydoc.locate(target) if target.startswith("ncml.") else None
+    found = pydoc.locate(target if target.startswith("ncml.") else f"{node.get('py:module', 'ncml')}.{target}")
     if found is None:
         return None
     python = env.domains.python_domain

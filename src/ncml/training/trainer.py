@@ -71,7 +71,7 @@ class Periodic:
 
 
 class Trainer:
-    """Trains a density on examples; :meth:`run` starts, or goes on from the state that was loaded.
+    """Trains a density on examples; :meth:`Trainer.run` starts, or goes on from the state that was loaded.
 
     Everything random is a function of the seed and the step (:class:`~ncml.training.draws.BatchDraws`;
     dropout by seeding torch's generator each step), so that a run that was killed goes on bit for bit on
