@@ -8,6 +8,7 @@ import json
 import pkgutil
 import re
 import runpy
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
@@ -26,8 +27,15 @@ PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not i
 def blocks(page: Path) -> Iterator[str]:
     """The python blocks of a page, each moved down to its line so that a traceback points there."""
     text = page.read_text()
-    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        yield "\n" * text.count("\n", 0, match.start(1)) + match[1]
+    for match in re.finditer(r"^( *)```python\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
+        yield "\n" * text.count("\n", 0, match.start(2)) + textwrap.dedent(match[2])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: name_of(page))
+def test_every_python_block_is_found(page):
+    """None is hidden by its indentation or written as another kind of block."""
+    fences = re.findall(r"^[ >]*(?:```+|~~~+)(?:py\b|python\S*)", page.read_text(), re.MULTILINE)
+    assert len(fences) == len(list(blocks(page)))
 
 
 def name_of(page: Path) -> str:
