@@ -16,6 +16,7 @@ nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["lint", "types", "tests", "doctest", "docs"]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+SPHINX = ("sphinx-build", "-W", "-n", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
 
 
 def install(session: nox.Session, *requirements: str) -> None:
@@ -64,7 +65,15 @@ def doctest(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The site, into docs/_build/html; every warning and every open link is an error."""
     install(session, "-e", ".[docs]")
-    run(session, "sphinx-build", "-W", "-n", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+    run(session, *SPHINX)
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The site in a real browser, built again where it is out of date; needs Chromium, or its path in NCML_CHROMIUM."""
+    install(session, "-e", ".[docs,browser]")
+    run(session, *SPHINX)
+    run(session, "pytest", "docs/tests", *session.posargs, **ONE_THREAD)
 
 
 @nox.session

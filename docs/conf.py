@@ -15,6 +15,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.ext import autosummary
 
 import ncml
 
@@ -49,10 +50,15 @@ html_show_sphinx = False
 
 html_static_path = ["_static"]
 html_css_files = ["ncml.css"]
+html_favicon = "_static/favicon.svg"
+
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.",)  # after which a summary goes on
 autosummary_generate = False  # the tables of the reference's first page link to the pages written by hand
 
 bibtex_bibfiles = ["references.bib"]
@@ -69,7 +75,7 @@ sphinx_gallery_conf = {
     "reference_url": {"ncml": None},  # names in the code link to the reference
     "show_signature": False,
     "plot_gallery": True,
-    "min_reported_time": 0,
+    "write_computation_times": False,  # its page asks another host for scripts
     "remove_config_comments": True,
 }
 

@@ -85,20 +85,24 @@ print(len([name for name in sys.modules if name.startswith("ncml.")]))
     assert int(result.stdout) > 30
 
 
+def ci_commands() -> list[str]:
+    """What CI runs last: the command of the README and the browser's session."""
+    return [line for line in (ROOT / ".ci/run").read_text().splitlines() if line and not line.startswith("#")][-2:]
+
+
 def test_ci_runs_the_command_of_the_readme():
-    command = (ROOT / ".ci/run").read_text().rstrip().splitlines()[-1]
+    command, _ = ci_commands()
     assert command.startswith("python3 -m venv .venv && ")
     assert command in (ROOT / "README.md").read_text().splitlines()
 
 
-def test_ci_runs_the_default_sessions():
-    sessions = (ROOT / ".ci/run").read_text().rstrip().partition(" --no-venv -s ")[2].split()
-    assignments = {
-        ast.unparse(node.targets[0]): node.value
-        for node in ast.parse((ROOT / "noxfile.py").read_text()).body
-        if isinstance(node, ast.Assign)
-    }
-    assert sessions == ast.literal_eval(assignments["nox.options.sessions"])
+def test_ci_runs_the_default_sessions_and_the_browser():
+    default, browser = (command.partition(" --no-venv -s ")[2].split() for command in ci_commands())
+    noxfile = ast.parse((ROOT / "noxfile.py").read_text()).body
+    assignments = {ast.unparse(node.targets[0]): node.value for node in noxfile if isinstance(node, ast.Assign)}
+    assert default == ast.literal_eval(assignments["nox.options.sessions"])
+    assert browser == ["site"]
+    assert "site" in [node.name for node in noxfile if isinstance(node, ast.FunctionDef)]
 
 
 def test_ci_fails_clearly_without_the_data(tmp_path):

@@ -161,23 +161,23 @@ class ImageSource:
     Images are read, limited, padded, pooled and made coarser, in this order.
 
     Args:
-        name: ``mnist``, ``cifar10``, ``digits`` (of scikit-learn, 8x8 in 17 levels) or ``folder``, of image files.
-        folder: Where the files are. Needed for ``folder``; ``mnist`` and ``cifar10`` default to ``$NCML_DATA/NAME`` if
-            there is such a folder, else they are downloaded; ``digits`` has none. A folder of image files has
-            subfolders ``train`` and ``test``, or is split by ``test_fraction``; in each, subfolders are classes.
+        name: mnist, cifar10, digits (of scikit-learn, 8x8 in 17 levels) or folder, of image files.
+        folder: Where the files are. Needed for folder; mnist and cifar10 default to $NCML_DATA/NAME if
+            there is such a folder, else they are downloaded; digits has none. A folder of image files has
+            subfolders train and test, or is split by test_fraction; in each, subfolders are classes.
         size: Folder only: cut a centred square and resize it to this side; see
-            :func:`~ncml.data.read_image_folder`.
+            ncml.data.read_image_folder.
         channels: Folder only: 3, or 1 for grey.
         pool: Replace pool x pool pixels by their mean, rounded to the nearest level, ties to the even one. Sides that
             are no multiple of it are first continued with level 0 on the right and below.
-        pad: Pixels of level 0 added on all four sides before pooling: with ``pad=2, pool=2``, MNIST is 16x16.
-        levels: Number of levels, 256 or a smaller power of two; level k of 256 becomes ``k * levels // 256``.
-            ``digits`` keep their 17.
-        limit: Only the first so many images of each split. In a folder with ``train`` and ``test`` that is in the
+        pad: Pixels of level 0 added on all four sides before pooling: with pad=2, pool=2, MNIST is 16x16.
+        levels: Number of levels, 256 or a smaller power of two; level k of 256 becomes k * levels // 256.
+            digits keep their 17.
+        limit: Only the first so many images of each split. In a folder with train and test that is in the
             order of the paths, so class by class; a folder that is split here is shuffled first.
-        test_fraction: Folder without ``train`` and ``test`` only: the share of test images, at least one, chosen by
+        test_fraction: Folder without train and test only: the share of test images, at least one, chosen by
             a fixed permutation, the same in every run.
-        cache: Folder only: keep decoded images in this folder; see :func:`~ncml.data.read_image_folder`.
+        cache: Folder only: keep decoded images in this folder; see ncml.data.read_image_folder.
 
     Raises:
         ArgumentError: A setting is out of range or does not belong to the source.
