@@ -30,8 +30,8 @@ def moons() -> tuple[MADE, VPSDE]:
     data = torch.tensor(make_moons(10_000, noise=0.05, random_state=0)[0], dtype=torch.float32)
     data = (data - data.mean(0)) / data.std(0)
     process = VPSDE.at_noise(0.5)
-    density = MADE((2,), process, hidden=(128, 128), components=5)
-    fit(density, NCMLObjective(process), data, steps=1500, batch_size=256, learning_rate=3e-3)
+    density = MADE((2,), process, hidden=(128, 128), components=10)
+    fit(density, NCMLObjective(process), data, steps=1500, batch_size=256, learning_rate=5e-3)
     return density, process
 
 
