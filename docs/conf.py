@@ -75,6 +75,7 @@ sphinx_gallery_conf = {
     "reference_url": {"ncml": None},  # names in the code link to the reference
     "show_signature": False,
     "plot_gallery": True,
+    "within_subsection_order": "FileNameSortKey",
     "write_computation_times": False,  # its page asks another host for scripts
     "remove_config_comments": True,
 }

@@ -144,3 +144,9 @@ def test_commands_of_the_readmes_exist():
     other = subprocess.run([sys.executable, "-m", "ncml.cli", "evaluate", "--help"], capture_output=True, text=True)
     for option in options:
         assert option in done.stdout + other.stdout, option
+
+
+def test_the_table_of_the_gallery_names_every_program():
+    text = (EXAMPLES / "README.md").read_text()
+    programs = [path.name for path in sorted((EXAMPLES / "gallery").glob("*.py"))]
+    assert re.findall(r"^\| \[(\S+)\]\(gallery/\1\) \| \d+ s \|", text, re.MULTILINE) == programs

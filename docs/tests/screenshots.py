@@ -16,6 +16,9 @@ SHOTS = {"desktop": (DESKTOP, "light"), "phone": (PHONE, "light"), "dark": (DESK
 
 
 def main(pages: list[str]) -> None:
+    missing = [name for name in pages if not (SITE / f"{name}.html").is_file()]
+    if missing:
+        sys.exit(f"pages: got {', '.join(missing)}; expected names such as learn/images, of a site that is built")
     folder = SITE.with_name("screenshots")
     folder.mkdir(exist_ok=True)
     with served(SITE) as url, chromium() as browser:
