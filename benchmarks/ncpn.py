@@ -211,12 +211,12 @@ def saved_mebibytes(network: nn.Module, loss: Callable[[], Tensor], batch: int) 
 
 
 def mixture_loss(report: NCPNReport, peer: Peer | None, quick: bool) -> None:
-    """The mixture of logistics, forward and backward, 8 images."""
+    """The mixture of logistics, forward and backward, 8 images, each on outputs as its network leaves them in memory."""
     head, x, edges = ours(SMALL, 0).head, images(8), torch.ones(8, dtype=torch.bool)
-    outputs = (0.5 * torch.randn(8, PIXELS, head.outputs)).requires_grad_()
+    outputs = (0.5 * torch.randn(8, head.outputs, PIXELS)).requires_grad_()
     pixels = x.flatten(2).transpose(1, 2)
     sides: dict[str, Side] = {
-        "mixture loss": lambda: torch.autograd.grad(head.log_prob(outputs, pixels, edges).sum(), outputs)
+        "mixture loss": lambda: torch.autograd.grad(head.log_prob(outputs.mT, pixels, edges).sum(), outputs)
     }
     if peer:
         theirs = (0.5 * torch.randn(8, head.outputs, *SHAPE[1:])).requires_grad_()

@@ -47,7 +47,7 @@ def pixel_jacobian(density, x, t):
     """Which outputs depend on which pixels: ``J[i, j]`` is the largest derivative, pixels in order."""
     x = x.clone().requires_grad_()
     times = torch.full((len(x),), t, dtype=x.dtype)
-    outputs = density.network(x, density._conditioning(times, labels(density, len(x)))).flatten(1, 2)
+    outputs = density.network(x, density._conditioning(times, labels(density, len(x))))
     weights = torch.randn(outputs.shape[-1], generator=torch.Generator().manual_seed(1), dtype=x.dtype)
     rows = [
         torch.autograd.grad((outputs[:, i] @ weights).sum(), x, retain_graph=True)[0].flatten(2).abs().amax((0, 1))
@@ -78,7 +78,7 @@ def test_presets_are_autoregressive_at_several_positions(preset, autocast, class
     x = (2 * torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 1).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         conditioning = density._conditioning(torch.tensor([0.01]), torch.tensor([1]) if classes else None)
-        outputs = density.network(x, conditioning).flatten(1, 2)
+        outputs = density.network(x, conditioning)
     for i in (0, 1, 8, 27, 36, 63):
         (gradient,) = torch.autograd.grad(outputs[:, i].float().sum(), x, retain_graph=True)
         gradient = gradient.flatten(2)

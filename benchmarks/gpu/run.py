@@ -134,7 +134,7 @@ def leak(density: NCPN, x: Tensor, bench: Bench, autocast: bool = False) -> floa
         y = x.clone().requires_grad_()
         with torch.autocast(bench.device.type, torch.bfloat16, enabled=autocast):
             outputs = density.network(y, density._conditioning(torch.zeros(1, device=x.device), None))
-        (gradient,) = torch.autograd.grad(outputs[0, r, c].float().square().sum(), y)
+        (gradient,) = torch.autograd.grad(outputs[0, r * width + c].float().square().sum(), y)
         later = torch.arange(height * width, device=x.device).reshape(height, width) >= r * width + c
         worst = max(worst, float(gradient[0, :, later].abs().max()))
     return worst

@@ -162,7 +162,7 @@ class NCPN(AutoregressiveDensity):
             return super().forward_score(x, t, context, create_graph=True)
 
     def _log_density(self, x: Tensor, t: Tensor, context: Tensor | None, edges: Tensor | None) -> Tensor:
-        outputs = self.network(x, self._conditioning(t, context)).flatten(1, 2)
+        outputs = self.network(x, self._conditioning(t, context))
         return self.head.log_prob(outputs, _pixels(x), edges).sum(1)
 
     def draw_noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -178,7 +178,7 @@ class NCPN(AutoregressiveDensity):
         x, t, context = self._checked(x, t, context)
         self._check_noise(noise, x.shape[0])
         with evaluating(self), torch.no_grad():
-            outputs = self.network(x, self._conditioning(t, context)).flatten(1, 2)
+            outputs = self.network(x, self._conditioning(t, context))
             return _images(self.head.sample(outputs, noise, self.process.on_lattice(t)), self.event_shape)
 
     def sample(

@@ -117,9 +117,13 @@ class PixelNetwork(nn.Module):
         self.out.weight.data.mul_(0.1)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        """``(B, C, H, W)`` and ``(B, conditioning)`` to ``(B, H, W, outputs)``."""
+        """``(B, C, H, W)`` and ``(B, conditioning)`` to ``(B, H W, outputs)``.
+
+        In memory the pixels come last, as the head wants them: written so by the product, they need no copy.
+        """
         _, h = self.level(*self.first(x), conditioning)
-        return self.out(nn.functional.elu(h))
+        active, weight, bias = nn.functional.elu(h).flatten(1, 2), self.out.weight, self.out.bias
+        return torch.baddbmm(bias[:, None], weight.expand(len(active), -1, -1), active.mT).mT
 
     def first(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Vertical and horizontal features from the pixels, ``(B, H, W, F)`` each."""
