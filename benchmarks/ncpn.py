@@ -211,7 +211,7 @@ def saved_mebibytes(network: nn.Module, loss: Callable[[], Tensor], batch: int) 
 
 
 def mixture_loss(report: NCPNReport, peer: Peer | None, quick: bool) -> None:
-    """The mixture of logistics, forward and backward, 8 images, each on outputs as its network leaves them in memory."""
+    """The mixture of logistics, forward and backward, 8 images, on outputs as their networks leave them in memory."""
     head, x, edges = ours(SMALL, 0).head, images(8), torch.ones(8, dtype=torch.bool)
     outputs = (0.5 * torch.randn(8, head.outputs, PIXELS)).requires_grad_()
     pixels = x.flatten(2).transpose(1, 2)
