@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import io
 import json
 import pkgutil
 import re
@@ -18,10 +20,14 @@ import pytest
 import torch
 
 import ncml
+from ncml.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
 PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+
+
+COMMANDS = ("demo", "train", "sample", "complete", "evaluate")
 
 
 def blocks(page: Path) -> Iterator[str]:
@@ -52,6 +58,38 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), namespace)
     assert "ncml" in {module for block in blocks(page) for module in re.findall(r"^(?:from|import) (\w+)", block, re.M)}
+
+
+def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """The ncml commands in a page, in blocks or in line, each with its options; "" for options that stand alone."""
+    text = page.read_text().replace("\\\n", " ")
+    yield "", re.findall(r"`(--[a-z][\w.-]*)[^`\n]*`", text)
+    for command, rest in re.findall(rf"(?:\bncml|-m ncml\.cli) ({'|'.join(COMMANDS)})\b([^`\n#;|]*)", text):
+        yield command, re.findall(r"(?<=\s)--[a-z][\w.-]*", rest)
+
+
+@pytest.fixture(scope="module")
+def options() -> dict[str, set[str]]:
+    """The options that the help of each command lists."""
+    found = {}
+    for command in COMMANDS:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+            main([command, "--help"])
+        found[command] = set(re.findall(r"--[a-z][\w.-]*", printed.getvalue()))
+    torchrun = {"--nnodes", "--node-rank", "--nproc-per-node", "--rdzv-endpoint"}
+    return found | {"": set().union(torchrun, *found.values())}
+
+
+COMMAND_PAGES = [*PAGES, *sorted((ROOT / "examples").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in COMMAND_PAGES if any(given for _, given in commands(page))], ids=name_of
+)
+def test_commands_have_the_options_that_are_written(page, options):
+    unknown = [(command, o) for command, given in commands(page) for o in given if o not in options[command]]
+    assert unknown == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
