@@ -38,6 +38,7 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
+    "names",  # docs/_ext: tables of what modules export
     "options",  # docs/_ext: tables of a command's options and of a configuration's keys
 ]
 exclude_patterns = ["_build", "_ext", "tests"]
@@ -70,6 +71,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": ["gallery"],
     "filename_pattern": r"/plot_",
     "abort_on_example_error": True,
+    "capture_repr": (),  # only what is printed
     "parallel": 2,
     "doc_module": ("ncml",),
     "reference_url": {"ncml": None},  # names in the code link to the reference

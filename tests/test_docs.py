@@ -10,6 +10,7 @@ import json
 import pkgutil
 import re
 import runpy
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 
 import ncml
 from ncml.cli import main
@@ -121,6 +123,15 @@ def test_public_names_are_documented(module):
     assert [name for name in names if not any(getattr(module, name) is thing for thing in shown)] == []
 
 
+def test_the_first_page_of_the_reference_lists_every_public_name():
+    page = (ROOT / "docs" / "reference" / "index.md").read_text()
+    listed = [importlib.import_module(name) for name in re.findall(r"^\.\. names:: (\S+)$", page, re.MULTILINE)]
+    things = [getattr(module, name) for module in listed for name in module.__all__]
+    public = [(m.__name__, name) for m in public_modules() for name in m.__all__ if not name.startswith("__")]
+    missing = [(m, n) for m, n in public if not any(getattr(sys.modules[m], n) is thing for thing in things)]
+    assert missing == []
+
+
 @pytest.mark.parametrize("module", public_modules(), ids=lambda module: module.__name__)
 def test_public_names_have_docstrings(module):
     """The reference leaves out what has none."""
@@ -163,6 +174,12 @@ def test_the_readme_quotes_the_recorded_runs():
     distance = {key: run["evaluation"]["frechet"]["distances"] for key, run in runs.items()}
     ours, plain, ml = distance["vp"]["two-part"], distance["vp"]["direct"], distance["ml"]["direct"]
     assert f"{ours:.2f} against {plain:.2f} for direct samples of the VP model, {ml:.2f} by ML" in readme
+
+
+def test_the_figure_of_the_readme_is_that_of_its_script_and_runs():
+    script = runpy.run_path(str(ROOT / "docs" / "hero.py"))
+    with Image.open(ROOT / "docs" / "hero.png") as picture:
+        assert picture.text["Source"] == script["source"](), "run python docs/hero.py"
 
 
 def test_page_of_benchmarks_is_what_its_script_writes():

@@ -18,7 +18,7 @@ from ncml.cli import main
 from ncml.training import ImageKind, build_density, read_toml
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-FOLDERS = sorted(p.parent.name for p in EXAMPLES.glob("*/config.toml"))
+CONFIGS = sorted(EXAMPLES.glob("*_ncpn/*.toml"))
 
 CUT_SHORT = """
     --network.features 8 --network.blocks 1 --network.resolutions 2 --network.heads 2 --network.components 2
@@ -56,13 +56,14 @@ def data(tmp_path_factory):
 
 
 def test_there_are_five():
-    assert FOLDERS == ["celeba64_ncpn", "cifar10_ncpn", "cifar16_ncpn", "imagenet64_ncpn", "mnist_ncpn"]
+    names = ["celeba64", "cifar10", "cifar16", "imagenet64", "mnist"]
+    assert [path.parent.name for path in CONFIGS if path.name == "config.toml"] == [f"{name}_ncpn" for name in names]
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_runs_cut_short(name, data, tmp_path, capsys):
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_runs_cut_short(config, data, tmp_path, capsys):
     """Train, evaluate and, where there are claims, stand beside every row of them."""
-    config = EXAMPLES / name / "config.toml"
+    name = config.parent.name
     source = read_toml(config).data.name
     run = tmp_path / "run"
     where = ["--data.folder", str(data / source)]

@@ -293,3 +293,15 @@ def test_lattice_data_leave_the_lattice_only_with_noise(process):
     assert process.on_lattice(t).tolist()[2] is False
     assert lattice.on_lattice(process.perturb(x, 0.0)).all()
     assert not lattice.on_lattice(process.perturb(x, process.T, generator=seeded(0))).all()
+
+
+@pytest.mark.parametrize(
+    ("alpha", "sigma"),
+    [(lambda t: 1 - t, lambda t: t), (lambda t: 1 - 2 * t, lambda t: t), (lambda t: 1 + 0 * t, lambda t: t / (1 - t))],
+    ids=["no data left", "sign turned", "endless noise"],
+)
+def test_a_process_must_end_where_samplers_can_start(alpha, sigma):
+    """Tweedie's formula divides by alpha(T): straight paths of flow matching need T < 1."""
+    with pytest.raises(ArgumentError, match=r"T: got alpha\(T\), sigma\(T\)"):
+        GaussianProcess(alpha, sigma)
+    assert float(GaussianProcess(alpha, sigma, T=0.4).alpha(0.4)) > 0

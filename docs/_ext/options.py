@@ -21,7 +21,7 @@ def rows(thing: Any) -> Iterator[tuple[str, str, str]]:
     """Name, default and description of each parameter or field."""
     words = {p.arg_name: " ".join((p.description or "").split()) for p in docstring_parser.parse(thing.__doc__).params}
     for name, parameter in inspect.signature(thing).parameters.items():
-        if dataclasses.is_dataclass(parameter.default) or parameter.default is dataclasses._HAS_DEFAULT_FACTORY:
+        if dataclasses.is_dataclass(parameter.default):
             continue  # a part with a table of its own
         default = "" if parameter.default is inspect.Parameter.empty else shown(parameter.default)
         yield name, default, words[name]

@@ -17,6 +17,7 @@ device of the arguments, and there is nothing to move. A Python float as time gi
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 
@@ -108,7 +109,8 @@ class GaussianProcess(NoiseProcess):
         T: Largest time.
 
     Raises:
-        ArgumentError: The functions do not start at the data, or ``T`` is not positive.
+        ArgumentError: The functions do not start at the data or do not end with positive values, or ``T`` is not
+            positive.
 
     Example:
         >>> cosine = GaussianProcess(lambda t: torch.cos(t), lambda t: torch.sin(t), T=0.1)
@@ -123,6 +125,12 @@ class GaussianProcess(NoiseProcess):
         if start != (1.0, 0.0):
             raise ArgumentError(
                 f"alpha, sigma: got alpha(0), sigma(0) = {start}; expected (1, 0): time 0 is the data itself"
+            )
+        end = float(self.alpha(self.T)), float(self.sigma(self.T))
+        if not (0.0 < end[0] < math.inf and 0.0 < end[1] < math.inf):
+            raise ArgumentError(
+                f"T: got alpha(T), sigma(T) = {end}; expected positive numbers, since samplers divide by both; "
+                f"end the process where something of the data is left"
             )
 
     def __setattr__(self, name: str, value: object) -> None:
