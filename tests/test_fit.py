@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ncml import VPSDE, NCMLObjective, NoiseConditionalDensity
-from ncml.densities import MAF
-from ncml.errors import ArgumentError, NonFiniteError
+from ncml.densities import MADE, MAF
+from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.times import AtZero
 from ncml.training import fit
 
@@ -127,3 +127,12 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
         fit(density, NCMLObjective(PROCESS), ring(), steps=3)
     assert float(density.scale.detach()) == 0.0
     assert not density.training
+
+
+def test_what_is_no_objective_and_no_tensor_is_refused():
+    process = VPSDE.at_noise(0.5)
+    density, x = MADE((2,), process, hidden=(8,)), torch.zeros(4, 2)
+    with pytest.raises(ArgumentTypeError, match="objective: got NCMLObjective; expected an NCMLObjective, such as"):
+        fit(density, NCMLObjective, x)
+    with pytest.raises(ArgumentTypeError, match="x: got list; expected one tensor of all training data"):
+        fit(density, NCMLObjective(process), [x])

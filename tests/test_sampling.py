@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ncml import VESDE, VPSDE, GaussianProcess, LevelNoise, NoiseConditionalDensity, SubVPSDE, generate
+from ncml import VESDE, VPSDE, GaussianProcess, Lattice, LevelNoise, NoiseConditionalDensity, SubVPSDE, generate
 from ncml.densities import CallableDensity, GaussianDensity, ToyLattice
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
 from ncml.sampling import AnnealedLangevin, EulerMaruyama, HeunODE, Tweedie
@@ -474,7 +474,9 @@ def test_bad_scores_name_time_and_step():
 
     density = CallableDensity(log_p, (1,), VP)
     density.train()
-    with pytest.raises(NonFiniteError, match=r"score: got NaN or infinity for 3 of 3 samples at t = .*\(step 5\)"):
+    with pytest.raises(
+        NonFiniteError, match=r"score: got NaN or infinity for 3 of 3 samples at t = .*\(step 5; rows 0, 1, 2\)"
+    ):
         EulerMaruyama(8)(density, VP, torch.ones(3, 1), generator=seeded(0))
     assert density.training
 
@@ -553,3 +555,19 @@ def test_samplers_see_through_wrappers_and_refuse_what_is_no_density():
         generate(density, process, 4, sampler=EulerMaruyama)
     with pytest.raises(ArgumentTypeError, match="t_start: got"):
         generate(density, process, 4, t_start=torch.zeros(4))
+
+
+def test_generate_may_stop_at_a_noise_level():
+    """The law there is the model's own, and lattice samples are not rounded."""
+    t_end = float(VP.time_at(0.5 * float(VP.sigma(VP.T))))
+    y = generate(gaussian(VP), VP, 4000, sampler=HeunODE(steps=32), t_end=t_end, generator=seeded(3))
+    exact = gaussian(VP).sample(4000, t_end, generator=seeded(4))
+    assert abs(float(y.std() / exact.std()) - 1.0) < 5.0 / math.sqrt(2 * 4000) * math.sqrt(2)
+    assert abs(float(y.mean() - exact.mean())) < 5.0 * float(exact.std()) * math.sqrt(2 / 4000)
+    density = lattice(VP)
+    noisy = generate(density, VP, 50, sampler=EulerMaruyama(steps=4), t_end=t_end, generator=seeded(5))
+    assert not bool(Lattice(17).on_lattice(noisy).any())
+    rounded = generate(density, VP, 50, sampler=EulerMaruyama(steps=4), t_end=0.0, generator=seeded(5))
+    assert bool(Lattice(17).on_lattice(rounded).all())
+    with pytest.raises(ArgumentError, match=r"t_end: got 0\.1 with t_start = 0"):
+        generate(density, VP, 3, t_start=0.0, t_end=0.1)

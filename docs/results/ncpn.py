@@ -105,10 +105,10 @@ def record_ablation(path: Path, commit: str) -> None:
 
 
 def best(values: list[float], lower: bool = True, digits: int = 3) -> list[str]:
-    """Cells of a row, the best in bold."""
+    """Cells of a row, the best in bold, if they differ."""
     rounded = [round(v, digits) for v in values]
     winner = min(rounded) if lower else max(rounded)
-    return [f"**{v:.{digits}f}**" if v == winner and len(values) > 1 else f"{v:.{digits}f}" for v in rounded]
+    return [f"**{v:.{digits}f}**" if v == winner and len(set(rounded)) > 1 else f"{v:.{digits}f}" for v in rounded]
 
 
 def table(head: str, keys: list[str], rows: list[tuple[str, list[str]]]) -> list[str]:

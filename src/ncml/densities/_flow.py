@@ -106,7 +106,8 @@ class FlowDensity(SampleableDensity):
                 f"({type(error).__name__}: {error}); expected a conditional flow of that context width. If the "
                 f"error speaks of the context, build the flow's networks with context features = {width}, or pass "
                 f"noise_features= the width they have; if of the inputs, check event_shape; if of a domain, give "
-                f"splines linear tails"
+                f"splines linear tails; if of log_prob or of forward, it is another library's: NFlowsDensity takes "
+                f"flows of nflows, ZukoDensity those of zuko"
             ) from error
         if first.shape != (4,):
             raise ArgumentError(f"flow: got log_prob of shape {tuple(first.shape)} for 4 examples; expected (4,)")

@@ -19,6 +19,9 @@ class NFlowsDensity(FlowDensity):
     ``context_features=noise_features`` (plus your own). nflows itself is not imported here. Scores can
     be differentiated again (``create_graph=True``) for every transform of nflows.
 
+    nflows' ``AffineCouplingTransform`` scales by at most 1.001 on the way to the base, so a flow of these alone cannot
+    be denser than its base anywhere: take splines or ``MaskedAffineAutoregressiveTransform``.
+
     Args:
         flow: An nflows flow (duck-typed: ``flow.log_prob(x, context=...)`` and ``flow.sample(1, context=...)``,
             which returns ``(B, 1, *event_shape)``).

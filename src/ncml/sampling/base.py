@@ -217,10 +217,12 @@ class _Scorer:
         score = self.density.forward_score(x, times, self.context)
         # A finite sum proves finite terms in one pass; only a failure needs a second look.
         if not math.isfinite(score.sum().item()) and not bool(torch.isfinite(score).all()):
-            bad = int((~torch.isfinite(score.flatten(1)).all(1)).sum())
+            bad = (~torch.isfinite(score.flatten(1)).all(1)).nonzero().flatten().tolist()
+            rows = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
             raise NonFiniteError(
-                f"score: got NaN or infinity for {bad} of {self.n} samples at t = {t:.6g} (step {self.position}); "
-                f"expected finite values; use more steps, or stop earlier with t_end"
+                f"score: got NaN or infinity for {len(bad)} of {self.n} samples at t = {t:.6g} (step {self.position}; "
+                f"rows {rows}); expected finite values; start at a lower t_start, take more steps, or leave these "
+                f"rows out: they are where the model is worst"
             )
         return score
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ncml.density import NoiseConditionalDensity, SampleableDensity, check_process
-from ncml.errors import ArgumentTypeError, UnsupportedError
+from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import NoiseProcess
 from ncml.sampling.base import Sampler, as_density, one_time
 from ncml.sampling.sde import EulerMaruyama
@@ -21,6 +21,7 @@ def generate(
     *,
     sampler: Sampler | None = None,
     t_start: float | None = None,
+    t_end: float | None = None,
     context: Tensor | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
@@ -33,13 +34,14 @@ def generate(
         n: Number of samples.
         sampler: How to refine. Default ``EulerMaruyama()``: 128 steps of the reverse SDE.
         t_start: Where to draw; the process's T if None. 0 is plain sampling, without a sampler.
+        t_end: Where to stop; 0 if None (see :class:`~ncml.Sampler`). Above 0 the samples are still noisy.
         context: Conditioning with ``n`` rows, or None.
         generator: Source of randomness for both parts.
         progress: Show a progress bar for the refinement.
 
     Returns:
-        Samples ``(n, *event_shape)`` at t = 0 in data units; of a lattice density clamped and rounded
-        to the lattice (nowhere earlier: clamping noisy samples would change their law).
+        Samples ``(n, *event_shape)`` at ``t_end`` in data units; at t = 0 those of a lattice density are clamped and
+        rounded to the lattice (nowhere earlier: clamping noisy samples would change their law).
 
     Raises:
         UnsupportedError: The density cannot sample, or the sampler needs another kind of process.
@@ -60,7 +62,10 @@ def generate(
             f"process: got {type(process).__name__}; {type(sampler).__name__} expected a {sampler.needs.__name__}; "
             f"use t_start=0 for plain sampling, or under a GaussianProcess AnnealedLangevin or Tweedie"
         )
+    if t == 0.0 and t_end not in (None, 0.0):
+        raise ArgumentError(f"t_end: got {t_end} with t_start = 0; expected None or 0: samplers go towards the data")
     x = density.sample(n, t, context, generator=generator)
     if t != 0.0:
-        x = sampler(density, process, x, t, context=context, generator=generator, progress=progress)  # type: ignore[arg-type]
-    return x if density.lattice is None else density.lattice.quantize(x)
+        x = sampler(density, process, x, t, t_end, context=context, generator=generator, progress=progress)  # type: ignore[arg-type]
+    noisy = t_end is not None and not bool(process.on_lattice(t_end))
+    return x if density.lattice is None or noisy else density.lattice.quantize(x)

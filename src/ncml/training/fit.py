@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ncml._checks import check_count, check_generator, check_positive
 from ncml._progress import progress_bar
-from ncml.errors import ArgumentError, NonFiniteError
+from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.objective import NCMLObjective
 
 __all__ = ["fit"]
@@ -51,6 +51,15 @@ def fit(
     Raises:
         NonFiniteError: The loss or a gradient is NaN or infinite; the parameters are those before that step.
     """
+    if not isinstance(objective, NCMLObjective):
+        raise ArgumentTypeError(
+            f"objective: got {getattr(objective, '__name__', type(objective).__name__)}; expected an NCMLObjective, "
+            f"such as NCMLObjective(process)"
+        )
+    if not isinstance(x, Tensor):
+        raise ArgumentTypeError(
+            f"x: got {type(x).__name__}; expected one tensor of all training data; stack the examples of a data set"
+        )
     check_count(steps, "steps")
     check_count(batch_size, "batch_size")
     check_positive(learning_rate, "learning_rate")
