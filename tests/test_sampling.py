@@ -569,5 +569,8 @@ def test_generate_may_stop_at_a_noise_level():
     assert not bool(Lattice(17).on_lattice(noisy).any())
     rounded = generate(density, VP, 50, sampler=EulerMaruyama(steps=4), t_end=0.0, generator=seeded(5))
     assert bool(Lattice(17).on_lattice(rounded).all())
-    with pytest.raises(ArgumentError, match=r"t_end: got 0\.1 with t_start = 0"):
-        generate(density, VP, 3, t_start=0.0, t_end=0.1)
+    generator = seeded(6)
+    for t_start in (0.0, 0.5 * t_end):
+        with pytest.raises(ArgumentError, match=r"t_end: got 0\.0.*expected 0 <= t_end <= t_start"):
+            generate(density, VP, 3, t_start=t_start, t_end=t_end, generator=generator)
+    assert torch.equal(generator.get_state(), seeded(6).get_state())  # nothing was drawn

@@ -62,10 +62,11 @@ def generate(
             f"process: got {type(process).__name__}; {type(sampler).__name__} expected a {sampler.needs.__name__}; "
             f"use t_start=0 for plain sampling, or under a GaussianProcess AnnealedLangevin or Tweedie"
         )
-    if t == 0.0 and t_end not in (None, 0.0):
-        raise ArgumentError(f"t_end: got {t_end} with t_start = 0; expected None or 0: samplers go towards the data")
+    stop = 0.0 if t_end is None else one_time(t_end, "t_end", process.T)
+    if not 0.0 <= stop <= t:
+        raise ArgumentError(f"t_end: got {stop:.6g}; expected 0 <= t_end <= t_start = {t:.6g}, towards the data")
     x = density.sample(n, t, context, generator=generator)
     if t != 0.0:
         x = sampler(density, process, x, t, t_end, context=context, generator=generator, progress=progress)  # type: ignore[arg-type]
-    noisy = t_end is not None and not bool(process.on_lattice(t_end))
-    return x if density.lattice is None or noisy else density.lattice.quantize(x)
+    clean = stop == 0.0 or bool(process.on_lattice(stop))
+    return density.lattice.quantize(x) if density.lattice is not None and clean else x
