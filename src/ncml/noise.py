@@ -109,7 +109,7 @@ class GaussianProcess(NoiseProcess):
         T: Largest time.
 
     Raises:
-        ArgumentError: The functions do not start at the data or do not end with positive values, or ``T`` is not
+        ArgumentError: The functions do not start at the data or do not end with a positive alpha, or ``T`` is not
             positive.
 
     Example:
@@ -127,10 +127,10 @@ class GaussianProcess(NoiseProcess):
                 f"alpha, sigma: got alpha(0), sigma(0) = {start}; expected (1, 0): time 0 is the data itself"
             )
         end = float(self.alpha(self.T)), float(self.sigma(self.T))
-        if not (0.0 < end[0] < math.inf and 0.0 < end[1] < math.inf):
+        if not (0.0 < end[0] < math.inf and math.isfinite(end[1])):
             raise ArgumentError(
-                f"T: got alpha(T), sigma(T) = {end}; expected positive numbers, since samplers divide by both; "
-                f"end the process where something of the data is left"
+                f"T: got alpha(T), sigma(T) = {end}; expected finite numbers and a positive alpha, by which samplers "
+                f"divide; end the process where something of the data is left"
             )
 
     def __setattr__(self, name: str, value: object) -> None:
