@@ -63,7 +63,7 @@ def generate(
             f"use t_start=0 for plain sampling, or under a GaussianProcess AnnealedLangevin or Tweedie"
         )
     stop = 0.0 if t_end is None else one_time(t_end, "t_end", process.T)
-    if not 0.0 <= stop <= t:
+    if not 0.0 <= stop <= max(t, 0.0):  # t itself is checked where it is drawn at
         raise ArgumentError(f"t_end: got {stop:.6g}; expected 0 <= t_end <= t_start = {t:.6g}, towards the data")
     x = density.sample(n, t, context, generator=generator)
     if t != 0.0:
