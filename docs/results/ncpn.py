@@ -17,6 +17,7 @@ from typing import Any
 HERE = Path(__file__).parent
 NAMES = {"ml": "ML", "vp": "NCML, VP", "sub-vp": "NCML, sub-VP", "ve": "NCML, VE"}
 COLOURS = {"ml": "#D55E00", "vp": "#0072B2", "sub-vp": "#009E73", "ve": "#CC79A7"}
+OTHER = "CIFAR-10, large network: not comparable"
 SHOWN = 16  # samples in a row of the picture
 STATISTICS = {
     "log_p": r"$\log p$",
@@ -117,8 +118,16 @@ def table(head: str, keys: list[str], rows: list[tuple[str, list[str]]]) -> list
     return lines + [f"| {label} | " + " | ".join(cells) + " |" for label, cells in rows]
 
 
-def results(data: dict[str, Any]) -> list[str]:
-    """The tables of one recorded set of runs."""
+def paper(keys: list[str]) -> dict[str, list[str]]:
+    """The paper's numbers for NCPN on CIFAR-10, a cell for each run, by what they are called in its claims.json."""
+    claims = json.loads((HERE.parents[1] / "examples" / "cifar10_ncpn" / "claims.json").read_text())["rows"]
+    runs = {"ml": "NCPN (ML)", "vp": "NCPN (NCML-VP)", "sub-vp": "NCPN (NCML-subVP)", "ve": "NCPN (NCML-VE)"}
+    numbers = [{name: v for table in claims[runs[key]].values() for name, v in table.items()} for key in keys]
+    return {name: [f"{n[name]:.2f}" for n in numbers] for name in numbers[0]}
+
+
+def results(data: dict[str, Any], claims: dict[str, list[str]]) -> list[str]:
+    """The tables of one recorded set of runs, with a paper's numbers for other runs beside them, if there are any."""
     runs: dict[str, Any] = data["runs"]
     keys = list(runs)
     evaluations = [run["evaluation"] for run in runs.values()]
@@ -129,6 +138,8 @@ def results(data: dict[str, Any]) -> list[str]:
         error = max(b["standard_error"] for b in bits)
         label = rf"$\pi$ = {pi} ({moved:.0%} of the values move; s.e. {error:.3f})"
         rows.append((label, best([b["mean"] for b in bits])))
+        if claims:
+            rows.append((f"... paper, {OTHER}", claims[f"bits/dim pi={pi}"]))
     lines = table("bits/dim at t = 0, exact, test images (lower is better)", keys, rows)
 
     rows = []
@@ -136,6 +147,8 @@ def results(data: dict[str, Any]) -> list[str]:
         for key, label in STATISTICS.items():
             values = [e["auroc"][outliers][key]["value"] for e in evaluations]
             rows.append((f"{outliers}, {label}", best(values, lower=False)))
+            if key == "log_p_plus_log_score_norm" and f"AUROC {outliers}" in claims:
+                rows.append((f"... paper, {OTHER}", claims[f"AUROC {outliers}"]))
     lines += table("AUROC, test images against ... (higher is better)", keys, rows)
 
     if "frechet" in evaluations[0]:
@@ -175,7 +188,11 @@ def pages() -> None:
 def page(name: str) -> str:
     """The words, with the tables of the record in their place."""
     data = json.loads((HERE / f"{name}.json").read_text())
-    body = ablation_table(data) if "variants" in data else [*conditions(data), *results(data)]
+    if "variants" in data:
+        body = ablation_table(data)
+    else:
+        claims = paper(list(data["runs"])) if name.startswith("cifar") else {}
+        body = [*conditions(data), *results(data, claims)]
     return (HERE / f"{name}.words.txt").read_text().replace("(tables)", "\n".join(body))
 
 
