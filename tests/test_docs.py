@@ -171,6 +171,11 @@ def test_the_readme_quotes_the_recorded_runs():
         cells = [f"{run['evaluation']['bits_per_dim'][pi]['bits']['mean']:.3f}" for run in runs.values()]
         best = min(cells)
         assert f"| {pi} | " + " | ".join(f"**{c}**" if c == best else c for c in cells) + " |" in readme
+    other = json.loads((ROOT / "docs" / "results" / "cifar16-seed1.json").read_text())["runs"]
+    for pi in ("0", "1"):
+        ml, vp = (other[key]["evaluation"]["bits_per_dim"][pi]["bits"]["mean"] for key in ("ml", "vp"))
+        assert f"{ml:.3f}" in readme
+        assert f"{vp:.3f}" in readme
     distance = {key: run["evaluation"]["frechet"]["distances"] for key, run in runs.items()}
     ours, plain, ml = distance["vp"]["two-part"], distance["vp"]["direct"], distance["ml"]["direct"]
     assert f"{ours:.2f} against {plain:.2f} for direct samples of the VP model, {ml:.2f} by ML" in readme
