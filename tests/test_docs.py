@@ -172,6 +172,11 @@ def test_the_readme_quotes_the_recorded_runs():
         best = min(cells)
         assert f"| {pi} | " + " | ".join(f"**{c}**" if c == best else c for c in cells) + " |" in readme
     other = json.loads((ROOT / "docs" / "results" / "cifar16-seed1.json").read_text())["runs"]
+    clean = {key: run["evaluation"]["bits_per_dim"]["0"]["bits"]["mean"] for key, run in runs.items()}
+    shown = [clean[key] for key in ("ml", "vp", "ve")]
+    seeds = abs(clean["ml"] - other["ml"]["evaluation"]["bits_per_dim"]["0"]["bits"]["mean"])
+    assert seeds > max(shown) - min(shown)
+    assert f"the three differ by {max(shown) - min(shown):.3f} bits/dim at most" in readme
     for pi in ("0", "1"):
         ml, vp = (other[key]["evaluation"]["bits_per_dim"][pi]["bits"]["mean"] for key in ("ml", "vp"))
         assert f"{ml:.3f}" in readme
@@ -212,3 +217,10 @@ def test_the_readme_quotes_the_recorded_benchmarks():
         figure("ncpn.json", f"step without attention, {size} / pixel-cnn-pp's") for size in ("small", "paper")
     )
     assert f"{small:.2f}x of pixel-cnn-pp's step (small) and {paper:.2f}x (paper's size)" in readme
+    least, most = (figure("ncpn.json", f"step with attention, {size} / without, bf16") for size in ("paper", "small"))
+    assert f"makes that {least:.1f} (paper) to {most:.1f} (small, bfloat16) times as long" in readme
+    bf16 = figure("ncpn.json", "step without attention, paper, bf16 / pixel-cnn-pp's float32")
+    attending = [figure("ncpn.json", f"step with attention, paper / without{p}") for p in (", bf16", "")]
+    page = (ROOT / "docs" / "howto" / "gpus.md").read_text()
+    assert f"takes {bf16:.2f}x of PixelCNN++'s time, {paper:.2f}x in float32" in page
+    assert f"a step takes {attending[0]:.2f}x and {attending[1]:.2f}x of that" in page
