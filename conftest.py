@@ -10,8 +10,9 @@ import torch
 
 import ncml
 import ncml.densities
+import ncml.noise
+import ncml.objective
 import ncml.sampling
-import ncml.times
 
 
 @pytest.fixture(autouse=True)
@@ -20,5 +21,5 @@ def _doctest_names(request: pytest.FixtureRequest, doctest_namespace: dict[str, 
     if isinstance(request.node, pytest.DoctestItem):
         torch.manual_seed(0)
         doctest_namespace.update(math=math, torch=torch, ncml=ncml)
-        for module in (ncml, ncml.densities, ncml.sampling, ncml.times):
+        for module in (ncml, ncml.noise, ncml.densities, ncml.objective, ncml.sampling):
             doctest_namespace.update({name: getattr(module, name) for name in module.__all__})

@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,11 +43,43 @@ def measure(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            start = time.process_time()
-            for _ in range(repeats[name]):
-                side()
-            seconds[name].append((time.process_time() - start) / repeats[name])
+            seconds[name].append(cpu_seconds(side, repeats[name]) / repeats[name])
     return seconds
+
+
+def cpu_seconds(side: Callable[[], object], repeats: int) -> float:
+    """CPU seconds of so many calls, here or in the process that runs the side."""
+    if isinstance(side, Remote):
+        return side.cpu_seconds(repeats)
+    start = time.process_time()
+    for _ in range(repeats):
+        side()
+    return time.process_time() - start
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A side of another process, which runs and times it when it is asked to (see :func:`serve`)."""
+
+    process: subprocess.Popen[str]
+    name: str
+
+    def __call__(self) -> None:
+        self.cpu_seconds(1)
+
+    def cpu_seconds(self, repeats: int) -> float:
+        """CPU seconds of so many calls over there."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(repeats, self.name, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+
+def serve(sides: Mapping[str, Callable[[], object]]) -> None:
+    """Answer each line ``REPEATS NAME`` on stdin with the CPU seconds of so many calls of that side."""
+    for line in sys.stdin:
+        repeats, _, name = line.strip().partition(" ")
+        print(cpu_seconds(sides[name], int(repeats)), flush=True)
 
 
 def settle_heap() -> None:
@@ -60,9 +93,9 @@ def settle_heap() -> None:
 
 def _warm_up(side: Callable[[], object]) -> int:
     """Run a side for a while; how often to call it within one sample."""
-    calls, start = 0, time.process_time()
-    while (elapsed := time.process_time() - start) < WARMUP_SECONDS or calls < 2:
-        side()
+    calls, elapsed = 0, 0.0
+    while elapsed < WARMUP_SECONDS or calls < 2:
+        elapsed += cpu_seconds(side, 1)
         calls += 1
     return max(1, math.ceil(SAMPLE_SECONDS * calls / elapsed))
 
@@ -92,7 +125,7 @@ class Figure:
         """One line of the table."""
         bound = "" if self.target is None else f"{'>=' if self.at_least else '<='} {self.target:g}"
         value = "-" if self.value is None else f"{self.value:.3g} {self.unit}"
-        return f"{self.name:<68} {bound:>8} {value:>10}  {self.verdict:<7} {self.note}".rstrip()
+        return f"{self.name:<84} {bound:>8} {value:>10}  {self.verdict:<7} {self.note}".rstrip()
 
 
 @dataclass
@@ -142,7 +175,9 @@ class Report:
 
 
 def recorded(name: str) -> Report:
-    """A report as :meth:`Report.write` left it, without its seconds."""
+    """A report as :meth:`Report.write` left it, without its seconds; empty if it has not been recorded."""
+    if not (RESULTS / f"{name}.json").exists():
+        return Report(name)
     figures = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
     return Report(name, [Figure(**{k: v for k, v in figure.items() if k != "verdict"}) for figure in figures])
 
@@ -231,6 +266,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--score-sde", default=os.environ.get("SCORE_SDE"), help="checkout of score_sde_pytorch (or $SCORE_SDE)"
     )
     result.add_argument("--azula", default=os.environ.get("AZULA"), help="checkout of azula (or $AZULA)")
+    result.add_argument(
+        "--before", default=os.environ.get("NCML_BEFORE"), help="checkout of ncml 0.1.0 (or $NCML_BEFORE)"
+    )
     return result
 
 

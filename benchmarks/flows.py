@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from common import DenseMLP, Report, main, optional, settle_heap, with_backward, without_grad
 from ncml import VPSDE
 from ncml.densities import MAF
-from ncml.densities.maf import _bounded
+from ncml.densities.maf import MAX_LOG_SCALE
 from ncml.nn.conditioning import Conditioning
 
 D, HIDDEN, TRANSFORMS, BATCH = 64, (128, 128), 5, 512
@@ -33,9 +33,10 @@ class DenseFlow(nn.Module):
 
     def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         features, log_det = self.conditioning(t), x.new_zeros(())
+        limit = torch.tensor(MAX_LOG_SCALE)
         for net in self.nets:
             raw, shift = net(x, features).unbind(-1)
-            log_scale = _bounded(raw)
+            log_scale = MAX_LOG_SCALE * raw / torch.hypot(raw, limit)  # as MAF bounds it
             x = torch.addcmul(shift, x, log_scale.exp())
             log_det = log_det + log_scale.sum(1)
         return log_det - 0.5 * (x.square().sum(1) + D * math.log(2.0 * math.pi))

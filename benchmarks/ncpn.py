@@ -105,7 +105,7 @@ def ours(size: Size, heads: int) -> NCPN:
     torch.manual_seed(0)
     process = VPSDE.at_noise(10 * Lattice(256).width)
     preset = {"blocks": size.blocks, "features": size.features, "components": COMPONENTS}
-    return NCPN(SHAPE, process, levels=3, heads=heads, **preset)
+    return NCPN(SHAPE, process, resolutions=3, heads=heads, **preset)
 
 
 def images(n: int) -> Tensor:

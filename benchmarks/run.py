@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import checks
 import flows
 import made
 import ncpn
@@ -10,7 +11,7 @@ import score
 from common import parser, recorded, show
 
 # Samplers first: they are also measured with the heap of a young process.
-BENCHMARKS = (samplers, flows, made, score, ncpn)
+BENCHMARKS = (samplers, checks, flows, made, score, ncpn)
 
 
 def main() -> None:

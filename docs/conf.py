@@ -114,6 +114,8 @@ LINKS = {
 
 def arrange(module: Any) -> None:
     """Let a module show what its package exports of it, if anything, in the order of the source."""
+    if not hasattr(module, "__all__"):
+        return
     package = sys.modules[module.__name__.rpartition(".")[0]]
     names = [name for name in module.__all__ if name in package.__all__ and package is not ncml] or module.__all__
     source = Path(module.__file__).read_text(encoding="utf-8")

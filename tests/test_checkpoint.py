@@ -15,7 +15,7 @@ import torch
 
 from ncml.errors import ArgumentError, CheckpointError, NCMLError
 from ncml.training import load_state, open_checkpoint, save_checkpoint
-from ncml.training.checkpoint import _manifest_text, find_checkpoint
+from ncml.training.checkpoint import find_checkpoint, manifest_text
 
 MODEL = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1.5, dtype=torch.float64)}
 TRAINING = {"parameter.a": torch.zeros(2, 3)}
@@ -137,7 +137,7 @@ def test_mutated_files_are_refused_or_equal(saved):
 def resealed(saved, **changes):
     """The checkpoint with a changed manifest whose hash is right again."""
     manifest = json.loads((saved / "checkpoint.json").read_text())["manifest"]
-    (saved / "checkpoint.json").write_text(_manifest_text({**manifest, **changes}))
+    (saved / "checkpoint.json").write_text(manifest_text({**manifest, **changes}))
 
 
 class Canary:
@@ -165,8 +165,8 @@ def test_a_pickle_is_never_run(saved, tmp_path, monkeypatch):
 
 
 def test_a_newer_format_is_named(saved):
-    resealed(saved, format=2)
-    with pytest.raises(CheckpointError, match="format 2; expected at most 1"):
+    resealed(saved, format=3)
+    with pytest.raises(CheckpointError, match="format 3; expected at most 2"):
         open_checkpoint(saved)
 
 

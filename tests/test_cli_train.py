@@ -26,8 +26,8 @@ from ncml.training.config import from_dict, to_dict
 from tests.training_problems import same_state
 
 SMALL = """
-    --data.name digits --network.features 8 --network.blocks 1 --network.heads 2 --network.components 2
-    --noise.levels 2 --optim.steps 8 --optim.batch-size 8 --optim.warmup 2 --run.threads 1 --run.accelerator cpu
+    --data.name digits --model.features 8 --model.blocks 1 --model.heads 2 --model.components 2
+    --noise.std-in-levels 2 --optim.steps 8 --optim.batch-size 8 --optim.warmup 2 --run.threads 1 --run.accelerator cpu
     --run.log-every 2 --run.save-every 2 --run.validate-every 4 --run.validate-images 20 --run.sample-every 8
     --run.samples 4
 """
@@ -70,8 +70,8 @@ def test_train_leaves_what_it_says(run):
     names = {p.name for p in run.iterdir()}
     assert names == {"config.json", "metrics.jsonl", "checkpoints", "report.json", "samples_00000008.png"}
     report = json.loads((run / "report.json").read_text())
-    assert report["settings"]["network"]["features"] == 8
-    assert (report["training_images"], report["processes"], report["images"]["levels"]) == (1437, 1, 17)
+    assert report["settings"]["model"]["features"] == 8
+    assert (report["training_examples"], report["processes"], report["data"]["levels"]) == (1437, 1, 17)
     assert report["parameters"] == sum(p.numel() for p in load_density(run)[0].parameters())
     assert report["environment"]["torch"] == torch.__version__
     with Image.open(run / "samples_00000008.png") as picture:
@@ -168,7 +168,7 @@ def test_evaluate_hands_fid_its_images(run, tmp_path, monkeypatch):
         seen.append((torch.cat(list(real)), torch.cat(list(fake))))
         return 7.5
 
-    monkeypatch.setattr("ncml.cli._tables.fid", fake_fid)
+    monkeypatch.setattr("ncml.cli.tables.fid", fake_fid)
     (tmp_path / "claims.json").write_text(json.dumps({"requires": {}, "rows": {"r": {"Table 1": {"FID": 9.0}}}}))
     few = ["--images", "4", "--curve-images", "0", "--ood-images", "0", "--samples", "4", "--steps", "1"]
     few += ["--fid", "--classifier-steps", "1", "--claims", str(tmp_path / "claims.json"), "--row", "r"]
@@ -185,7 +185,7 @@ def test_evaluate_hands_fid_its_images(run, tmp_path, monkeypatch):
 
 def test_classes(tmp_path):
     folder = tmp_path / "run"
-    settings = ["--network.classes", "--optim.steps", "2", "--run.sample-every", "2"]
+    settings = ["--model.classes", "--optim.steps", "2", "--run.sample-every", "2"]
     assert main(["train", "--out", str(folder), *SMALL, *settings]) == 0
     for label in ("3", None):
         arguments = [] if label is None else ["--class", label]
@@ -206,10 +206,10 @@ def test_classes(tmp_path):
 
 def test_outliers_need_a_model_that_knows_unlabelled_images(tmp_path, capsys):
     folder = tmp_path / "run"
-    settings = ["--network.classes", "--network.label-dropout", "0", "--optim.steps", "1", "--run.sample-every", "0"]
+    settings = ["--model.classes", "--model.label-dropout", "0", "--optim.steps", "1", "--run.sample-every", "0"]
     assert main(["train", "--out", str(folder), *SMALL, *settings]) == 0
     assert main(["evaluate", str(folder)]) == 2
-    assert "never saw an image without its label" in capsys.readouterr().err
+    assert "never saw an example without its label" in capsys.readouterr().err
 
 
 def test_results_of_a_checkpoint_go_beside_the_run(run, tmp_path):
@@ -224,7 +224,7 @@ def test_what_the_first_lines_say(tmp_path, capsys):
     assert main(["train", "--out", str(tmp_path / "run"), *small, "--resume"]) == 0
     printed = capsys.readouterr().out
     assert f"No run in {tmp_path / 'run'} yet: starting one." in printed
-    assert "Their 10 classes are not used; --network.classes conditions on them." in printed
+    assert "Their 10 classes are not used; --model.classes conditions on them." in printed
     bits = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["validation"]["bits_per_dim"]
     assert f"Held-out images at t = 0: {bits:.3f} bits/dim." in printed
 
@@ -245,7 +245,7 @@ def test_images_that_have_moved(tmp_path):
             Image.new("L", (8, 8), 60 * i).save(path)
     where = ["--data.name", "folder", "--data.channels", "1", "--data.folder", str(tmp_path / "here")]
     run = str(tmp_path / "run")
-    assert main(["train", "--out", run, *SMALL, *where, "--run.sample-every", "0", "--noise.levels", "20"]) == 0
+    assert main(["train", "--out", run, *SMALL, *where, "--run.sample-every", "0", "--noise.std-in-levels", "20"]) == 0
     (tmp_path / "here").rename(tmp_path / "there")
     assert main(["complete", run, "--images", "1", "--draws", "1"]) == 2
     moved = ["--data.folder", str(tmp_path / "there")]
@@ -329,7 +329,7 @@ def test_a_damaged_configuration(tmp_path, capsys, text):
 
 def test_a_refused_start_leaves_nothing(tmp_path):
     """So that the corrected command is a first start again."""
-    for wrong in (["--optim.accumulate", "3"], ["--noise.levels", "20"]):
+    for wrong in (["--optim.accumulate", "3"], ["--noise.std-in-levels", "20"]):
         assert main(["train", "--out", str(tmp_path / "run"), *SMALL, *wrong]) == 2
         assert not (tmp_path / "run").exists()
 
@@ -407,7 +407,7 @@ def test_two_processes_train_sample_and_evaluate_as_one(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--network.features", "9"], "heads: got 2; expected a divisor of features = 9"),
+        (["--model.features", "9"], "heads: got 2; expected a divisor of features = 9"),
         (["--data.name", "mnist", "--data.folder", "nowhere"], "nowhere"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
         (["--run.strategy", "nonsense"], "nonsense"),
@@ -424,7 +424,7 @@ def test_errors_of_the_user(tmp_path, capsys, arguments, message):
     ("arguments", "message"),
     [
         (["--optim.batch-size", "0"], "optim.batch_size: got 0; expected an integer >= 1"),
-        (["--noise.levels", "-1"], "noise.levels: got -1.0"),
+        (["--noise.std-in-levels", "-1"], "noise.std_in_levels: got -1.0"),
         (["--optim.stepz", "3"], "--optim.steps"),
         (["--noise.process", "vq"], "sub-vp"),
     ],

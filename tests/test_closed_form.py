@@ -185,7 +185,7 @@ def test_samples_are_reproducible(build):
     times = torch.tensor([0.0, VP.T, 0.0, VP.T])
     assert density.sample(4, times, generator=seeded(1)).shape == (4, 1)
     for n in (-1, 2.0, True):
-        with pytest.raises(ArgumentError, match="n: got"):
+        with pytest.raises(ArgumentError, match=r"^n: got"):
             density.sample(n)
 
 
@@ -202,18 +202,18 @@ def test_shapes_of_parameters():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: GaussianDensity(VP, torch.zeros(2), torch.ones(3)), ArgumentError, r"std: got shape \(3,\)"),
-        (lambda: GaussianDensity(VP, 0.0, 0.0), ArgumentError, "std: got values <= 0"),
+        (lambda: GaussianDensity(VP, torch.zeros(2), torch.ones(3)), ArgumentError, r"^std: got"),
+        (lambda: GaussianDensity(VP, 0.0, 0.0), ArgumentError, r"^std: got"),
         (lambda: GaussianDensity(VP, math.nan, 1.0), ArgumentError, "mean: got non-finite"),
         (lambda: GaussianDensity(LevelNoise(17), 0.0, 1.0), UnsupportedError, "expected a GaussianProcess"),
-        (lambda: GaussianMixtureDensity(VP, [1.0, -1.0], [0.0, 1.0], 0.1), ArgumentError, "weights: got"),
-        (lambda: GaussianMixtureDensity(VP, [], [], 0.1), ArgumentError, "weights: got"),
-        (lambda: GaussianMixtureDensity(VP, [1.0], [0.0, 1.0], 0.1), ArgumentError, "means: got shape"),
-        (lambda: GaussianMixtureDensity(VP, [1.0], [[0.0, 1.0]], [[0.1, 0.2, 0.3]]), ArgumentError, "stds: got shape"),
-        (lambda: GaussianMixtureDensity(VP, [1.0], [0.0], -0.1), ArgumentError, "stds: got values <= 0"),
-        (lambda: ToyLattice(VP, [0.5, -0.5, 1.0]), ArgumentError, "pmf: got negative values"),
+        (lambda: GaussianMixtureDensity(VP, [1.0, -1.0], [0.0, 1.0], 0.1), ArgumentError, r"^weights: got"),
+        (lambda: GaussianMixtureDensity(VP, [], [], 0.1), ArgumentError, r"^weights: got"),
+        (lambda: GaussianMixtureDensity(VP, [1.0], [0.0, 1.0], 0.1), ArgumentError, r"^means: got"),
+        (lambda: GaussianMixtureDensity(VP, [1.0], [[0.0, 1.0]], [[0.1, 0.2, 0.3]]), ArgumentError, r"^stds: got"),
+        (lambda: GaussianMixtureDensity(VP, [1.0], [0.0], -0.1), ArgumentError, r"^stds: got"),
+        (lambda: ToyLattice(VP, [0.5, -0.5, 1.0]), ArgumentError, r"^pmf: got"),
         (lambda: ToyLattice(VP, [0.0, 0.0]), ArgumentError, "a row without mass"),
-        (lambda: ToyLattice("vp", PMF), UnsupportedError, "process: got str"),
+        (lambda: ToyLattice("vp", PMF), UnsupportedError, r"^process: got"),
     ],
 )
 def test_bad_parameters(build, error, message):
@@ -297,7 +297,7 @@ def test_the_posterior_of_what_cannot_happen_is_refused():
     """0/0, without noise, after level noise, and so far away that every density underflows."""
     gap = [0.5, 0.0, 0.0, 0.0, 0.5]
     for process, x, t in [(VP, 0.0, 0.0), (LevelNoise(5), 0.0, 0.5), (VP, 1e200, VP.T)]:
-        with pytest.raises(ArgumentError, match=r"x: got 1 of 2 values that have no mass at their t, the first"):
+        with pytest.raises(ArgumentError, match=r"^x: got"):
             ToyLattice(process, gap).posterior(torch.tensor([[-1.0], [x]], dtype=F64), t)
     assert ToyLattice(LevelNoise(5), gap).posterior(torch.tensor([[-0.5]], dtype=F64), 0.5).tolist() == [
         [[1, 0, 0, 0, 0]]

@@ -114,9 +114,9 @@ def test_a_context_is_not_cast_silently():
     conditioning, wide = Conditioning(PROCESSES[0], 6, context_features=2), torch.ones(1, 2, dtype=F64)
     assert torch.equal(conditioning(torch.zeros(1), wide.bfloat16()), conditioning(torch.zeros(1), wide.float()))
     assert conditioning(torch.zeros(1, dtype=F64), wide).dtype == F64
-    with pytest.raises(ArgumentTypeError, match=r"context: got dtype torch.float64; expected torch.float32"):
+    with pytest.raises(ArgumentTypeError, match=r"^context: got"):
         conditioning(torch.zeros(1), wide)
-    with pytest.raises(ArgumentTypeError, match=r"context: got dtype torch.float32; expected torch.float64"):
+    with pytest.raises(ArgumentTypeError, match=r"^context: got"):
         MAF((2,), PROCESSES[0], context_features=2).double().sample(1, 0.01, wide.float())
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform
 from torch import nn
 
 import ncml.testing
-from ncml import VESDE, VPSDE, AutoregressiveDensity, LevelNoise, NoiseConditionalDensity, NoiseProcess
+from ncml import VESDE, VPSDE, AutoregressiveDensity, LevelNoise, LinearSDE, NoiseConditionalDensity, NoiseProcess
 from ncml.densities import (
     MADE,
     MAF,
@@ -29,10 +31,27 @@ from ncml.densities import (
     ZukoDensity,
 )
 from ncml.errors import ArgumentError, ArgumentTypeError, ConformanceError, MissingExtraError
-from ncml.lattice import Lattice
-from ncml.sampling import AnnealedLangevin, EulerMaruyama, HeunODE, Tweedie
-from ncml.testing import check_density, check_noise_process, check_sampler
-from ncml.testing._reference import OrnsteinUhlenbeck
+from ncml.noise import Lattice
+from ncml.sampling import (
+    AdaptiveHeun,
+    AnnealedLangevin,
+    DPMSolver2M,
+    EulerMaruyama,
+    GridSampler,
+    HeunODE,
+    MetropolisLangevin,
+    Tweedie,
+)
+from ncml.testing import (
+    Report,
+    check_density,
+    check_noise_process,
+    check_sampler,
+    density_checks,
+    process_checks,
+    sampler_checks,
+)
+from ncml.testing.reference import OrnsteinUhlenbeck
 from tests.problems import PMF, PROCESSES, WHOLE_SDES, gaussian, lattice, mixture, plane_mixture, same_bits, seeded
 
 FEW = 500
@@ -49,9 +68,8 @@ ON_FIVE = VPSDE.at_noise(FIVE.width)
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 def test_bundled_processes_conform(process):
     report = check_noise_process(process)
-    skipped = {name for name, _ in report.not_applicable}
-    assert ("sigma_solves_the_diffusion" in skipped) == (process is PROCESSES["cosine"])
-    assert "moves_match_the_transition_matrix" in skipped
+    assert {reason for _, reason in report.not_applicable} == {"not a DiscreteProcess"}
+    assert "sigma_solves_the_diffusion" in report.passed
 
 
 @pytest.mark.parametrize("process", WHOLE_SDES.values(), ids=WHOLE_SDES.keys())
@@ -64,7 +82,7 @@ def test_whole_schedules_conform(process):
 def test_level_noise_conforms(levels, T, edge):
     report = check_noise_process(LevelNoise(levels, edge=edge, T=T))
     assert "moves_match_the_transition_matrix" in report.passed
-    assert dict(report.not_applicable)["alpha_solves_the_drift"] == "not a LinearSDE"
+    assert dict(report.not_applicable)["alpha_solves_the_drift"] == "not a GaussianProcess"
 
 
 def test_the_ve_sde_of_song_conforms_once_its_start_is_declared():
@@ -81,7 +99,7 @@ def nflows_flow() -> Flow:
 
 
 def pixel_network(shape: tuple[int, ...], heads: int = 0) -> NCPN:
-    return NCPN(shape, ON_FIVE, lattice=FIVE, features=8, blocks=1, levels=1, heads=heads, components=2)
+    return NCPN(shape, ON_FIVE, lattice=FIVE, features=8, blocks=1, resolutions=1, heads=heads, components=2)
 
 
 def laplace_around(x, t, context):
@@ -135,25 +153,60 @@ def test_bundled_densities_conform(name):
     assert len(integrals) == (math.prod(density.event_shape) <= 10)
 
 
-SAMPLERS = {
-    "euler": (EulerMaruyama(steps=32), 0.05),
-    "euler, uniform": (EulerMaruyama(steps=64, grid="uniform", denoise_last=False), 0.05),
-    "heun": (HeunODE(steps=16), 0.01),
-    "langevin": (AnnealedLangevin(steps=32, step_size=0.2), 0.2),
-    "tweedie": (Tweedie(), 1e-9),
-}
+SAMPLERS = (
+    AdaptiveHeun(),
+    AnnealedLangevin(),
+    DPMSolver2M(),
+    EulerMaruyama(),
+    HeunODE(),
+    MetropolisLangevin(),
+    Tweedie(),
+)
 
 
-@pytest.mark.parametrize(("sampler", "tolerance"), SAMPLERS.values(), ids=SAMPLERS.keys())
-def test_bundled_samplers_conform(sampler, tolerance):
-    report = check_sampler(sampler, tolerance=tolerance)
-    assert ("law_at_zero" in report.passed) == sampler.samples_law
-    assert ("posterior_mean_is_exact" in report.passed) != sampler.samples_law
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
+def test_bundled_samplers_conform(sampler):
+    """At their own defaults, and the kit's."""
+    skipped = dict(check_sampler(sampler).not_applicable)
+    assert ("distribution_at_zero" in skipped) != sampler.samples_distribution
+    assert ("posterior_mean_is_exact" in skipped) == sampler.samples_distribution
+    assert ("chains_keep_the_distribution" in skipped) != sampler.moves_in_place
+    assert ("more_steps_reduce_the_error" in skipped) != isinstance(sampler, GridSampler)
+    assert ("lower_tolerances_reduce_the_error" in skipped) != hasattr(sampler, "rtol")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "tolerance"),
+    [
+        (EulerMaruyama(steps=64, grid="uniform", denoise_last=False), 0.05),
+        (HeunODE(steps=16), 0.01),
+        (DPMSolver2M(steps=64), 0.01),
+        (AdaptiveHeun(rtol=1e-4, atol=1e-4), 0.01),
+        (Tweedie(), 1e-9),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_samplers_conform_with_other_settings(sampler, tolerance):
+    assert not check_sampler(sampler, tolerance=tolerance).failed
+
+
+@pytest.mark.parametrize("process", [VESDE.at_noise(10.0), VESDE.linear(10.0)], ids=["ve", "linear-ve"])
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s.samples_distribution], ids=lambda s: type(s).__name__)
+def test_samplers_conform_on_wide_ladders(sampler, process):
+    """Noise of twenty times the data's standard deviation, at the defaults."""
+    for check in sampler_checks(process=process):
+        if check.id in ("distribution_at_zero", "distribution_at_an_intermediate_time"):
+            check(sampler)
 
 
 @pytest.mark.parametrize("process", WHOLE_SDES.values(), ids=WHOLE_SDES.keys())
-def test_samplers_conform_on_other_processes(process):
-    assert "law_at_zero" in check_sampler(HeunODE(steps=64), type(process).at_noise(0.5)).passed
+@pytest.mark.parametrize("sampler", [HeunODE(steps=64), DPMSolver2M()], ids=lambda s: type(s).__name__)
+def test_samplers_conform_on_other_processes(process, sampler):
+    assert "distribution_at_zero" in check_sampler(sampler, type(process).at_noise(0.5)).passed
+
+
+def test_samplers_conform_on_a_process_of_two_functions():
+    assert "lattice_data_end_by_tweedie" in check_sampler(EulerMaruyama(), PROCESSES["cosine"]).passed
 
 
 # Users' own classes, which see nothing but the interfaces.
@@ -165,10 +218,10 @@ class Masking(NoiseProcess):
     T = 1.0
 
     def perturb(self, x, t, *, noise=None, generator=None):
-        ncml._checks.check_floating(x, "x")
-        t = ncml._checks.check_time(t, x, self.T)
-        u = self._noise(x, noise, generator)
-        return torch.where(u < ncml._checks.per_example(t, x), 0.0 * x + 2.0 * u, x)
+        ncml.checks.check_floating(x, "x")
+        t = ncml.checks.check_time(t, x, self.T)
+        u = self.checked_noise(x, noise, generator)
+        return torch.where(u < ncml.checks.per_example(t, x), 0.0 * x + 2.0 * u, x)
 
     def draw_noise(self, x, *, generator=None):
         return torch.rand(x.shape, dtype=x.dtype, generator=generator)
@@ -187,7 +240,6 @@ def test_a_process_of_no_known_kind_conforms():
     report = check_noise_process(Masking(), torch.ones(3, 2, 2))
     assert {reason for _, reason in report.not_applicable} == {
         "not a GaussianProcess",
-        "not a LinearSDE",
         "not a DiscreteProcess",
     }
 
@@ -195,7 +247,7 @@ def test_a_process_of_no_known_kind_conforms():
 class Normal(NoiseConditionalDensity):
     """The example of the interface's documentation."""
 
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, *, edges=True):
         return torch.distributions.Normal(0.0, 1.0 + t[:, None]).log_prob(x).sum(1)
 
 
@@ -206,7 +258,7 @@ class Guided(NoiseConditionalDensity):
         super().__init__((2,), VP)
         self.layer = nn.Linear(3, 2)
 
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, *, edges=True):
         return torch.distributions.Normal(self.layer(context), 1.0 + t[:, None]).log_prob(x).sum(1)
 
 
@@ -228,7 +280,7 @@ class ZeroInitialised(NoiseConditionalDensity):
         super().__init__((2,))
         self.gate = nn.Parameter(torch.zeros(2))
 
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, *, edges=True):
         centre = (self.gate * x.mean(0)).expand_as(x)
         return torch.distributions.Normal(centre, 1.0 + t[:, None]).log_prob(x).sum(1)
 
@@ -243,32 +295,86 @@ def test_a_bug_does_not_hide_behind_a_layer_that_starts_at_zero():
 # What a check says, and what it leaves behind.
 
 
-def test_every_check_is_reported():
-    report = check_noise_process(VP)
+@pytest.mark.parametrize(
+    ("report", "checks"),
+    [
+        (check_noise_process(VP), process_checks()),
+        (check_density(gaussian(VP), samples=FEW), density_checks()),
+        (check_sampler(Tweedie()), sampler_checks()),
+    ],
+    ids=["process", "density", "sampler"],
+)
+def test_every_check_is_reported(report, checks):
+    assert not report.failed
     names = [*report.passed, *(name for name, _ in report.not_applicable)]
-    assert sorted(names) == sorted(check.__name__ for check in ncml.testing.processes.CHECKS)
-    assert report.subject == "VPSDE"
+    assert sorted(names) == sorted(check.id for check in checks)
+    assert len(set(names)) == len(names)
+    assert report.subject in ("VPSDE", "GaussianDensity", "Tweedie")
 
 
 def test_the_report_is_readable():
+    report = Report("Mine", ("a_check",), (("b_check", "got 1; expected 2; look"),), (("c_check", "no lattice"),))
+    assert str(report).splitlines() == [
+        "Mine: 1 checks passed, 1 failed, 1 not applicable",
+        "  failed          b_check: got 1; expected 2; look",
+        "  passed          a_check",
+        "  not applicable  c_check: no lattice",
+    ]
     text = str(check_noise_process(VP)).splitlines()
-    assert text[0] == "VPSDE: 30 checks passed, 3 not applicable"
+    assert text[0] == "VPSDE: 31 checks passed, 3 not applicable"
     assert "  passed          time_at_inverts_sigma" in text
     assert "  not applicable  moves_match_the_transition_matrix: not a DiscreteProcess" in text
-    assert len(text) == 34
+    assert len(text) == 35
 
 
 def test_a_failure_names_check_got_expected_and_remedy():
     with pytest.raises(ConformanceError) as caught:
         check_noise_process(VESDE(song=True))
     message = str(caught.value)
-    assert message.startswith("VESDE: check 'perturb_at_zero_returns_the_data' failed: got perturb(x, 0) against x")
+    assert "check 'perturb_at_zero_returns_the_data' failed: got perturb(x, 0) against x" in message
     assert "; expected equal bits; t = 0 is the data itself" in message
     assert isinstance(caught.value, AssertionError)
 
 
+def test_every_failure_is_reported():
+    """In one error, which has the whole report; what is sound has passed."""
+    with pytest.raises(ConformanceError) as caught:
+        check_noise_process(VESDE(song=True))
+    report, lines = caught.value.report, str(caught.value).splitlines()
+    failed = [name for name, _ in report.failed]
+    assert {"perturb_at_zero_returns_the_data", "coefficients_start_at_the_data"} <= set(failed)
+    assert "sigma_solves_the_diffusion" in report.passed
+    total = len(report.passed) + len(report.failed) + len(report.not_applicable)
+    assert lines[0] == f"VESDE: {len(failed)} of {total} checks failed"
+    assert lines[1:] == [f"  check {name!r} failed: {text}" for name, text in report.failed]
+    assert total == len(process_checks())
+
+
+class Overwriting(VPSDE):
+    """Writes into the data that it is given."""
+
+    def perturb(self, x, t, *, noise=None, generator=None):
+        return x.copy_(super().perturb(x, t, noise=noise, generator=generator))
+
+
+def test_one_check_does_not_spoil_another():
+    """Whether alone or in a run, a check says the same."""
+    process = Overwriting(T=0.2)
+    with pytest.raises(ConformanceError) as caught:
+        check_noise_process(process)
+    failed = dict(caught.value.report.failed)
+    for check in reversed(process_checks()):
+        if check.id in failed:
+            with pytest.raises(ConformanceError) as alone:
+                check(process)
+            assert str(alone.value) == f"Overwriting: check {check.id!r} failed: {failed[check.id]}"
+        elif check.id in caught.value.report.passed:
+            check(process)
+    assert "perturb_leaves_its_arguments_alone" in failed
+
+
 class Interrupted(GaussianDensity):
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, *, edges=True):
         raise KeyError("weights")
 
 
@@ -276,6 +382,58 @@ def test_an_error_of_the_object_becomes_a_failure_with_its_cause():
     with pytest.raises(ConformanceError, match="'float64_copy_works' failed: got KeyError: 'weights'") as caught:
         check_density(Interrupted(VP, 0.0, 1.0))
     assert isinstance(caught.value.__cause__, KeyError)
+    assert "samples_come_from_the_generator" in caught.value.report.passed
+
+
+SUITE = """
+import pytest
+
+from ncml import VESDE, VPSDE
+from ncml.densities import GaussianDensity
+from ncml.sampling import Tweedie
+from ncml.testing import density_checks, process_checks, sampler_checks
+
+@pytest.fixture(scope="module")
+def density():
+    return GaussianDensity(VPSDE.at_noise(0.5), 0.2, 0.5)
+
+@pytest.mark.parametrize("check", density_checks(samples=500), ids=str)
+def test_density(check, density):
+    check(density)
+
+@pytest.mark.parametrize("check", process_checks(), ids=str)
+def test_process(check):
+    check(VESDE(song=True))
+
+@pytest.mark.parametrize("check", sampler_checks(tolerance=1e-6), ids=str)
+def test_sampler(check):
+    check(Tweedie())
+"""
+
+
+def test_checks_are_tests_of_a_users_own_suite(tmp_path):
+    """One test each, by its name; failing, or skipped with the reason, alone."""
+    (tmp_path / "test_mine.py").write_text(SUITE)
+    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", str(tmp_path)]
+    lines = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout.splitlines()
+    outcomes = {line.split("::")[1].split(" ")[0]: line.split(" ")[0] for line in lines if "::" in line}
+    with pytest.raises(ConformanceError) as caught:
+        check_noise_process(VESDE(song=True))
+    reports = {
+        "test_density": check_density(gaussian(VP), samples=FEW),
+        "test_process": caught.value.report,
+        "test_sampler": check_sampler(Tweedie(), tolerance=1e-6),
+    }
+    for test, report in reports.items():
+        assert {f"{test}[{name}]" for name in report.passed} == {
+            k for k, v in outcomes.items() if v == "PASSED" and k.startswith(test)
+        }
+        assert {f"{test}[{name}]" for name, _ in report.failed} == {
+            k for k, v in outcomes.items() if v == "FAILED" and k.startswith(test)
+        }
+    skipped = [line for line in lines if line.startswith("SKIPPED")]
+    assert any("not a DiscreteProcess" in line for line in skipped)
+    assert any("no context given" in line for line in skipped)
 
 
 def test_checks_leave_the_density_and_the_random_state_alone():
@@ -287,7 +445,7 @@ def test_checks_leave_the_density_and_the_random_state_alone():
     rng = torch.get_rng_state()
     check_density(density, samples=FEW)
     check_noise_process(VP)
-    check_sampler(HeunODE(steps=8))
+    check_sampler(HeunODE(steps=16))
     assert torch.equal(torch.get_rng_state(), rng)
     assert [module.training for module in density.modules()] == flags
     assert all(same_bits(v, state[k]) for k, v in density.state_dict().items() if v.is_floating_point())
@@ -298,7 +456,7 @@ def test_seeds_reproduce_and_differ():
     seen = []
 
     class Spy(GaussianDensity):
-        def forward(self, x, t, context=None):
+        def forward(self, x, t, context=None, *, edges=True):
             seen.append(x.detach().double().sum())
             return super().forward(x, t, context)
 
@@ -319,28 +477,45 @@ def test_times_and_data_can_be_chosen():
     assert "density_integrates_to_one" in report.passed
 
 
+@dataclass(frozen=True)
+class ForSDEs(HeunODE):
+    """A sampler that needs closed forms."""
+
+    needs = LinearSDE
+
+
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("call", "error", "argument"),
     [
-        (lambda: check_noise_process("vp"), ArgumentTypeError, "process: got str"),
-        (lambda: check_noise_process(VP, torch.zeros(2, 3, dtype=torch.int64)), ArgumentTypeError, "x: got dtype"),
-        (lambda: check_density(nn.Linear(2, 2)), ArgumentTypeError, "density: got Linear"),
-        (lambda: check_density(gaussian(VP), torch.zeros(4, 2)), ArgumentError, "x: got shape"),
-        (lambda: check_density(gaussian(VP), torch.zeros(1, 1)), ArgumentError, "x: got 1 rows"),
-        (lambda: check_density(gaussian(VP), process=VPSDE()), ArgumentError, "process: got VPSDE"),
-        (lambda: check_density(gaussian(VP), samples=10), ArgumentError, "samples: got 10"),
-        (lambda: check_density(gaussian(VP), times=[]), ArgumentError, "times: got "),
-        (lambda: check_density(gaussian(VP), times=[0.0, 9.0]), ArgumentError, "times: got .0.0, 9.0."),
-        (lambda: check_density(gaussian(VP), context=3), ArgumentTypeError, "context: got int"),
-        (lambda: check_sampler("euler"), ArgumentTypeError, "sampler: got str"),
-        (lambda: check_sampler(HeunODE(), PROCESSES["cosine"]), ArgumentError, "HeunODE expected a LinearSDE"),
-        (lambda: check_sampler(HeunODE(), tolerance=0.0), ArgumentError, "tolerance: got 0.0"),
+        (lambda: check_noise_process("vp"), ArgumentTypeError, "process"),
+        (lambda: check_noise_process(VP, torch.zeros(2, 3, dtype=torch.int64)), ArgumentTypeError, "x"),
+        (lambda: check_density(nn.Linear(2, 2)), ArgumentTypeError, "density"),
+        (lambda: check_density(gaussian(VP), torch.zeros(4, 2)), ArgumentError, "x"),
+        (lambda: check_density(gaussian(VP), torch.zeros(1, 1)), ArgumentError, "x"),
+        (lambda: check_density(gaussian(VP), process=VPSDE()), ArgumentError, "process"),
+        (lambda: check_density(gaussian(VP), samples=10), ArgumentError, "samples"),
+        (lambda: check_density(gaussian(VP), times=[]), ArgumentError, "times"),
+        (lambda: check_density(gaussian(VP), times=[0.0, 9.0]), ArgumentError, "times"),
+        (lambda: check_density(gaussian(VP), context=3), ArgumentTypeError, "context"),
+        (lambda: check_sampler("euler"), ArgumentTypeError, "sampler"),
+        (lambda: check_sampler(ForSDEs(), PROCESSES["cosine"]), ArgumentError, "process"),
+        (lambda: check_sampler(HeunODE(), LevelNoise(5)), ArgumentError, "process"),
+        (lambda: check_sampler(HeunODE(), tolerance=0.0), ArgumentError, "tolerance"),
+        (lambda: process_checks(tolerance=0.1), ArgumentTypeError, "tolerance"),
+        (lambda: density_checks(sample=500), ArgumentTypeError, "sample"),
+        (lambda: sampler_checks(steps=8), ArgumentTypeError, "steps"),
+        (lambda: density_checks(samples=10)[0](gaussian(VP)), ArgumentError, "samples"),
     ],
 )
-def test_bad_arguments_are_refused_before_any_check(call, error, message):
-    with pytest.raises(error, match=message) as caught:
+def test_bad_arguments_are_refused_before_any_check(call, error, argument):
+    with pytest.raises(error, match=f"^{argument}: got ") as caught:
         call()
     assert not isinstance(caught.value, ConformanceError)
+
+
+def test_a_sampler_for_sdes_conforms_on_one():
+    skipped = dict(check_sampler(ForSDEs()).not_applicable)
+    assert skipped["distribution_without_closed_forms"] == "needs a LinearSDE"
 
 
 def test_only_the_strategies_need_hypothesis(monkeypatch):
@@ -373,7 +548,7 @@ def test_degenerate_importance_weights_are_reported():
 class Laplace(NoiseConditionalDensity):
     """Made of an operation that torch differentiates only once."""
 
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, *, edges=True):
         distance = torch.cdist(x[:, None], x.new_zeros(1, 2), p=1.0)[:, 0, 0]
         return -distance / (1.0 + t) - 2.0 * (1.0 + t).log() - 2.0 * math.log(2.0)
 

@@ -13,8 +13,8 @@ from scipy import stats
 from ncml import VPSDE, GaussianProcess
 from ncml.errors import ArgumentError
 from ncml.testing import check_noise_process, strategies
-from ncml.testing._common import CheckError, expect_close, expect_refused, expect_same_bits
-from ncml.testing._numerics import (
+from ncml.testing.expectations import expect_close, expect_refused, expect_same_bits
+from ncml.testing.numerics import (
     binomial_bound,
     cdf_distance,
     chi2_tail,
@@ -23,6 +23,7 @@ from ncml.testing._numerics import (
     integrate,
     line_rule,
 )
+from ncml.testing.report import CheckError
 from tests.problems import seeded
 
 F64 = torch.float64
@@ -77,7 +78,7 @@ def test_chi2_tails(n):
 def test_cdf_distance_is_that_of_kolmogorov_and_smirnov():
     u = torch.rand(1000, dtype=F64, generator=seeded(0)).square()
     assert cdf_distance(u) == pytest.approx(stats.kstest(u.numpy(), "uniform").statistic, rel=1e-12)
-    # The bound is for a false alarm of 1e-9, exactly that of the asymptotic law to first order.
+    # The bound is for a false alarm of 1e-9, exactly that of the asymptotic distribution to first order.
     assert stats.kstwo.sf(dkw_bound(1000), 1000) == pytest.approx(1e-9, rel=0.2)
 
 
@@ -103,10 +104,12 @@ def test_integrals_with_a_root_singularity():
     assert integrate(lambda t: t.pow(-0.5), 0.0, 4.0) == pytest.approx(4.0, rel=1e-12)
 
 
-@pytest.mark.parametrize("law", [stats.norm(0.3, 0.2), stats.logistic(-1.0, 0.5), stats.laplace(0.1, 1.0), stats.t(3)])
-def test_line_rules_integrate_densities(law):
+@pytest.mark.parametrize(
+    "target", [stats.norm(0.3, 0.2), stats.logistic(-1.0, 0.5), stats.laplace(0.1, 1.0), stats.t(3)]
+)
+def test_line_rules_integrate_densities(target):
     x, w = line_rule(0.1, 0.5, splits=4)
-    assert float((w * torch.from_numpy(law.pdf(x.numpy()))).sum()) == pytest.approx(1.0, abs=1e-6)
+    assert float((w * torch.from_numpy(target.pdf(x.numpy()))).sum()) == pytest.approx(1.0, abs=1e-6)
     assert float(x.abs().max()) > 1e4
 
 

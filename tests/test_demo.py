@@ -12,7 +12,7 @@ from sklearn import datasets
 from ncml.cli import main
 from ncml.cli.demo import DemoSettings, _generator, run_demo
 from ncml.data import load_digits
-from ncml.evaluation.report import jsonable
+from ncml.report import jsonable
 
 TINY = replace(DemoSettings().smoke(), steps=3, samples=20, refine_steps=2, sample_seeds=2, classifier_steps=3)
 
@@ -67,12 +67,20 @@ def test_digits_are_split_once():
     assert torch.equal(everything, torch.from_numpy(raw).float().sort(0).values)
 
 
-@pytest.mark.parametrize("args", [[], ["nothing"], ["demo", "--steps"], ["demo", "--seed", "x"]])
+@pytest.mark.parametrize("args", [["nothing"], ["demo", "--steps"], ["demo", "--seed", "x"]])
 def test_wrong_arguments_end_with_status_2(args, capsys):
     with pytest.raises(SystemExit) as stop:
         main(args)
     assert stop.value.code == 2
     assert "ncml" in capsys.readouterr().err
+
+
+def test_no_command_is_a_request_for_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in ("demo", "train", "sample", "complete", "evaluate"))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):

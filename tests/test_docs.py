@@ -10,6 +10,7 @@ import json
 import pkgutil
 import re
 import runpy
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from PIL import Image
 
 import ncml
 from ncml.cli import main
+from ncml.training import MODELS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
@@ -63,22 +65,36 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 
 
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """The ncml commands in a page, in blocks or in line, each with its options; "" for options that stand alone."""
+    """The ncml commands in a page, in blocks or in line, each with its options; "" for options that stand alone.
+
+    The settings of a model that is not the library's, ``--model.name module:function``, are left out.
+    """
     text = page.read_text().replace("\\\n", " ")
-    yield "", re.findall(r"`(--[a-z][\w.-]*)[^`\n]*`", text)
+    own: set[str] = set()
     for command, rest in re.findall(rf"(?:\bncml|-m ncml\.cli) ({'|'.join(COMMANDS)})\b([^`\n#;|]*)", text):
-        yield command, re.findall(r"(?<=\s)--[a-z][\w.-]*", rest)
+        given = re.findall(r"(?<=\s)--[a-z][\w.-]*", rest)
+        if re.search(r"--model\.name [\w.]+:\w", rest):
+            own.update(option for option in given if option.startswith("--model.") and option != "--model.name")
+        yield command, [option for option in given if option not in own]
+    yield "", [option for option in re.findall(r"`(--[a-z][\w.-]*)[^`\n]*`", text) if option not in own]
+
+
+def any_model(event_shape, process, lattice, **settings):
+    """A model that takes any settings, for the help of the command line."""
 
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, set[str]]:
-    """The options that the help of each command lists."""
-    found = {}
+    """The options that the help of each command lists; of training, for every model and source of data."""
+    chosen = [["--model.name", name] for name in (*MODELS, f"{__name__}:any_model")]
+    chosen += [["--data.name", "array", "--data.file", "x.npy"], ["--data.name", "folder", "--data.folder", "images"]]
+    found: dict[str, set[str]] = {}
     for command in COMMANDS:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
-            main([command, "--help"])
-        found[command] = set(re.findall(r"--[a-z][\w.-]*", printed.getvalue()))
+        for more in chosen if command == "train" else [[]]:
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+                main([command, *more, "--help"])
+            found.setdefault(command, set()).update(re.findall(r"--[a-z][\w.-]*", printed.getvalue()))
     torchrun = {"--nnodes", "--node-rank", "--nproc-per-node", "--rdzv-endpoint"}
     return found | {"": set().union(torchrun, *found.values())}
 
@@ -109,10 +125,10 @@ def public_modules() -> list[ModuleType]:
 
 
 def documented() -> list[object]:
-    """What the pages of the reference show: the ``__all__`` of every automodule."""
+    """What the pages of the reference show: every automodule, and what is in its ``__all__``."""
     text = "".join(page.read_text() for page in PAGES if page.parent.name == "reference")
-    modules = map(importlib.import_module, re.findall(r"^\.\. automodule:: (\S+)$", text, re.MULTILINE))
-    return [getattr(module, name) for module in modules for name in module.__all__]
+    modules = [*map(importlib.import_module, re.findall(r"^\.\. automodule:: (\S+)$", text, re.MULTILINE))]
+    return [*modules, *(getattr(module, name) for module in modules for name in module.__all__)]
 
 
 @pytest.mark.parametrize("module", public_modules(), ids=lambda module: module.__name__)
@@ -224,3 +240,20 @@ def test_the_readme_quotes_the_recorded_benchmarks():
     page = (ROOT / "docs" / "howto" / "gpus.md").read_text()
     assert f"takes {bf16:.2f}x of PixelCNN++'s time, {paper:.2f}x in float32" in page
     assert f"a step takes {attending[0]:.2f}x and {attending[1]:.2f}x of that" in page
+
+
+def test_the_model_of_the_page_on_own_classes_trains(tmp_path):
+    """As the page says: one file outside the package, its data, and the commands, in a process of their own."""
+    page = ROOT / "docs" / "howto" / "own.md"
+    (model,) = (block for block in blocks(page) if block.lstrip().startswith("# chain.py"))
+    (data,) = (block for block in blocks(page) if block.lstrip().startswith("# waves.npy"))
+    (tmp_path / "chain.py").write_text(model.lstrip())
+    (tmp_path / "data.py").write_text(data.lstrip())
+    lines = [line for line in page.read_text().splitlines() if line.startswith("python -m ncml ")]
+    for line in ["python data.py", *lines]:
+        command = [sys.executable, *line.split()[1:]]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "runs" / "chain" / "config.json").read_text())
+    assert (config["model"]["name"], config["model"]["width"]) == ("chain:chain", 64)
+    assert json.loads((tmp_path / "runs" / "chain" / "evaluation" / "report.json").read_text())

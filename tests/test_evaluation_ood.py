@@ -72,12 +72,12 @@ def test_auroc_takes_log_likelihoods_as_they_are():
 @pytest.mark.parametrize(
     ("inside", "error", "match"),
     [
-        ([], ArgumentError, r"in_scores: got shape \(0,\)"),
-        ([[1.0]], ArgumentError, r"in_scores: got shape \(1, 1\)"),
-        (torch.tensor(1.0), ArgumentError, r"in_scores: got shape \(\)"),
+        ([], ArgumentError, r"^in_scores: got"),
+        ([[1.0]], ArgumentError, r"^in_scores: got"),
+        (torch.tensor(1.0), ArgumentError, r"^in_scores: got"),
         ([math.nan, 1.0, math.nan], ArgumentError, "NaN for 2 of 3"),
-        (["a"], ArgumentTypeError, "in_scores: got list"),
-        (None, ArgumentTypeError, "in_scores: got NoneType"),
+        (["a"], ArgumentTypeError, r"^in_scores: got"),
+        (None, ArgumentTypeError, r"^in_scores: got"),
     ],
 )
 def test_bad_scores_are_refused_on_both_sides(inside, error, match):
@@ -150,7 +150,7 @@ def test_resampling_uses_only_the_given_generator():
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"level": 1.0}, "level: got 1.0"), ({"level": 95}, "level: got 95"), ({"resamples": 0}, "resamples: got 0")],
+    [({"level": 1.0}, r"^level: got"), ({"level": 95}, r"^level: got"), ({"resamples": 0}, r"^resamples: got")],
 )
 def test_bad_interval_settings_are_refused(options, match):
     with pytest.raises(ArgumentError, match=match):

@@ -18,15 +18,8 @@ import ncml.evaluation
 from ncml import BitsPerDim, Lattice
 from ncml.densities import ToyLattice
 from ncml.errors import ArgumentError, ArgumentTypeError, MissingExtraError
-from ncml.evaluation import (
-    AUROC,
-    environment,
-    level_noise_table,
-    plot_images,
-    plot_robustness,
-    robustness_curve,
-    write_report,
-)
+from ncml.evaluation import AUROC, level_noise_table, plot_images, plot_robustness, robustness_curve
+from ncml.report import environment, write_report
 from tests.problems import PMF, SDES, seeded
 
 
@@ -120,7 +113,7 @@ def test_tables_and_curves_can_be_reported(tmp_path):
     density = ToyLattice(process, PMF)
     x = density.sample(20, generator=seeded(1))
     table = level_noise_table(density, x, generator=seeded(2))
-    curve = robustness_curve(density, process, x, [0.0, process.T], generator=seeded(3))
+    curve = robustness_curve(density, x, [0.0, process.T], generator=seeded(3))
     write_report(tmp_path / "r.json", {"table": table, "curve": curve, "delta": curve.results[0.5][0]})
     back = strict(tmp_path / "r.json")
     assert [row["bits"]["mean"] for row in back["table"]] == [row.bits.mean for row in table]
@@ -189,7 +182,7 @@ def curves():
     def curve(process):
         density = ToyLattice(process, PMF)
         x = density.sample(20, generator=seeded(4))
-        return robustness_curve(density, process, x, [process.T, 0.0, process.T / 2], generator=seeded(5))
+        return robustness_curve(density, x, [process.T, 0.0, process.T / 2], generator=seeded(5))
 
     return {name: curve(process) for name, process in SDES.items()}
 
@@ -218,7 +211,7 @@ def test_curves_of_one_figure_have_the_same_pis(curves):
     other = dataclasses.replace(one, results={0.5: one.results[0.5]})
     with pytest.raises(ArgumentError, match="different pis"):
         plot_robustness({"a": one, "b": other})
-    with pytest.raises(ArgumentError, match="curves: got none"):
+    with pytest.raises(ArgumentError, match=r"^curves: got"):
         plot_robustness({})
     assert len(plot_robustness({"b": other}).axes) == 2
 

@@ -252,7 +252,7 @@ def test_every_row_keeps_its_own_context():
 
 def test_the_curve_is_delta_log_p_at_every_time_with_the_same_noise():
     times, pis = [0.0, PROCESS.T / 4, PROCESS.T], (0.5, 1.0)
-    curve = robustness_curve(TOY, PROCESS, spread(100), times, pis, draws=2, generator=seeded(12))
+    curve = robustness_curve(TOY, spread(100), times, pis, draws=2, generator=seeded(12))
     for pi in pis:
         for i, t in enumerate(times):
             single = delta_log_p(TOY, spread(100), pi, t, draws=2, generator=seeded(12))
@@ -275,7 +275,7 @@ def test_robustness_comes_with_noise_of_a_level(process):
     x = lattice.to_unit(torch.multinomial(pmf, 400, replacement=True, generator=seeded(13))[:, None]).double()
     crossing = crossing_time(process, x, lattice)
     times = torch.tensor([0.0, crossing, process.T])  # float32, where T may be rounded up
-    curve = robustness_curve(density, process, x, times, generator=seeded(14))
+    curve = robustness_curve(density, x, times, generator=seeded(14))
     assert curve.mean_abs_perturbation.tolist()[:2] == pytest.approx([0.0, 1.0], abs=1e-6)
     for delta in curve.delta.values():
         assert delta[0] > 1.0
@@ -284,7 +284,7 @@ def test_robustness_comes_with_noise_of_a_level(process):
 
 
 def test_the_curve_is_strict_json():
-    curve = robustness_curve(TOY, PROCESS, spread(20), [0.0, PROCESS.T])
+    curve = robustness_curve(TOY, spread(20), [0.0, PROCESS.T])
     data = json.loads(json.dumps(curve.to_dict(), allow_nan=False))
     assert data["delta"]["0.5"] == curve.delta[0.5].tolist()
     assert data["signed"]["1.0"] == curve.signed[1.0].tolist()
@@ -295,7 +295,7 @@ def test_the_curve_is_strict_json():
 
 def test_a_process_without_sigma_has_a_curve_without_sigma():
     process = LevelNoise(17)
-    curve = robustness_curve(ToyLattice(process, PMF), process, spread(34), [0.0, 0.5], progress=True)
+    curve = robustness_curve(ToyLattice(process, PMF), spread(34), [0.0, 0.5], progress=True)
     assert curve.sigma.isnan().all()
     assert curve.mean_abs_perturbation.tolist() == pytest.approx([0.0, 0.5 * (1 - 1 / 17)], abs=1e-12)
 
@@ -384,22 +384,22 @@ def test_crossing_needs_a_gaussian_process_that_gets_there():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"pi": 1.5}, "pi: got 1.5"),
-        ({"pi": -0.1}, "pi: got -0.1"),
-        ({"pi": math.nan}, "pi: got nan"),
-        ({"t": -0.1}, "t: got values"),
-        ({"t": 1.0}, "t: got values"),
-        ({"t": torch.zeros(2)}, "t: got shape"),
+        ({"pi": 1.5}, r"^pi: got"),
+        ({"pi": -0.1}, r"^pi: got"),
+        ({"pi": math.nan}, r"^pi: got"),
+        ({"t": -0.1}, r"^t: got"),
+        ({"t": 1.0}, r"^t: got"),
+        ({"t": torch.zeros(2)}, r"^t: got"),
         ({"x": spread(3) + 0.01}, "lattice points"),
         ({"x": spread(3)[:0]}, "empty batch"),
-        ({"order": "during"}, "order: got 'during'"),
-        ({"edge": "extend"}, "edge: got 'extend'"),
-        ({"draws": 0}, "draws: got 0"),
-        ({"batch_size": -1}, "batch_size: got -1"),
-        ({"lattice": Lattice(5)}, "lattice: got"),
-        ({"process": VESDE()}, "process: got VESDE"),
-        ({"density": CallableDensity(lambda x, t: x[:, 0], (1,)), "lattice": LATTICE, "t": 0.1}, "process: got None"),
-        ({"density": CallableDensity(lambda x, t: x[:, 0], (1,))}, "lattice: got None"),
+        ({"order": "during"}, r"^order: got"),
+        ({"edge": "extend"}, r"^edge: got"),
+        ({"draws": 0}, r"^draws: got"),
+        ({"batch_size": -1}, r"^batch_size: got"),
+        ({"lattice": Lattice(5)}, r"^lattice: got"),
+        ({"process": VESDE()}, r"^process: got"),
+        ({"density": CallableDensity(lambda x, t: x[:, 0], (1,)), "lattice": LATTICE, "t": 0.1}, r"^process: got"),
+        ({"density": CallableDensity(lambda x, t: x[:, 0], (1,))}, r"^lattice: got"),
     ],
 )
 def test_bad_inputs_are_refused(options, match):
@@ -410,11 +410,11 @@ def test_bad_inputs_are_refused(options, match):
 
 @pytest.mark.parametrize(
     ("times", "pis", "match"),
-    [([], (0.5,), "times: got none"), ([0.0], (), "pis: got none"), ([0.0, 1.0], (0.5,), "t: got values")],
+    [([], (0.5,), r"^times: got"), ([0.0], (), r"^pis: got"), ([0.0, 1.0], (0.5,), r"^t: got")],
 )
 def test_a_curve_needs_times_and_pis(times, pis, match):
     with pytest.raises(ArgumentError, match=match):
-        robustness_curve(TOY, PROCESS, spread(3), times, pis)
+        robustness_curve(TOY, spread(3), times, pis)
 
 
 def test_mean_abs_perturbation_refuses_bad_data():

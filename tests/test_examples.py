@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 from ncml.cli import main
-from ncml.training import ImageKind, build_density, read_toml
+from ncml.training import DataKind, build_density, read_toml
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*_ncpn/*.toml"))
 
 CUT_SHORT = """
-    --network.features 8 --network.blocks 1 --network.resolutions 2 --network.heads 2 --network.components 2
-    --network.no-compile --optim.steps 2 --optim.batch-size 2 --run.validate-images 2 --run.samples 2
+    --model.features 8 --model.blocks 1 --model.resolutions 2 --model.heads 2 --model.components 2
+    --model.no-compile --optim.steps 2 --optim.batch-size 2 --run.validate-images 2 --run.samples 2
     --run.precision float32 --run.accelerator cpu --run.threads 1
 """
 
@@ -72,7 +72,7 @@ def test_runs_cut_short(config, data, tmp_path, capsys):
     assert main(["train", "--config", str(config), "--out", str(run), *where, *CUT_SHORT.split()]) == 0
     shape = {"celeba64": [3, 64, 64], "imagenet64": [3, 64, 64], "cifar10": [3, 32, 32], "cifar16": [3, 16, 16]}
     shape["mnist"] = [1, 16, 16]
-    assert json.loads((run / "report.json").read_text())["images"]["shape"] == shape[name.removesuffix("_ncpn")]
+    assert json.loads((run / "report.json").read_text())["data"]["shape"] == shape[name.removesuffix("_ncpn")]
     claims = EXAMPLES / name / "claims.json"
     rows = json.loads(claims.read_text())["rows"] if claims.exists() else {None: {}}
     for row in rows:
@@ -89,11 +89,11 @@ def test_runs_cut_short(config, data, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["celeba64_ncpn", "cifar10_ncpn", "imagenet64_ncpn"])
 def test_papers_networks_have_the_papers_size(name):
     config = read_toml(EXAMPLES / name / "config.toml")
-    network = replace(config.network, compile=False)  # importing a compiler takes its time
-    density = build_density(network, config.noise, ImageKind((3, 32, 32), 256), 0)
+    eager = replace(config, model=replace(config.model, compile=False))  # importing a compiler takes its time
+    density = build_density(eager, DataKind((3, 32, 32), 256))
     assert 73.0e6 < sum(p.numel() for p in density.parameters()) < 74.0e6
-    assert config.network.dropout == (0.25 if name == "cifar10_ncpn" else 0.0)
-    assert config.noise.levels == 10.0
+    assert config.model.settings.dropout == (0.25 if name == "cifar10_ncpn" else 0.0)
+    assert config.noise.std_in_levels == 10.0
 
 
 def test_claims_are_the_papers():
@@ -137,8 +137,8 @@ def test_the_ablation_runs(data, tmp_path):
 def test_commands_of_the_readmes_exist():
     """Every option that an example's README mentions is known to the command line."""
     text = "".join(p.read_text() for p in EXAMPLES.glob("*/README.md")) + (EXAMPLES / "README.md").read_text()
-    options = set(re.findall(r"(--(?:data|network|noise|optim|run)\.[a-z-]+)", text))
-    assert {"--data.folder", "--noise.process", "--noise.times", "--network.classes"} <= options
+    options = set(re.findall(r"(--(?:data|model|noise|optim|run)\.[a-z-]+)", text))
+    assert {"--data.folder", "--noise.process", "--noise.times", "--model.classes"} <= options
     done = subprocess.run(
         [sys.executable, "-m", "ncml.cli", "train", "--help"], capture_output=True, text=True, check=True
     )

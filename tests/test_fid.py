@@ -39,7 +39,7 @@ def test_against_our_own_distance(channels):
 def test_bad_images():
     with pytest.raises(ArgumentError, match=r"got torch.float32 of shape \(2, 3, 4, 4\)"):
         fid([images(2, 0).float()], [images(2, 0)], feature=Features())
-    with pytest.raises(ArgumentError, match="fake: got 0 images"):
+    with pytest.raises(ArgumentError, match=r"^fake: got"):
         fid([images(2, 0)], [], feature=Features())
 
 

@@ -10,7 +10,7 @@ import torch
 from ncml import VPSDE, NCMLObjective, NoiseConditionalDensity
 from ncml.densities import MADE, MAF
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
-from ncml.times import AtZero
+from ncml.objective import AtZero
 from ncml.training import fit
 
 PROCESS = VPSDE.at_noise(0.2)
@@ -52,7 +52,7 @@ class Broken(NoiseConditionalDensity):
         self.scale = torch.nn.Parameter(torch.ones(()))
         self.calls = 0
 
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, *, edges=True):
         self.calls += 1
         return -x.square().sum(1) * self.scale * (float("nan") if self.calls > 2 else 1.0)
 
@@ -101,7 +101,7 @@ def test_context_rows_follow_their_examples():
             self.scale = torch.nn.Parameter(torch.ones(()))
             self.seen = 0.0
 
-        def forward(self, x, t, context=None):
+        def forward(self, x, t, context=None, *, edges=True):
             self.seen = max(self.seen, float((x.detach()[:, 0] - context).abs().max()))
             return -(x - context[:, None]).square().sum(1) * self.scale
 
@@ -119,7 +119,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
             super().__init__((2,))
             self.scale = torch.nn.Parameter(torch.zeros(()))
 
-        def forward(self, x, t, context=None):
+        def forward(self, x, t, context=None, *, edges=True):
             return -self.scale.sqrt() - x.square().sum(1)
 
     density = Steep()

@@ -19,6 +19,7 @@ import sys
 import tarfile
 import threading
 import zlib
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from sklearn import datasets
 
 from ncml import Lattice
 from ncml.data import (
+    SOURCES,
     Images,
     ImageSource,
     download,
@@ -240,7 +242,7 @@ def test_pooling_is_the_rounded_mean(pad, pool, side):
 
 def test_pooling_in_parts_is_pooling_at_once():
     k = levels(2 * images_module.CHUNK + 3, 1, 3, 2)
-    assert torch.equal(images_module._pooled(k, 1, 2), images_module._pool_some(k, 1, 2))
+    assert torch.equal(images_module.pooled(k, 1, 2), images_module._pool_some(k, 1, 2))
 
 
 @pytest.mark.parametrize("n", [2, 16, 128])
@@ -269,7 +271,7 @@ def test_where_mnist_comes_from(tmp_path, monkeypatch):
         asked.append(progress)
         return tmp_path / "far"
 
-    monkeypatch.setitem(images_module.DOWNLOADS, "mnist", fake)
+    monkeypatch.setitem(SOURCES, "mnist", replace(SOURCES["mnist"], download=fake))
     monkeypatch.setenv("NCML_DATA", str(tmp_path))
     found = ImageSource("mnist", tmp_path / "here").load(train=True)
     assert torch.equal(found.levels[:, 0], here)
@@ -558,7 +560,7 @@ def test_real_photographs(tmp_path):
     records, official = read_cifar10(real("cifar10") / "data_batch_1.bin")
     rows = [order.index(f"train/{name}") for name in images.names]
     names = (real("cifar10") / "batches.meta.txt").read_text().split()
-    assert tuple(names) == images_module.CIFAR10
+    assert tuple(names) == SOURCES["cifar10"].classes
     assert [classes[label] for label in labels] == [names[label] for label in official[rows]]
     error = (k.double() - records[rows].double()).abs().mean((1, 2, 3))
     assert float(error.max()) < 13.0  # the largest of all 6,102 pairs; another picture has 35

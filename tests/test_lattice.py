@@ -156,13 +156,13 @@ def test_zero_mass_is_never_averaged_away():
         Lattice(256).bits_per_dim(torch.zeros(0), 1)
     with pytest.raises(ArgumentError, match="got NaN"):
         Lattice(256).bits_per_dim(torch.tensor([math.nan]), 1)
-    with pytest.raises(ArgumentError, match="dims: got 0"):
+    with pytest.raises(ArgumentError, match=r"^dims: got"):
         Lattice(256).bits_per_dim(torch.zeros(1), 0)
 
 
 @pytest.mark.parametrize("levels", [1, 65_537, 256.0, True])
 def test_bad_numbers_of_levels(levels):
-    with pytest.raises(ArgumentError, match="levels: got"):
+    with pytest.raises(ArgumentError, match=r"^levels: got"):
         Lattice(levels)
 
 

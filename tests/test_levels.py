@@ -124,11 +124,11 @@ def test_entropy_that_it_adds():
 
 
 def test_errors():
-    with pytest.raises(ArgumentError, match="edge: got 'wrap'"):
+    with pytest.raises(ArgumentError, match=r"^edge: got"):
         LevelNoise(17, "wrap")
-    with pytest.raises(ArgumentError, match=r"T: got 1.5; expected a probability"):
+    with pytest.raises(ArgumentError, match=r"^T: got"):
         LevelNoise(17, T=1.5)
-    with pytest.raises(ArgumentError, match="levels: got 1"):
+    with pytest.raises(ArgumentError, match=r"^levels: got"):
         LevelNoise(1)
     with pytest.raises(ArgumentError, match="not one of the 17 lattice points"):
         LevelNoise(17).perturb(torch.tensor([[0.03]]), 0.5)
@@ -149,5 +149,5 @@ def test_half_precision_data_move_as_often_as_others():
     assert moved.dtype == torch.bfloat16
     assert_frequencies(torch.bincount(process.lattice.nearest(moved).flatten()), torch.tensor([0.005, 0.99, 0.005]))
     assert torch.equal(moved, process.perturb(x, 0.01, generator=seeded(7)))
-    with pytest.raises(ArgumentTypeError, match=r"noise: got dtype torch.bfloat16; expected torch.float32"):
+    with pytest.raises(ArgumentTypeError, match=r"^noise: got"):
         process.perturb(x, 0.01, noise=noise.bfloat16())

@@ -14,7 +14,7 @@ from scipy.stats import chi2
 from ncml import VPSDE, Lattice, LevelNoise, NCMLObjective
 from ncml.densities import MADE, ToyLattice
 from ncml.errors import ArgumentError
-from ncml.times import AtZero, LadderTimes
+from ncml.objective import AtZero, LadderTimes
 from tests.problems import MEANS, STDS, WEIGHTS, mixture, seeded
 from tests.statistics import ALPHA
 
@@ -267,7 +267,7 @@ def test_float32_agrees_with_float64_to_1e_5_bits_and_score():
 def test_a_state_dict_of_another_order_is_refused_before_anything_is_copied():
     made, other = strong((4,), seed=0), strong((4,), seed=1, order=ORDER)
     before = {k: v.clone() for k, v in made.state_dict().items()}
-    with pytest.raises(ArgumentError, match="order: got a state dict of a density with another order"):
+    with pytest.raises(ArgumentError, match=r"^order: got"):
         made.load_state_dict(other.state_dict())
     assert all(torch.equal(v, before[k]) for k, v in made.state_dict().items())
     twin = strong((4,), seed=2, order=ORDER)

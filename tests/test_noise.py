@@ -144,7 +144,7 @@ def test_time_at_takes_tensors(process):
     assert torch.allclose(process.sigma(t), std, rtol=2e-6, atol=0)
     assert float(process.time_at(top)) == pytest.approx(process.T, rel=1e-14)
     for bad in (-1e-9, 1.001 * top, math.nan):
-        with pytest.raises(ArgumentError, match=r"sigma: got values in .*expected 0 <= sigma <= sigma\(T\)"):
+        with pytest.raises(ArgumentError, match=r"^sigma: got"):
             process.time_at(bad)
 
 
@@ -163,7 +163,7 @@ def test_law_of_the_noise(process):
 def test_times_outside_the_range(process):
     x = torch.zeros(2, 1)
     for bad in (-1e-9, 1.0001 * process.T, math.nan, torch.tensor([0.0, 2 * process.T])):
-        with pytest.raises(ArgumentError, match=r"t: got values in .*expected 0 <= t <= T"):
+        with pytest.raises(ArgumentError, match=r"^t: got"):
             process.perturb(x, bad)
 
 
@@ -176,7 +176,7 @@ def test_rounding_of_the_largest_time_is_forgiven(process):
     assert same_bits(process.perturb(x, t, noise=z), process.perturb(x, process.T, noise=z))
     x, z = x.double(), z.double()
     assert same_bits(process.perturb(x, t, noise=z), process.perturb(x, process.T, noise=z))
-    with pytest.raises(ArgumentError, match="t: got values"):
+    with pytest.raises(ArgumentError, match=r"^t: got"):
         process.perturb(x, t.double(), noise=z)
 
 
@@ -200,9 +200,9 @@ def test_bad_data_and_noise():
     process, x = VPSDE(), torch.zeros(2, 3)
     with pytest.raises(ArgumentTypeError, match=r"got dtype torch.uint8.*to_unit"):
         process.perturb(torch.zeros(2, 3, dtype=torch.uint8), 0.5)
-    with pytest.raises(ArgumentError, match=r"noise: got shape \(3,\)"):
+    with pytest.raises(ArgumentError, match=r"^noise: got"):
         process.perturb(x, 0.5, noise=torch.zeros(3))
-    with pytest.raises(ArgumentTypeError, match=r"noise: got dtype torch.float64; expected torch.float32"):
+    with pytest.raises(ArgumentTypeError, match=r"^noise: got"):
         process.perturb(x, 0.5, noise=torch.zeros(2, 3, dtype=torch.float64))
 
 
@@ -249,14 +249,14 @@ def test_subclasses_of_the_process_of_two_functions_may_have_settings():
 
     process = Cosine(2.0)
     assert repr(process) == "Cosine(alpha=<lambda>, sigma=<lambda>, T=0.1, rate=2.0)"
-    with pytest.raises(AttributeError, match="rate: got a new value"):
+    with pytest.raises(AttributeError, match=r"^rate: got"):
         process.rate = 3.0
 
 
 @pytest.mark.parametrize("kind", [VPSDE, SubVPSDE, VESDE, LinearVESDE])
 @pytest.mark.parametrize("T", [0.0, -1.0, math.inf, math.nan, True])
 def test_bad_largest_times(kind, T):
-    with pytest.raises(ArgumentError, match="T: got"):
+    with pytest.raises(ArgumentError, match=r"^T: got"):
         kind(T=T)
 
 
@@ -302,6 +302,6 @@ def test_lattice_data_leave_the_lattice_only_with_noise(process):
 )
 def test_a_process_must_end_where_samplers_can_start(alpha, sigma):
     """Tweedie's formula divides by alpha(T): straight paths of flow matching need T < 1."""
-    with pytest.raises(ArgumentError, match=r"T: got alpha\(T\), sigma\(T\)"):
+    with pytest.raises(ArgumentError, match=r"^T: got"):
         GaussianProcess(alpha, sigma)
     assert float(GaussianProcess(alpha, sigma, T=0.4).alpha(0.4)) > 0

@@ -7,28 +7,43 @@ from collections.abc import Callable
 import pytest
 
 from ncml.errors import ConformanceError
-from ncml.testing import check_density, check_noise_process, check_sampler, densities, processes, samplers
+from ncml.testing import (
+    Check,
+    check_density,
+    check_noise_process,
+    check_sampler,
+    density_checks,
+    process_checks,
+    sampler_checks,
+)
+from tests.planted import Bug
 from tests.planted.densities import DENSITIES, DENSITY_BUGS, OPTIONS
 from tests.planted.processes import PROCESS_BUGS, PROCESSES
 from tests.planted.samplers import SAMPLER_BUGS, SAMPLERS
 
 
-def assert_caught(mutant: object, check: Callable[..., object], name: str, **options: object) -> None:
-    with pytest.raises(ConformanceError, match=f"check '{name}' failed: got .*; expected ") as caught:
-        check(mutant, **options)
+def assert_caught(bug: Bug, kind: type, checks: list[Check]) -> None:
+    """The bug is planted in the original, and the check that names it fails, saying what it got and expected."""
+    mutant = bug.mutant()
+    assert isinstance(mutant, kind)
+    (check,) = (check for check in checks if check.id == bug.check)
+    with pytest.raises(ConformanceError, match=f"check '{bug.check}' failed: got .*; expected ") as caught:
+        check(mutant)
     assert str(caught.value).startswith(type(mutant).__name__)
 
 
-@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
+def named(problems: dict[str, object]) -> Callable[..., pytest.MarkDecorator]:
+    return lambda argument: pytest.mark.parametrize(argument, problems.values(), ids=problems.keys())
+
+
+@named(PROCESSES)("process")
 def test_original_process_passes(process):
     assert check_noise_process(process).passed
 
 
-@pytest.mark.parametrize("bug", PROCESS_BUGS.values(), ids=PROCESS_BUGS.keys())
+@named(PROCESS_BUGS)("bug")
 def test_bug_of_a_process_is_caught(bug):
-    mutant = bug.mutant()
-    assert isinstance(mutant, type(PROCESSES[bug.original]))
-    assert_caught(mutant, check_noise_process, bug.check)
+    assert_caught(bug, type(PROCESSES[bug.original]), process_checks())
 
 
 @pytest.mark.parametrize("name", DENSITIES)
@@ -36,29 +51,26 @@ def test_original_density_passes(name):
     assert check_density(DENSITIES[name](), **OPTIONS.get(name, {})).passed
 
 
-@pytest.mark.parametrize("bug", DENSITY_BUGS.values(), ids=DENSITY_BUGS.keys())
+@named(DENSITY_BUGS)("bug")
 def test_bug_of_a_density_is_caught(bug):
-    mutant = bug.mutant()
-    assert isinstance(mutant, type(DENSITIES[bug.original]()))
-    assert_caught(mutant, check_density, bug.check, **OPTIONS.get(bug.original, {}))
+    kind = type(DENSITIES[bug.original]())
+    assert_caught(bug, kind, density_checks(**OPTIONS.get(bug.original, {})))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+@named(SAMPLERS)("sampler")
 def test_original_sampler_passes(sampler):
     assert check_sampler(sampler).passed
 
 
-@pytest.mark.parametrize("bug", SAMPLER_BUGS.values(), ids=SAMPLER_BUGS.keys())
+@named(SAMPLER_BUGS)("bug")
 def test_bug_of_a_sampler_is_caught(bug):
-    mutant = bug.mutant()
-    assert isinstance(mutant, type(SAMPLERS[bug.original]))
-    assert_caught(mutant, check_sampler, bug.check)
+    assert_caught(bug, type(SAMPLERS[bug.original]), sampler_checks())
 
 
 @pytest.mark.parametrize(
-    ("kit", "bugs"),
-    [(processes, PROCESS_BUGS), (densities, DENSITY_BUGS), (samplers, SAMPLER_BUGS)],
-    ids=["processes", "densities", "samplers"],
+    ("checks", "bugs"),
+    [(process_checks(), PROCESS_BUGS), (density_checks(), DENSITY_BUGS), (sampler_checks(), SAMPLER_BUGS)],
+    ids=["process", "density", "sampler"],
 )
-def test_every_check_of_the_kit_catches_a_bug(kit, bugs):
-    assert {check.__name__ for check in kit.CHECKS} == {bug.check for bug in bugs.values()}
+def test_every_check_of_the_kit_catches_a_bug(checks, bugs):
+    assert {check.id for check in checks} == {bug.check for bug in bugs.values()}

@@ -347,16 +347,16 @@ def test_at_noise_keeps_the_schedule():
 @pytest.mark.parametrize("kind", [VPSDE, SubVPSDE])
 @pytest.mark.parametrize("std", [1.0, 1.5, 0.0, -0.1, math.nan])
 def test_noise_that_cannot_be_reached(kind, std):
-    with pytest.raises(ArgumentError, match="std: got"):
+    with pytest.raises(ArgumentError, match=r"^std: got"):
         kind.at_noise(std)
 
 
 def test_bad_schedules():
-    with pytest.raises(ArgumentError, match=r"std: got 0.01"):
+    with pytest.raises(ArgumentError, match=r"^std: got"):
         VESDE.at_noise(0.01, song=True)
-    with pytest.raises(ArgumentError, match=r"sigma_max: got 0.01; expected more than sigma_min"):
+    with pytest.raises(ArgumentError, match=r"^sigma_max: got"):
         VESDE(sigma_min=0.02, sigma_max=0.01)
-    with pytest.raises(ArgumentError, match="beta_min: got"):
+    with pytest.raises(ArgumentError, match=r"^beta_min: got"):
         VPSDE(beta_min=0.0)
 
 
@@ -369,7 +369,7 @@ def test_schedules_may_fall_while_they_stay_positive(kind):
     reached = kind.at_noise(0.7, beta_min=2.0, beta_max=1.0)
     assert float(reached.sigma(reached.T)) == pytest.approx(0.7, rel=1e-12)
     for T in (2.0, 3.0):
-        with pytest.raises(ArgumentError, match=rf"T: got {T} with beta\(T\) = .*; expected beta\(T\) > 0"):
+        with pytest.raises(ArgumentError, match=r"^T: got"):
             kind(T=T, beta_min=2.0, beta_max=1.0)
 
 

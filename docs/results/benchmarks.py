@@ -17,8 +17,9 @@ TITLES = {
     "flows": "Flows, against zuko and nflows",
     "score": "Scores",
     "samplers": "Samplers, against score_sde_pytorch and azula",
+    "checks": "Checks of the public calls",
 }
-OPTIONS = {"ncpn": " --pixel-cnn-pp PATH", "samplers": " --score-sde PATH --azula PATH"}
+OPTIONS = {"ncpn": " --pixel-cnn-pp PATH", "samplers": " --score-sde PATH --azula PATH --before PATH"}
 
 
 def table(name: str) -> list[str]:
@@ -54,7 +55,8 @@ def page() -> str:
         "",
     ]
     for name in TITLES:
-        lines += table(name)
+        if (RESULTS / f"{name}.json").exists():
+            lines += table(name)
     return "\n".join(lines)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 
-import checks
 import pytest
 from browser import DESKTOP, PHONE, SITE, served
 
+import checks
 from tests.test_docs import public_modules
 
 FAULTS = {
@@ -70,6 +70,6 @@ def test_fault_is_found(page, copy, name):
 
 def test_names_without_a_target_are_found(site):
     names = checks.targets(SITE)
-    del names["ncml.sde.VPSDE"]
+    del names["ncml.noise.sde.VPSDE"]
     assert "ncml.VPSDE" in checks.missing_names(names, public_modules())
     assert checks.dead_targets({"ncml.VPSDE": "changelog.html#ncml.VPSDE"}, site, SITE) == ["changelog.html#ncml.VPSDE"]

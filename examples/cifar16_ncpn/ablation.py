@@ -22,12 +22,14 @@ import torch
 from ncml import Lattice, NCMLObjective
 from ncml.data import Images, ImageSource
 from ncml.densities import NCPN
-from ncml.evaluation import bits_per_dim, environment, level_noise_table, write_report
-from ncml.sde import VPSDE
-from ncml.times import AtZero, LadderTimes, UniformTimes
+from ncml.densities.ncpn import NCPNSettings
+from ncml.evaluation import bits_per_dim, level_noise_table
+from ncml.noise import VPSDE
+from ncml.objective import AtZero, LadderTimes, UniformTimes
+from ncml.report import environment, write_report
 from ncml.training import (
-    ImageKind,
-    NetworkConfig,
+    DataKind,
+    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
@@ -63,8 +65,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "atom 0.05": {"p_zero": 0.05},
     "atom 0.5": {"p_zero": 0.5},
     "no indicator of t = 0": {},
-    "T at 2 levels": {"levels": 2.0},
-    "T at 5 levels": {"levels": 5.0},
+    "T at 2 levels": {"std_in_levels": 2.0},
+    "T at 5 levels": {"std_in_levels": 5.0},
     "t at 5 levels only": {},
 }
 
@@ -96,7 +98,8 @@ def run(variant: str, config: TrainConfig, folder: Path, load: Callable[[bool], 
     """Train and evaluate one variant."""
     fabric = launch(config.run)
     train, test = load(True), load(False)
-    density = build_density(config.network, config.noise, ImageKind.of(train), config.run.seed)
+    density = build_density(config, DataKind.of(train))
+    assert isinstance(density, NCPN)
     if variant == "no indicator of t = 0":
         without_indicator(density)
     assert isinstance(density.process, VPSDE)
@@ -124,7 +127,7 @@ def main() -> None:
     warmup = min(100, options.steps // 10)
     base = TrainConfig(
         data=ImageSource("folder", options.data, size=32, pool=2, cache=options.cache),
-        network=NetworkConfig(preset="tiny", heads=0),
+        model=ModelConfig("ncpn", settings=NCPNSettings(preset="tiny", heads=0)),
         optim=OptimConfig(steps=options.steps, batch_size=32, learning_rate=2e-3, warmup=warmup, ema=0.99),
         run=RunConfig(seed=options.seed, threads=1, log_every=50, save_every=10**9, keep=1),
     )

@@ -70,8 +70,8 @@ for axis, (title, x) in zip(
     axes,
     {
         "drawn at T": density.sample(3000, t=process.T),
-        "drawn at T, refined to 0": generate(density, process, 3000),
-        "drawn at 0": generate(density, process, 3000, t_start=0.0),
+        "drawn at T, refined to 0": generate(density, 3000),
+        "drawn at 0": generate(density, 3000, t_start=0.0),
         "data": data[:3000],
     }.items(),
     strict=True,

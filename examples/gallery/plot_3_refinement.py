@@ -55,7 +55,7 @@ sampler = EulerMaruyama(steps=32)
 stops = (0.3, 0.15, 0.08, 0.03, 0.0)
 ladder = [noisy]
 for start, end in pairwise(float(process.time_at(sigma)) for sigma in stops):
-    ladder.append(sampler(density, process, ladder[-1], start, end))
+    ladder.append(sampler(density, ladder[-1], start, end))
 
 hue = torch.atan2(noisy[:, 1], noisy[:, 0]) / (2 * torch.pi) + 0.5
 colours = hsv_to_rgb([(h, 0.75, 0.85) for h in hue.tolist()])
@@ -70,24 +70,23 @@ for axis, sigma, x in zip(axes, stops, ladder, strict=True):
 # %%
 # The same sixty points on two ways. The reverse SDE adds noise as it goes and forgets
 # where it came from; the probability flow ODE is deterministic and smooth. Both have
-# the same laws at every noise level if the score is exact.
+# the same distribution at every noise level if the score is exact. With ``path=True``
+# :meth:`~ncml.Sampler.refine` keeps the samples of every step.
 
-times = EulerMaruyama(steps=100).times(process.T, 0.0, 100)
 figure, axes = plt.subplots(
     1, 2, figsize=(8, 4.1), sharex=True, sharey=True, layout="constrained"
 )
 refined = {}
-for axis, (name, step) in zip(
+for axis, (name, sampler) in zip(
     axes,
-    {"reverse SDE": EulerMaruyama(steps=1), "ODE": HeunODE(steps=1)}.items(),
+    {"reverse SDE": EulerMaruyama(steps=100), "ODE": HeunODE(steps=100)}.items(),
     strict=True,
 ):
-    path = [noisy[:3000]]
-    for start, end in pairwise(times):
-        path.append(step(density, process, path[-1], start, end))
-    refined[name] = path[-1]
+    result = sampler.refine(density, noisy[:3000], path=True)
+    refined[name] = result.x
     axis.scatter(*data[:6000].T, s=1, color="0.85", linewidths=0)
-    for line, colour in zip(torch.stack(path, dim=1)[:60], colours, strict=False):
+    path = torch.stack([x for _, x in result.path], dim=1)
+    for line, colour in zip(path[:60], colours, strict=False):
         axis.plot(*line.T, color=colour, linewidth=0.9)
         axis.plot(*line[0], "o", color=colour, markersize=3, markerfacecolor="white")
         axis.plot(*line[-1], "o", color=colour, markersize=4)

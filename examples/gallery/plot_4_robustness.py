@@ -17,7 +17,7 @@ from ncml import VPSDE, LevelNoise, NCMLObjective
 from ncml.data import load_digits
 from ncml.densities import MADE
 from ncml.evaluation import level_noise_table, robustness_curve
-from ncml.times import AtZero, UniformTimes
+from ncml.objective import AtZero, UniformTimes
 from ncml.training import fit
 
 # sphinx_gallery_thumbnail_number = 2
@@ -86,7 +86,6 @@ times = process.time_at(torch.linspace(0, 2, 9) * digits.lattice.width)
 curves = {
     name: robustness_curve(
         model,
-        process,
         digits.test,
         times,
         pis=(1.0,),

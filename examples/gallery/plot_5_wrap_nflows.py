@@ -106,7 +106,7 @@ samples = {
     "data": data[:3000],
     "drawn at 0": density.sample(3000),
     "drawn at T": density.sample(3000, t=process.T),
-    "refined from T": generate(density, process, 3000, sampler=sampler),
+    "refined from T": generate(density, 3000, sampler=sampler),
 }
 radius = torch.linspace(0, 2.5, 500)
 arms = torch.cat([pinwheel(k, radius, 0 * radius) for k in range(5)])

@@ -22,7 +22,7 @@ from sklearn.neighbors import LocalOutlierFactor
 from ncml import VPSDE, NCMLObjective
 from ncml.densities import MADE
 from ncml.evaluation import auroc, auroc_interval, ood_statistics
-from ncml.times import AtZero, UniformTimes
+from ncml.objective import AtZero, UniformTimes
 from ncml.training import fit
 
 # sphinx_gallery_thumbnail_number = 2

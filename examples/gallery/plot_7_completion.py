@@ -47,7 +47,7 @@ losses = fit(
 # A sample is a function of its noise: the image that stays as it is when every pixel is
 # drawn anew, from the same noise, given the pixels before it. So put the kept rows back
 # after every such sweep. Each sweep settles at least one more pixel, and after 32
-# sweeps the 32 pixels of the lower half are a draw from their exact conditional law.
+# sweeps the 32 pixels of the lower half are an exact draw given the upper half.
 
 
 def complete(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

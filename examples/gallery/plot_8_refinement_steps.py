@@ -2,15 +2,16 @@
 How many refinement steps?
 ==========================
 
-The error of every sampler against its cost in scores, on a mixture whose law and score
-are known exactly: what is left is the error of the steps, and that of a finite sample.
+The error of every sampler against its cost in scores, on a mixture whose density and
+score are known exactly: what is left is the error of the steps, and that of a finite
+sample.
 """
 
 # %%
 # A :class:`~ncml.densities.GaussianMixtureDensity` in one dimension has the exact score
 # at every noise level, so nothing here is learned. In one dimension the Wasserstein
 # distance is easy too: the mean distance between sorted samples and the quantiles of
-# the exact law.
+# the exact distribution.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,15 @@ import torch
 
 from ncml import VPSDE
 from ncml.densities import GaussianMixtureDensity
-from ncml.sampling import AnnealedLangevin, EulerMaruyama, HeunODE, Tweedie
+from ncml.sampling import (
+    AdaptiveHeun,
+    AnnealedLangevin,
+    DPMSolver2M,
+    EulerMaruyama,
+    HeunODE,
+    MetropolisLangevin,
+    Tweedie,
+)
 
 torch.manual_seed(0)
 process = VPSDE.at_noise(0.8)
@@ -39,38 +48,52 @@ def wasserstein(x: torch.Tensor) -> float:
 
 
 # %%
-# All samplers start from 40,000 quantiles of the exact law at T, and so without the
-# error of a finite sample. The ODE is deterministic, adds none, and shows its order 2
-# all the way down. The SDE adds noise of its own: its order 1 ends where 40,000 exact
-# samples would be no better (grey). Langevin moves need no SDE, only the score, and pay
-# for it in steps. Tweedie's formula is one step to the mean, which is not a sample at
-# all.
+# All samplers start from 40,000 quantiles of the exact distribution at T, and so
+# without the error of a finite sample. The three that follow the ODE add none, and show
+# their order 2 all the way down: Heun's method with one step for all rows or one for
+# each, and DPM-Solver++, with even steps in the signal-to-noise ratio. The SDE adds
+# noise of its own: its order 1 ends where 40,000 exact samples would be no better
+# (grey). Langevin moves need no SDE, only the score, and pay for it in steps; with the
+# Metropolis test, which asks for the density too, they can be larger. Tweedie's formula
+# is one step to the mean, which is not a sample at all. What a sampler spent is in the
+# result of :meth:`~ncml.Sampler.refine`.
 
 n = 40_000
 noisy = quantiles(process.T, n)[:, None]
 floor = [wasserstein(density.sample(n)) for _ in range(20)]
-steps = 2 ** np.arange(9)
+steps = (2 ** np.arange(9)).tolist()
 samplers = {
-    "reverse SDE": (EulerMaruyama, steps, steps, "o", "#009E73"),
-    "ODE, Heun": (HeunODE, steps[:8], 2 * steps[:8], "s", "#CC79A7"),
+    "reverse SDE": ([EulerMaruyama(k) for k in steps], "o", "#009E73"),
+    "ODE, Heun": ([HeunODE(k) for k in steps[:8]], "s", "#CC79A7"),
+    "ODE, adaptive Heun": (
+        [AdaptiveHeun(rtol=tol, atol=tol) for tol in (0.1, 0.03, 0.01, 3e-3, 1e-3)],
+        "v",
+        "#0072B2",
+    ),
+    "ODE, DPM-Solver++": ([DPMSolver2M(k) for k in steps], "P", "#56B4E9"),
     "annealed Langevin": (
-        AnnealedLangevin,
-        steps[1:7],
-        4 * steps[1:7] - 3,  # 4 moves a level, and 1 score for the last step
+        [AnnealedLangevin(k, moves=4, step_size=0.2) for k in steps[1:7]],
         "^",
         "#E69F00",
     ),
-    "Tweedie": (Tweedie, [1], [1], "D", "0.2"),
+    "... with Metropolis' test": (
+        [MetropolisLangevin(k, moves=4) for k in steps[1:7]],
+        "<",
+        "#D55E00",
+    ),
+    "Tweedie": ([Tweedie()], "D", "0.2"),
 }
 
 figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
 axis.axhspan(min(floor), max(floor), color="0.92", linewidth=0, zorder=-1)
 axis.text(1, np.median(floor), "exact samples", color="0.4", va="center")
-for name, (sampler, counts, scores, marker, colour) in samplers.items():
-    errors = [wasserstein(sampler(int(k))(density, process, noisy)) for k in counts]
-    axis.plot(scores, errors, marker=marker, color=colour, label=name)
+for name, (family, marker, colour) in samplers.items():
+    results = [sampler.refine(density, noisy) for sampler in family]
+    scores = [result.evaluations / n for result in results]
+    errors = [wasserstein(result.x) for result in results]
+    axis.plot(scores, errors, marker=marker, markersize=5, color=colour, label=name)
 for order, height in ((1, 0.8), (2, 1.6)):
-    guide = height / steps[3:] ** order
+    guide = height / np.array(steps[3:]) ** order
     axis.plot(steps[3:], guide, "--", color="0.6", linewidth=1, zorder=0)
     axis.text(280, guide[-1], rf"$\propto 1/n{'^2' * (order == 2)}$", color="0.4")
 axis.set_xscale("log", base=2)
@@ -81,23 +104,24 @@ axis.legend(frameon=False, loc="lower left")
 axis.spines[["top", "right"]].set_visible(False)
 
 # %%
-# The same as densities, with one score for Tweedie and eight or nine for the others.
-# The ODE is close already, the SDE leaves a little too much around the components, and
-# Langevin moves at two noise levels leave them far too wide. Tweedie's mean of what may
-# lie behind a noisy sample is drawn in from both ends.
+# The same as densities, with one score for Tweedie and seven or eight for the others.
+# The ODE by Heun's method is close already, the SDE leaves a little too much around the
+# components, and DPM-Solver++, most of whose steps are at small noise, a little too
+# little, and too far apart.
+# Tweedie's mean of what may lie behind a noisy sample is drawn in from both ends.
 
 eight = {
     "Tweedie": Tweedie(),
     "reverse SDE": EulerMaruyama(8),
     "ODE, Heun": HeunODE(4),
-    "annealed Langevin": AnnealedLangevin(3),
+    "ODE, DPM-Solver++": DPMSolver2M(8),
 }
 x = torch.linspace(-2, 2, 401, dtype=torch.float64)
 figure, axes = plt.subplots(
     1, 4, figsize=(9, 2.6), sharex=True, sharey=True, layout="constrained"
 )
 for axis, (name, sampler) in zip(axes, eight.items(), strict=True):
-    refined = sampler(density, process, noisy).flatten().numpy()
+    refined = sampler(density, noisy).flatten().numpy()
     colour = samplers[name][-1]
     axis.hist(refined, bins=100, range=(-2, 2), density=True, color=colour, alpha=0.6)
     axis.plot(x, density.log_prob(x[:, None]).exp(), color="black", linewidth=1)
@@ -116,5 +140,5 @@ for name, sampler in {
     "reverse SDE": EulerMaruyama(128),
     "ODE, Heun": HeunODE(64),
 }.items():
-    error = (sampler(density, process, noisy) - clean).square().mean()
+    error = (sampler(density, noisy) - clean).square().mean()
     print(f"{name:12} mean square error {error:.3f}")

@@ -17,7 +17,13 @@ import torch
 
 from ncml import VPSDE, NCMLObjective
 from ncml.densities import MADE, GaussianMixtureDensity
-from ncml.times import AtZero, LadderTimes, LogUniformTimes, TimeSampler, UniformTimes
+from ncml.objective import (
+    AtZero,
+    LadderTimes,
+    LogUniformTimes,
+    TimeSampler,
+    UniformTimes,
+)
 from ncml.training import fit
 
 angle = 2 * torch.pi * torch.arange(8) / 8
@@ -104,9 +110,9 @@ for axis in axes.flat:
 # %%
 # What the share of the atom buys at t = 0, the noisy levels pay, and not by much: from
 # a tenth to four fifths all of them are trained. The largest noise is a choice of
-# another kind. The more noise, the easier is the law at T from which samples are drawn,
-# and the more of the network and of its training goes to levels other than 0: it is
-# worth its price only as far as the samples need it.
+# another kind. The more noise, the easier is the distribution at T, where sampling
+# starts, and the more of the network and of its training goes to levels other than 0:
+# it is worth its price only as far as the samples need it.
 
 by_share = {
     0.0: models["uniform, none at 0"],

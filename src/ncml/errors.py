@@ -7,13 +7,17 @@ what was expected, and the remedy. They are raised before any state changes.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "CheckpointError",
     "ConformanceError",
     "DatasetError",
+    "FailedRowsWarning",
     "InferenceTensorError",
+    "LatticeDataWarning",
     "MissingExtraError",
     "NCMLError",
     "NonFiniteError",
@@ -58,4 +62,18 @@ class MissingExtraError(NCMLError, ImportError):
 
 
 class ConformanceError(NCMLError, AssertionError):
-    """A check of :mod:`ncml.testing` failed; the message names the check."""
+    """Checks of :mod:`ncml.testing` failed; the message names each of them, and says what it got and expected.
+
+    Attributes:
+        report: The :class:`ncml.testing.Report` of all that was checked.
+    """
+
+    report: Any = None
+
+
+class LatticeDataWarning(UserWarning):
+    """Training data lie on a few evenly spaced values, where the likelihood of a continuous model is unbounded."""
+
+
+class FailedRowsWarning(UserWarning):
+    """Some samples failed during a refinement that keeps the others; they are NaN."""

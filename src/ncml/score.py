@@ -3,6 +3,9 @@ r"""4. The score :math:`\nabla_x \log p_t(x)` and what is built on it.
 ``density.score(x, t)`` is the score itself. Here are the log-density and the score from one pass, the
 divergence of the score (exact, or estimated from random directions), and the sliced score matching
 loss, which compares models by Fisher divergence without the data's score.
+
+:func:`log_density_and_score` calls a wrapper (DDP, ``torch.compile``) that it is given; the others
+differentiate twice, which what is compiled cannot, and so run the density inside it eagerly.
 """
 
 from __future__ import annotations
@@ -10,10 +13,18 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ncml._checks import Time, check_count, check_floating, check_generator
-from ncml.density import NoiseConditionalDensity, check_score, evaluating
+from ncml.checks import Time, check_count, check_floating, check_generator
+from ncml.density import (
+    check_arguments,
+    check_log_density,
+    check_score,
+    evaluating,
+    gradient,
+    inner_density,
+    usable,
+)
 from ncml.errors import ArgumentError
 
 __all__ = ["exact_divergence", "hutchinson_divergence", "log_density_and_score", "sliced_score_matching"]
@@ -22,12 +33,12 @@ Probe = Literal["rademacher", "gaussian"]
 
 
 def log_density_and_score(
-    density: NoiseConditionalDensity, x: Tensor, t: Time = 0.0, context: Tensor | None = None
+    density: nn.Module, x: Tensor, t: Time = 0.0, context: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     r""":math:`\log p_t(x)` without lattice edges and its gradient, from one forward and one backward pass.
 
     Args:
-        density: The density.
+        density: The density, or a wrapper (DDP, compiled) of one, which is then what is called.
         x: Batch ``(B, *event_shape)`` in data units.
         t: Time, a number or ``(B,)``.
         context: Conditioning with one row per example, or None.
@@ -38,18 +49,18 @@ def log_density_and_score(
     Raises:
         NCMLError: As :meth:`~ncml.NoiseConditionalDensity.score`.
     """
-    x, t, context = density._checked(x, t, context)
-    with evaluating(density), torch.enable_grad():
-        x, t = x.detach().clone().requires_grad_(), t.clone()
-        context = context.clone() if context is not None and context.is_inference() else context
-        log_p = density._checked_result(density.forward_density(x, t, context), x, t)
-        (score,) = torch.autograd.grad(log_p.sum(), x)
+    inner = inner_density(density)
+    x, t, context = check_arguments(inner, x, t, context)
+    with evaluating(density):
+        x, t = usable(x), usable(t)
+        log_p, score = gradient(density, x, t, None if context is None else usable(context))
+    check_log_density(log_p, x, t, type(inner).__name__)
     check_score(score, t)
     return log_p.detach(), score
 
 
 def exact_divergence(
-    density: NoiseConditionalDensity,
+    density: nn.Module,
     x: Tensor,
     t: Time = 0.0,
     context: Tensor | None = None,
@@ -64,7 +75,7 @@ def exact_divergence(
     """
     with torch.inference_mode(False), torch.enable_grad():
         x = _leaf(x, create_graph)
-        flat = density.score(x, t, context, create_graph=True).flatten(1)
+        flat = inner_density(density).score(x, t, context, create_graph=True).flatten(1)
         total = x.new_zeros(x.shape[0])
         for i in range(flat.shape[1]):
             (row,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True, create_graph=create_graph)
@@ -73,7 +84,7 @@ def exact_divergence(
 
 
 def hutchinson_divergence(
-    density: NoiseConditionalDensity,
+    density: nn.Module,
     x: Tensor,
     t: Time = 0.0,
     context: Tensor | None = None,
@@ -97,17 +108,17 @@ def hutchinson_divergence(
     check_generator(generator, x.device)
     with torch.inference_mode(False), torch.enable_grad():
         x = _leaf(x, False)
-        score = density.score(x, t, context, create_graph=True)
+        score = inner_density(density).score(x, t, context, create_graph=True)
         total = x.new_zeros(x.shape[0])
         for i in range(probes):
-            v = _direction(x, probe, generator)
+            v = random_direction(x, probe, generator)
             (hv,) = torch.autograd.grad((score * v).sum(), x, retain_graph=i + 1 < probes)
             total += (hv * v).flatten(1).sum(1)
     return total / probes
 
 
 def sliced_score_matching(
-    density: NoiseConditionalDensity,
+    density: nn.Module,
     x: Tensor,
     t: Time = 0.0,
     context: Tensor | None = None,
@@ -128,8 +139,8 @@ def sliced_score_matching(
     check_generator(generator, x.device)
     with torch.inference_mode(False), torch.enable_grad():
         x = _leaf(x, True)
-        score = density.score(x, t, context, create_graph=True)
-        v = _direction(x, probe, generator)
+        score = inner_density(density).score(x, t, context, create_graph=True)
+        v = random_direction(x, probe, generator)
         (hv,) = torch.autograd.grad((score * v).sum(), x, create_graph=True)
         return (hv * v).flatten(1).sum(1) + 0.5 * score.flatten(1).square().sum(1)
 
@@ -141,7 +152,7 @@ def _leaf(x: Tensor, keep_graph: bool) -> Tensor:
     return x.detach().clone().requires_grad_()
 
 
-def _direction(x: Tensor, probe: Probe, generator: torch.Generator | None) -> Tensor:
+def random_direction(x: Tensor, probe: Probe, generator: torch.Generator | None) -> Tensor:
     if probe == "gaussian":
         return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
     if probe == "rademacher":

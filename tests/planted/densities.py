@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ncml import NoiseConditionalDensity
 from ncml.densities import MADE, MAF, GaussianDensity
+from ncml.density import check_draw
 from tests.planted import Bug, pixels
 from tests.planted.pixels import PROCESS
 
@@ -14,12 +15,12 @@ from tests.planted.pixels import PROCESS
 class Shifted(NoiseConditionalDensity):
     """A Gaussian around its context."""
 
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, *, edges=True):
         return torch.distributions.Normal(context, 1.0 + t[:, None]).log_prob(x).sum(1)
 
 
 class ContextIgnored(Shifted):
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, *, edges=True):
         return super().forward(x, t, torch.zeros_like(context))
 
 
@@ -44,7 +45,7 @@ class OtherScale(GaussianDensity):
 class NoLogDeterminant(MAF):
     """Leaves out the log-determinant of the input scaling."""
 
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, *, edges=True):
         _, log_det = self.scaling(x, t)
         return super().forward(x, t, context) - log_det
 
@@ -53,7 +54,7 @@ class NoShrinkage(GaussianDensity):
     """Samples with the mean of the data at every t."""
 
     def sample(self, n, t=0.0, context=None, *, generator=None):
-        t, _ = self._checked_draw(n, t, context, generator)
+        t, _ = check_draw(self, n, t, context, generator)
         x = super().sample(n, t, context, generator=generator)
         return x + (1.0 - self.process.alpha(t)).to(x.dtype)[:, None] * self.mean.to(x.dtype)
 
@@ -143,5 +144,10 @@ DENSITY_BUGS = {
     "log-determinant missing in 3 dimensions": Bug(
         "three-dimensional maf", lambda: maf(NoLogDeterminant, dims=3), "importance_weights_average_to_one"
     ),
+    "log_prob apart from the call": Bug("pixels", pixels.MassesOnly, "call_is_log_prob"),
+    "log_density apart from the call": Bug("pixels", pixels.DensityElsewhere, "call_without_edges_is_log_density"),
+    "log_density past the hooks": Bug("pixels", pixels.PastTheHooks, "hooks_see_every_call"),
+    "score past the hooks": Bug("pixels", pixels.ScorePastTheHooks, "hooks_see_every_call"),
+    "another function in train mode": Bug("pixels", pixels.OtherInTraining, "train_mode_is_the_same_function"),
     "order off by one": Bug("pixels", pixels.NotAPermutation, "order_is_a_permutation"),
 }

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncml import VPSDE, AutoregressiveDensity, Lattice
+from ncml.density import check_arguments, check_draw
 from tests.problems import seeded
 
 PROCESS = VPSDE.at_noise(0.5)
@@ -78,11 +79,8 @@ class PixelModel(AutoregressiveDensity):
         terms = self.edge_terms(x, edges, below, above, inside) - self.log_width()
         return torch.logsumexp(self.log_weights() + self.over_values(terms), dim=1)
 
-    def forward(self, x, t, context=None):
-        return self.log_likelihood(x, t, self.edges(t))
-
-    def forward_density(self, x, t, context=None):
-        return self.log_likelihood(x, t, torch.zeros_like(t, dtype=torch.bool))
+    def forward(self, x, t, context=None, *, edges=True):
+        return self.log_likelihood(x, t, self.edges(t) if edges else torch.zeros_like(t, dtype=torch.bool))
 
     @property
     def order(self):
@@ -94,7 +92,7 @@ class PixelModel(AutoregressiveDensity):
 
     @torch.no_grad()
     def resample(self, x, noise, t=0.0, context=None):
-        x, t, _ = self._checked(x, t, context)
+        x, t, _ = check_arguments(self, x, t, context)
         k = (noise[:, :1, 0] > self.log_weights().exp().cumsum(0)[:-1]).sum(1)
         rows = torch.arange(len(x))
         means = self.means[k] + x @ self.sampling_coefficients().T
@@ -103,7 +101,7 @@ class PixelModel(AutoregressiveDensity):
         return torch.where(on, self.rounded(value), self.noisy(value + self.window(noise[..., 2])))
 
     def sample(self, n, t=0.0, context=None, *, generator=None, noise=None):
-        t, _ = self._checked_draw(n, t, context, generator)
+        t, _ = check_draw(self, n, t, context, generator)
         noise = self.draw_noise(n, generator=generator) if noise is None else noise
         x = torch.zeros(n, *self.event_shape, dtype=self.dtype)
         for i in range(self.event_shape[0]):
@@ -130,8 +128,8 @@ class EdgesAtEveryTime(PixelModel):
 
 
 class EdgesInTheDensity(EdgesAtEveryTime):
-    def forward_density(self, x, t, context=None):
-        return self.forward(x, t, context)
+    def forward(self, x, t, context=None, *, edges=True):
+        return super().forward(x, t, context)
 
 
 class NoEdges(PixelModel):
@@ -248,29 +246,29 @@ class WithDropout(PixelModel):
 
 class ScoreInTrainMode(WithDropout):
     def score(self, x, t=0.0, context=None, *, create_graph=False, check_finite=True):
-        x, t, context = self._checked(x, t, context)
+        x, t, context = check_arguments(self, x, t, context)
         with torch.inference_mode(False):
             score = self.forward_score(x.clone(), t.clone(), context, create_graph=create_graph)
         return score if create_graph else score.detach()
 
 
 class WrittenTo(PixelModel):
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, *, edges=True):
         with torch.no_grad():
             x.clamp_(-0.9, 0.9)
-        return super().forward(x, t, context)
+        return super().forward(x, t, context, edges=edges)
 
 
 class Float32Inside(PixelModel):
-    def forward(self, x, t, context=None):
-        return super().forward(x, t, context).float()
+    def forward(self, x, t, context=None, *, edges=True):
+        return super().forward(x, t, context, edges=edges).float()
 
 
 class GradientsLeft(PixelModel):
     def forward_score(self, x, t, context=None, *, create_graph=False):
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            self.forward_density(leaf, t, context).sum().backward(create_graph=create_graph)
+            self(leaf, t, context, edges=False).sum().backward(create_graph=create_graph)
         return leaf.grad
 
 
@@ -303,14 +301,15 @@ class NotAPermutation(PixelModel):
 
 
 class ColumnOfDensities(PixelModel):
-    def forward_density(self, x, t, context=None):
-        return super().forward_density(x, t, context)[:, None]
+    def forward(self, x, t, context=None, *, edges=True):
+        value = super().forward(x, t, context, edges=edges)
+        return value if edges else value[:, None]
 
 
 class LoopOverRows(PixelModel):
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, *, edges=True):
         rows = super().forward
-        return torch.cat([rows(x[i : i + 1], t[i : i + 1]) for i in range(len(x))])
+        return torch.cat([rows(x[i : i + 1], t[i : i + 1], edges=edges) for i in range(len(x))])
 
 
 class CoarseNumbers(PixelModel):
@@ -320,19 +319,54 @@ class CoarseNumbers(PixelModel):
 
 
 class ReadsStorage(PixelModel):
-    def forward(self, x, t, context=None):
-        return super().forward(x.as_strided(x.shape, x.contiguous().stride()), t, context)
+    def forward(self, x, t, context=None, *, edges=True):
+        return super().forward(x.as_strided(x.shape, x.contiguous().stride()), t, context, edges=edges)
 
 
 class CoarseWithoutGradients(PixelModel):
-    def forward(self, x, t, context=None):
-        value = super().forward(x, t, context)
+    def forward(self, x, t, context=None, *, edges=True):
+        value = super().forward(x, t, context, edges=edges)
         return value if torch.is_grad_enabled() else value.float().to(value.dtype)
 
 
 class Unchecked(PixelModel):
     def log_prob(self, x, t=0.0, context=None, *, check_finite=True):
         return self.forward(x.to(self.dtype), torch.as_tensor(t, dtype=self.dtype).expand(len(x)), context)
+
+
+class MassesOnly(PixelModel):
+    """Its public methods give better answers than its call."""
+
+    def log_prob(self, x, t=0.0, context=None, *, check_finite=True):
+        return super().log_prob(x, t, context, check_finite=check_finite) - 0.1
+
+
+class DensityElsewhere(PixelModel):
+    def log_density(self, x, t=0.0, context=None, *, check_finite=True):
+        return super().log_density(x, t, context, check_finite=check_finite) - 0.1
+
+
+class PastTheHooks(PixelModel):
+    def log_density(self, x, t=0.0, context=None, *, check_finite=True):
+        x, t, context = check_arguments(self, x, t, context, finite=check_finite)
+        return self.forward(x, t, context, edges=False)
+
+
+class ScorePastTheHooks(PixelModel):
+    """Differentiates forward itself, in a method that has the name of the default."""
+
+    def score(self, x, t=0.0, context=None, *, create_graph=False, check_finite=True):
+        x, t, context = check_arguments(self, x, t, context, finite=check_finite)
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x.clone() if create_graph else x.detach().clone().requires_grad_()
+            log_p = self.forward(leaf, t.clone(), context, edges=False)
+            (score,) = torch.autograd.grad(log_p.sum(), leaf, create_graph=create_graph)
+        return score
+
+
+class OtherInTraining(PixelModel):
+    def log_likelihood(self, x, t, edges):
+        return super().log_likelihood(x, t, edges) + 0.1 * self.training
 
 
 class CoarseScore(PixelModel):

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ncml import VESDE, VPSDE, LevelNoise, SubVPSDE
-from ncml._checks import check_floating, per_example
+from ncml import VESDE, VPSDE, GaussianProcess, LevelNoise, SubVPSDE
+from ncml.checks import check_floating, per_example
 from tests.planted import Bug
 
 
@@ -74,7 +74,7 @@ class SharedNoise(VPSDE):
 
 class SharedNoiseInPerturb(VPSDE):
     def perturb(self, x, t, *, noise=None, generator=None):
-        noise = self._noise(x, noise, generator)[:1].expand(x.shape)
+        noise = self.checked_noise(x, noise, generator)[:1].expand(x.shape)
         return super().perturb(x, t, noise=noise)
 
 
@@ -96,13 +96,27 @@ class InPlace(VPSDE):
 
 class BatchStatistics(VPSDE):
     def perturb(self, x, t, *, noise=None, generator=None):
-        noise = self._noise(x, noise, generator)
+        noise = self.checked_noise(x, noise, generator)
         return super().perturb(x, t, noise=noise - 1e-3 * noise.mean())
 
 
 class WrongInverse(SubVPSDE):
-    def _invert_sigma(self, sigma):
+    def invert_sigma(self, sigma):
         return self._time_of_integral(-torch.log1p(-sigma.square()))
+
+
+class InverseOfHalf(VPSDE):
+    """Takes log(alpha / sigma) for log(alpha^2 / sigma^2)."""
+
+    def invert_log_snr(self, log_snr):
+        return super().invert_log_snr(2.0 * log_snr)
+
+
+class SlopeOfSigma(GaussianProcess):
+    """Differentiates sigma for sigma^2."""
+
+    def diffusion(self, t):
+        return super().diffusion(t) / (2.0 * self.sigma(t)).sqrt()
 
 
 class TensorT(VPSDE):
@@ -134,7 +148,7 @@ class CoarseNumbers(VPSDE):
 
 class OtherDraws(VPSDE):
     def perturb(self, x, t, *, noise=None, generator=None):
-        noise = self._noise(x, None, generator).flip(-1) if noise is None else noise
+        noise = self.checked_noise(x, None, generator).flip(-1) if noise is None else noise
         return super().perturb(x, t, noise=noise)
 
 
@@ -215,7 +229,7 @@ class MassLostAtTheEdges(LevelNoise):
 class AppliedTwice(LevelNoise):
     def perturb(self, x, t, *, noise=None, generator=None):
         check_floating(x, "x")
-        noise = self._noise(x, noise, generator)
+        noise = self.checked_noise(x, noise, generator)
         return super().perturb(super().perturb(x, t, noise=noise), t, noise=noise)
 
 
@@ -228,6 +242,7 @@ PROCESSES = {
     "vp": VPSDE(T=0.2),
     "subvp": SubVPSDE(T=0.2),
     "ve": VESDE(T=0.4),
+    "cosine": GaussianProcess(torch.cos, torch.sin, T=0.2),
     "level": LevelNoise(5),
 }
 PROCESS_BUGS = {
@@ -245,11 +260,15 @@ PROCESS_BUGS = {
     "one t for the whole batch": Bug("vp", lambda: OneTimeForAll(T=0.2), "rows_use_their_own_time"),
     "noise reused": Bug("vp", lambda: SharedNoise(T=0.2), "noise_is_fresh"),
     "noise reused in perturb": Bug("vp", lambda: SharedNoiseInPerturb(T=0.2), "noise_is_fresh"),
-    "noise of another law": Bug("vp", lambda: UniformNoise(T=0.2), "perturbed_data_have_the_moments"),
+    "noise of another distribution": Bug("vp", lambda: UniformNoise(T=0.2), "perturbed_data_have_the_moments"),
     "generator ignored": Bug("vp", lambda: GlobalNoise(T=0.2), "generator_gives_the_noise"),
     "x written to": Bug("vp", lambda: InPlace(T=0.2), "perturb_leaves_its_arguments_alone"),
     "batch statistics": Bug("vp", lambda: BatchStatistics(T=0.2), "perturb_treats_rows_alone"),
     "inverse of another sigma": Bug("subvp", lambda: WrongInverse(T=0.2), "time_at_inverts_sigma"),
+    "inverse of half the log-SNR": Bug("vp", lambda: InverseOfHalf(T=0.2), "time_at_log_snr_inverts_log_snr"),
+    "slope of sigma for sigma^2": Bug(
+        "cosine", lambda: SlopeOfSigma(torch.cos, torch.sin, T=0.2), "sigma_solves_the_diffusion"
+    ),
     "T a tensor": Bug("vp", lambda: TensorT(T=0.2), "largest_time_is_a_positive_number"),
     "float64 whatever x": Bug("vp", lambda: DoublePrecision(T=0.2), "perturb_keeps_shape_and_dtype"),
     "storage read": Bug("vp", lambda: ReadsStorage(T=0.2), "perturb_ignores_memory_layout"),

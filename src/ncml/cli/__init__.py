@@ -18,7 +18,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except ImportError:
         print("ncml: tyro is not installed; pip install 'ncml[train]' for the command line", file=sys.stderr)
         return 2
-    from ncml.cli._commands import run_command
+    from ncml.cli.commands import run_command
 
     for stream in (sys.stdout, sys.stderr):  # an e with an accent is no reason to stop
         if isinstance(stream, io.TextIOWrapper):

@@ -12,25 +12,23 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from ncml._checks import check_count
-from ncml._progress import progress_bar
-from ncml.cli._demo_report import draw_figure, print_report
+from ncml.checks import check_count
+from ncml.cli.demo_report import draw_figure, print_report
 from ncml.data import ImageData, load_digits
 from ncml.densities import MADE
 from ncml.evaluation import (
     auroc_interval,
-    environment,
     features_of,
     frechet_distance,
     level_noise_table,
     ood_statistics,
     robustness_curve,
-    write_report,
 )
-from ncml.objective import NCMLObjective
+from ncml.noise import VPSDE
+from ncml.objective import AtZero, NCMLObjective, UniformTimes
+from ncml.progress import progress_bar
+from ncml.report import environment, write_report
 from ncml.sampling import EulerMaruyama
-from ncml.sde import VPSDE
-from ncml.times import AtZero, UniformTimes
 from ncml.training import fit
 
 __all__ = ["DemoSettings", "demo", "run_demo"]
@@ -57,7 +55,7 @@ class DemoSettings:
         p_zero: Share of each NCML batch at t = 0.
         samples: Images in each set of samples.
         sample_seeds: Sets of samples, for the spread of the Fréchet distance.
-        refine_steps: Steps of the reverse SDE.
+        refine_steps: Steps of the reverse SDE; one by Tweedie's formula comes on top.
         classifier_steps: Training steps of the classifier whose features the distance uses.
     """
 
@@ -72,7 +70,7 @@ class DemoSettings:
     p_zero: float = 0.2
     samples: int = 500
     sample_seeds: int = 3
-    refine_steps: int = 64
+    refine_steps: int = 63
     classifier_steps: int = 400
 
     def smoke(self) -> DemoSettings:
@@ -114,7 +112,7 @@ def run_demo(settings: DemoSettings, progress: bool = False) -> tuple[dict[str, 
     """Train, evaluate and sample both models.
 
     Returns:
-        The report (JSON-able by :func:`ncml.evaluation.write_report`), and what the figure shows.
+        The report (JSON-able by :func:`ncml.report.write_report`), and what the figure shows.
     """
     start = time.perf_counter()
     data = load_digits()
@@ -130,11 +128,11 @@ def run_demo(settings: DemoSettings, progress: bool = False) -> tuple[dict[str, 
         seconds[name] = time.perf_counter() - began
         print(f"trained by {name} in {seconds[name]:.0f} s", file=sys.stderr, flush=True)
 
-    samples = _samples(settings, models, process, progress)
+    samples = _samples(settings, models, progress)
     distances, accuracy = _frechet(settings, data, samples)
     times = torch.linspace(0.0, process.T, CURVE_POINTS, dtype=torch.float64)
     curves = {
-        name: robustness_curve(model, process, data.test, times, generator=_generator(settings, "curve"))
+        name: robustness_curve(model, data.test, times, generator=_generator(settings, "curve"))
         for name, model in models.items()
     }
     report = {
@@ -191,9 +189,7 @@ def _train(settings: DemoSettings, data: ImageData, objective: NCMLObjective, na
     return model
 
 
-def _samples(
-    settings: DemoSettings, models: dict[str, MADE], process: VPSDE, progress: bool
-) -> dict[str, list[Tensor]]:
+def _samples(settings: DemoSettings, models: dict[str, MADE], progress: bool) -> dict[str, list[Tensor]]:
     """Sets of samples by how they were drawn."""
     sampler = EulerMaruyama(steps=settings.refine_steps)
     generator = _generator(settings, "sample")
@@ -202,8 +198,8 @@ def _samples(
         for name, model in models.items():
             sets[f"{name} direct"].append(model.sample(settings.samples, 0.0, generator=generator))
         ncml = models["NCML"]
-        noisy = ncml.sample(settings.samples, process.T, generator=generator)
-        refined = sampler(ncml, process, noisy, generator=generator)
+        noisy = ncml.sample(settings.samples, ncml.process.T, generator=generator)
+        refined = sampler(ncml, noisy, generator=generator)
         sets["NCML noisy"].append(noisy)
         # generate() in two parts, so that the figure can show what refinement does to a sample.
         assert ncml.lattice is not None

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from ncml.cli._claims import beside_the_paper, print_claims, read_claims
-from ncml.cli._common import open_run, results_folder, shows_progress, with_folder
-from ncml.cli._tables import EvaluateSettings, curve, frechet, likelihood, outliers
-from ncml.errors import ArgumentError
-from ncml.evaluation import environment, plot_robustness, write_report
+from ncml.cli.claims import beside_the_paper, print_claims, read_claims
+from ncml.cli.common import OpenRun, need_sampling, open_run, results_folder, shows_progress, with_place
+from ncml.cli.tables import EvaluateSettings, curve, frechet, likelihood, log_probability, outliers
+from ncml.errors import ArgumentError, UnsupportedError
+from ncml.evaluation import plot_robustness
+from ncml.report import environment, write_report
 
 __all__ = ["evaluate"]
 
@@ -27,22 +28,23 @@ def evaluate(
     claims: Path | None = None,
     row: str | None = None,
     out: Path | None = None,
-    data_folder: Annotated[Path | None, tyro.conf.arg(name="data.folder")] = None,
+    data_folder: Annotated[Path | None, tyro.conf.arg(name="data.folder", aliases=["--data.file"])] = None,
     threads: int | None = None,
 ) -> None:
-    """Evaluate a trained model: bits/dim under level noise, robustness over t, outliers, Fréchet distances.
+    """Evaluate a trained model: likelihood, also under level noise and over t, outliers, Fréchet distances.
 
-    Writes report.json and robustness.png. All likelihoods are exact, of the test images, at the model's own t. The
-    report is written after each part.
+    Writes report.json and robustness.png. Likelihoods are those of the test data; exact for models with a lattice,
+    bounds (<=) for others on dequantised levels, and nats for data without a lattice, which have no level noise and so
+    no robustness. The report is written after each part.
 
     Args:
         run: Folder of the run, or of a checkpoint.
         settings: What to evaluate, and how much of it.
-        ood: A folder of images to tell from the test images, besides constant and random ones; resized as these are.
+        ood: A folder of images to tell from test images, besides constant and random ones; resized as these are.
         claims: A claims.json with a paper's numbers, to put beside these.
         row: Which row of it.
         out: Folder for the results; ``evaluation`` in that of the run if not given.
-        data_folder: Where the images are, if no longer where they were.
+        data_folder: Where the data are, if no longer where they were.
         threads: Number of CPU threads.
     """
     start = time.perf_counter()
@@ -50,22 +52,13 @@ def evaluate(
         raise ArgumentError("claims, row: got one without the other; expected a file of claims and one of its rows")
     beside = None if claims is None or row is None else read_claims(claims, row)
     opened = open_run(run, threads)
-    data = with_folder(opened.config.data, data_folder)
-    if settings.ood_images and opened.density.classes and opened.density.label_dropout == 0.0:
-        raise ArgumentError(
-            "ood_images: got some, and a model that never saw an image without its label; expected one trained with "
-            "network.label_dropout > 0, since outliers have no label; or --ood-images 0"
-        )
+    data = with_place(opened.config.data, data_folder)
+    _check_capabilities(opened, settings, ood)
     every = data.load(train=False, progress=opened.first and shows_progress())
     train = data.load(train=True) if settings.samples else None
-    if train is not None and train.labels is None:
-        raise ArgumentError(
-            "samples: got some, and images without classes; expected classes, for a classifier and its features; "
-            "leave --samples out"
-        )
     test = every.mixed(settings.images)
     folder = results_folder(run, out, "evaluation")
-    report: dict[str, Any] = {"settings": settings, "model": opened.source(), "test_images": len(test)}
+    report: dict[str, Any] = {"settings": settings, "model": opened.source(), "test_examples": len(test)}
 
     def keep(**part: Any) -> None:  # noqa: ANN401 -- JSON data
         report.update(part, seconds=time.perf_counter() - start, environment=environment())
@@ -76,7 +69,10 @@ def evaluate(
     keep()  # whether it can be written is better known before
     if opened.first:
         (folder / FIGURE).unlink(missing_ok=True)  # of an earlier evaluation
-    keep(bits_per_dim=likelihood(opened, test, settings))
+    if opened.lattice is None:
+        keep(log_prob=log_probability(opened, test, settings))
+    else:
+        keep(bits_per_dim=likelihood(opened, test, settings))
     robustness = curve(opened, test, settings)
     if robustness is not None:
         keep(robustness=robustness)
@@ -92,17 +88,51 @@ def evaluate(
         _print(report, folder)
 
 
+def _check_capabilities(run: OpenRun, settings: EvaluateSettings, ood: Path | None) -> None:
+    """Refuse what the model or its data cannot give, before any work.
+
+    Raises:
+        ArgumentError: Something is missing in how it was trained, or in the data.
+        UnsupportedError: The model lacks a capability.
+    """
+    if settings.ood_images and run.config.model.classes and not getattr(run.density, "label_dropout", 0.0):
+        raise ArgumentError(
+            "ood_images: got some, and a model that never saw an example without its label; expected one trained with "
+            "model.label_dropout > 0, since outliers have no label; or --ood-images 0"
+        )
+    if ood is not None and not run.kind.is_image:
+        raise UnsupportedError(f"ood: got {ood}, and data of shape {run.kind.shape}; expected none: it is for images")
+    if settings.samples:
+        need_sampling(run.density, "samples")
+        if not run.kind.is_image or run.lattice is None:
+            raise UnsupportedError(
+                f"samples: got some, and data of shape {run.kind.shape}; expected images in levels, whose classifier "
+                f"gives the features of the distance; leave --samples out"
+            )
+        if not run.kind.classes:
+            raise ArgumentError(
+                "samples: got some, and images without classes; expected classes, for a classifier and its features; "
+                "leave --samples out"
+            )
+
+
 def _print(report: dict[str, Any], folder: Path) -> None:
     model = report["model"]
     noise = model["config"]["noise"]
-    method = (
-        "maximum likelihood" if noise["times"] == "zero" else f"NCML, {noise['process']}, {noise['levels']:g} levels"
-    )
-    print(f"\n{method}, after {model['step']} steps; {report['test_images']:,} test images")
-    print("\nBits/dim at t = 0 under level noise (exact; lower is better)")
-    for pi, row in report["bits_per_dim"].items():
-        bits = row["bits"]
-        print(f"  pi = {pi:<4} {bits.mean:8.4f} +- {bits.standard_error:.4f}   ({row['moved']:.0%} of values moved)")
+    method = "maximum likelihood" if noise["times"] == "zero" else f"NCML, {noise['process']} noise"
+    name, tested = model["config"]["model"]["name"], report["test_examples"]
+    print(f"\n{name}, {method}, after {model['step']} steps; {tested:,} test examples")
+    if "log_prob" in report:
+        found = report["log_prob"]
+        print(f"\nlog p at t = 0: {found['mean']:.4f} +- {found['standard_error']:.4f} nats per example")
+    exact = all(row["bits"].exact for row in report.get("bits_per_dim", {}).values())
+    if "bits_per_dim" in report:
+        kind = "exact" if exact else "upper bounds, of dequantised data"
+        print(f"\nBits/dim at t = 0 under level noise ({kind}; lower is better)")
+    for pi, row in report.get("bits_per_dim", {}).items():
+        bits, bound = row["bits"], "" if exact else "<= "
+        mean = f"{bound}{bits.mean:.4f}"
+        print(f"  pi = {pi:<4} {mean:>11} +- {bits.standard_error:.4f}   ({row['moved']:.0%} of values moved)")
     if "robustness" in report:
         curve = report["robustness"]
         print("\nWhat level noise costs at time t, Delta log p (bits/dim)")
@@ -110,7 +140,7 @@ def _print(report: dict[str, Any], folder: Path) -> None:
         for i, sigma in enumerate(curve.sigma.tolist()):
             print(f"  {sigma:<18.2f}" + "".join(f"{float(v[i]):12.4f}" for v in curve.delta.values()))
     if "auroc" in report:
-        print("\nAUROC of test images against ... (higher is better)")
+        print("\nAUROC of test data against ... (higher is better)")
         print(f"  {'':<18}{'log p':>24}{'log p + log |score|':>24}{'-|score|':>24}")
         for name, row in report["auroc"].items():
             print(f"  {name:<18}" + "".join(f"{value!s:>24}" for value in row.values()))

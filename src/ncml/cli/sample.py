@@ -1,4 +1,4 @@
-"""``ncml sample`` and ``ncml complete``: images from a trained model."""
+"""``ncml sample`` and ``ncml complete``: samples from a trained model."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import torch
 import tyro
 from torch import Tensor
 
-from ncml._checks import check_count
-from ncml.cli._common import (
+from ncml.checks import check_count
+from ncml.cli.common import (
     OpenRun,
     class_labels,
+    draw_samples,
+    need_sampling,
     open_run,
     results_folder,
-    sample_images,
     shows_progress,
     start_time,
-    with_folder,
+    with_place,
 )
-from ncml.errors import ArgumentError
-from ncml.evaluation import environment, save_grid, write_report
+from ncml.errors import ArgumentError, UnsupportedError
+from ncml.evaluation import save_grid
+from ncml.noise import GaussianProcess
+from ncml.report import environment, write_report
 from ncml.sampling import EulerMaruyama
 from ncml.training import in_blocks
 
@@ -40,31 +43,38 @@ def sample(
     batch_size: int = 16,
     threads: int | None = None,
 ) -> None:
-    """Draw images from a trained model: at a noise level, then refined to the data.
+    """Draw samples from a trained model: at a noise level, then refined to the data.
 
-    Writes samples.png, samples.npy (integer levels, N x C x H x W) and sample.json.
+    Writes samples.npy (integer levels of data on a lattice, else floats; N x ...), sample.json, and of images
+    samples.png.
 
     Args:
         run: Folder of the run, or of a checkpoint.
         out: Folder for the results; if not given samples, or samples-noise0-cat and the like, in that of the run.
-        images: Number of images.
+        images: Number of samples.
         label: Class by name or number, for a model with classes; all of them in turn if not given.
-        noise: Where to draw, in levels of noise: 0 for plain sampling. If not given, the most that the
-            model was trained with.
-        steps: Steps of the refinement, each one score.
-        seed: Same seed, batch size and machine: same images, on any number of processes.
-        batch_size: Images at a time.
+        noise: Where to draw: the standard deviation of the noise, in levels of data on a lattice, else in data
+            units; 0 for plain sampling. If not given, the most that the model was trained with.
+        steps: Steps of the refinement, each one score; for models with a lattice the last step, by Tweedie's formula,
+            comes on top.
+        seed: Same seed, batch size and machine: same samples, on any number of processes.
+        batch_size: Samples at a time.
         threads: Number of CPU threads.
     """
     check_count(images, "images")
     check_count(batch_size, "batch_size")
     start = time.perf_counter()
+    check_count(steps, "steps")
     opened = open_run(run, threads)
+    density = need_sampling(opened.density, "sample")
     labels = class_labels(opened, label, images)
     t_start = start_time(opened, noise)
-    x = sample_images(
+    process = opened.process
+    x = draw_samples(
         opened.fabric,
-        opened.density,
+        density,
+        process,
+        opened.kind,
         images,
         labels=labels,
         t_start=t_start,
@@ -77,7 +87,8 @@ def sample(
         "images": images,
         "class": label,
         "t_start": t_start,
-        "noise_levels": float(opened.process.sigma(t_start)) / opened.lattice.width,
+        "noise": float(process.sigma(t_start)) / opened.unit if isinstance(process, GaussianProcess) else None,
+        "noise_unit": "data" if opened.lattice is None else "levels",
         "steps": steps,
         "seed": seed,
         "batch_size": batch_size,
@@ -98,7 +109,7 @@ def complete(
     noise: float = 0.0,
     steps: int = 64,
     seed: int = 0,
-    data_folder: Annotated[Path | None, tyro.conf.arg(name="data.folder")] = None,
+    data_folder: Annotated[Path | None, tyro.conf.arg(name="data.folder", aliases=["--data.file"])] = None,
     threads: int | None = None,
 ) -> None:
     """Keep the first rows of test images and draw the rest several times (paper, Figure 5).
@@ -111,39 +122,66 @@ def complete(
         rows: Rows of each image to keep; half if not given.
         images: Number of test images.
         draws: Completions of each.
-        noise: Draw at this noise, in levels, below noisy rows, refine the whole and put the kept rows back: what is
-            drawn then fits their noisy version. 0 draws from the data's own model, exactly.
-        steps: Steps of the refinement.
+        noise: Draw at this noise, in levels of the data, below noisy rows, refine the whole and put the kept rows
+            back: what is drawn then fits their noisy version. 0 draws from the data's own model, exactly.
+        steps: Steps of the refinement; the last one, by Tweedie's formula, comes on top.
         seed: Seed.
-        data_folder: Where the images are, if no longer where they were.
+        data_folder: Where the data are, if no longer where they were.
         threads: Number of CPU threads.
     """
     check_count(images, "images")
     check_count(draws, "draws")
     start = time.perf_counter()
+    check_count(steps, "steps")
     opened = open_run(run, threads)
+    completing = _need_completion(opened)
     height = opened.kind.shape[1]
     rows = height // 2 if rows is None else rows
     if not 0 <= rows <= height:
         raise ArgumentError(f"rows: got {rows}; expected 0 to {height}")
-    test = with_folder(opened.config.data, data_folder).load(train=False).mixed(images)
+    t_start = start_time(opened, noise)
+    test = with_place(opened.config.data, data_folder).load(train=False).mixed(images)
     n = len(test)
     x = test.batch(slice(None))
-    labels = test.labels if opened.config.network.classes else None
-    completed = _completions(opened, x, labels, rows, draws, start_time(opened, noise), steps, seed)
+    labels = test.labels if opened.config.model.classes else None
+    completed = _completions(opened, completing, x, labels, rows, draws, t_start, steps, seed)
     kept = x.clone()
     kept[:, :, rows:] = 0.0
     grid = torch.cat([torch.stack([x, kept], 1), completed], 1).flatten(0, 1)
-    settings = {"images": n, "rows": rows, "draws": draws, "noise_levels": noise, "steps": steps, "seed": seed}
+    settings = {"images": n, "rows": rows, "draws": draws, "noise": noise, "steps": steps, "seed": seed}
     folder = results_folder(run, out, "completions")
     _write(opened, folder, "complete", completed.flatten(0, 1), settings, time.perf_counter() - start, grid, 2 + draws)
 
 
+def _need_completion(run: OpenRun) -> Any:  # noqa: ANN401 -- whatever has a method complete
+    """The density, if it can complete images.
+
+    Raises:
+        UnsupportedError: It has no ``complete``, or the data are no images.
+    """
+    if not callable(getattr(run.density, "complete", None)):
+        raise UnsupportedError(
+            f"complete: got a {type(run.density).__name__} ({run.config.model.name}), which cannot; expected a density "
+            f"with complete(x, rows, t, context, generator=...), such as ncpn"
+        )
+    if not run.kind.is_image:
+        raise UnsupportedError(f"complete: got data of shape {run.kind.shape}; expected images (C, H, W), C = 1 or 3")
+    return run.density
+
+
 def _completions(
-    run: OpenRun, x: Tensor, labels: Tensor | None, rows: int, draws: int, t: float, steps: int, seed: int
+    run: OpenRun,
+    density: Any,  # noqa: ANN401 -- whatever has a method complete
+    x: Tensor,
+    labels: Tensor | None,
+    rows: int,
+    draws: int,
+    t: float,
+    steps: int,
+    seed: int,
 ) -> Tensor:
     """Completions ``(N, draws, C, H, W)`` at t = 0."""
-    density, process, lattice = run.density, run.process, run.lattice
+    process, lattice = run.process, run.lattice
     sampler = EulerMaruyama(steps=steps)
 
     def work(block: slice, generator: torch.Generator) -> dict[str, Tensor]:
@@ -151,12 +189,12 @@ def _completions(
         context = None if labels is None else labels[block].to(density.device).repeat_interleave(draws)
         y = density.complete(process.perturb(clean, t, generator=generator), rows, t, context, generator=generator)
         if t > 0.0:
-            y = sampler(density, process, y, t, context=context, generator=generator)
+            y = sampler(density, y, t, process=process, context=context, generator=generator)
         y[:, :, :rows] = clean[:, :, :rows]
-        return {"levels": lattice.nearest(y).unflatten(0, (-1, draws))}
+        return {"x": (y if lattice is None else lattice.nearest(y)).unflatten(0, (-1, draws))}
 
-    done = in_blocks(run.fabric, len(x), 4, work, seed=seed, label="completing", progress=shows_progress())
-    return lattice.to_unit(done["levels"].long())
+    done = in_blocks(run.fabric, len(x), 4, work, seed=seed, label="completing", progress=shows_progress())["x"]
+    return done.float() if lattice is None else lattice.to_unit(done.long())
 
 
 def _write(
@@ -176,9 +214,15 @@ def _write(
 
     folder.mkdir(parents=True, exist_ok=True)
     title = {"sample": "samples", "complete": "completions"}[name]
-    save_grid(x if grid is None else grid, folder / f"{title}.png", columns=columns)
-    levels = run.lattice.nearest(x).numpy().astype(np.uint8 if run.kind.levels <= 256 else np.uint16)
-    np.save(folder / f"{title}.npy", levels, allow_pickle=False)
+    written = [f"{title}.npy", f"{name}.json"]
+    if run.kind.is_image:
+        save_grid(x if grid is None else grid, folder / f"{title}.png", columns=columns)
+        written.insert(0, f"{title}.png")
+    values = x.numpy()
+    if run.lattice is not None:
+        values = run.lattice.nearest(x).numpy().astype(np.uint8 if run.lattice.levels <= 256 else np.uint16)
+    np.save(folder / f"{title}.npy", values, allow_pickle=False)
     report = {"settings": settings, "model": run.source(), "seconds": seconds, "environment": environment()}
     write_report(folder / f"{name}.json", report)
-    print(f"{len(x)} images in {seconds:.1f} s: {folder / f'{title}.png'}, {title}.npy and {name}.json")
+    what = "images" if run.kind.is_image else "samples"
+    print(f"{len(x)} {what} in {seconds:.1f} s: {folder / written[0]}, {' and '.join(written[1:])}")

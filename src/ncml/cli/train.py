@@ -1,4 +1,4 @@
-"""``ncml train``: train an NCPN on images."""
+"""``ncml train``: train a model on data, whatever the two are."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from ncml.cli._common import sample_images, shows_progress
-from ncml.data import Images
-from ncml.densities import NCPN
+from ncml.cli.common import draw_samples, labels_for, shows_progress
+from ncml.data import DataSet
+from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, MissingExtraError
-from ncml.evaluation import bits_per_dim, environment, save_grid, write_report
+from ncml.evaluation import bits_per_dim, save_grid
+from ncml.objective import NCMLObjective
+from ncml.report import environment, write_report
 from ncml.training import (
-    ImageKind,
+    DataKind,
     Periodic,
     TrainConfig,
     Trainer,
@@ -24,23 +27,24 @@ from ncml.training import (
     launch,
     open_checkpoint,
 )
-from ncml.training.build import describe
+from ncml.training.build import describe, parameter_count
 from ncml.training.checkpoint import find_checkpoint
 from ncml.training.config import to_dict
+from ncml.training.noise import describe_noise
 
 __all__ = ["SETTINGS", "check_resumed", "train"]
 
 SETTINGS = "config.json"
 FREE = {
-    "data": {"folder", "cache"},
-    "network": {"compile", "checkpoint"},
+    "data": {"folder", "file", "cache"},
+    "model": {"compile", "recompute"},
     "optim": {"steps", "learning_rate", "clip_norm", "accumulate"},
 }
 """What may change when a run goes on, besides how it is carried out."""
 
 
 def train(settings: TrainConfig, out: Path, resume: bool) -> int:
-    """What ``ncml train`` does with its settings (its help is that of ``_commands``).
+    """What ``ncml train`` does with its settings (its help is that of :mod:`ncml.cli.commands`).
 
     Returns:
         Exit status: 0, or 128 + the number of the signal that stopped it.
@@ -51,43 +55,42 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
     run = settings.run
     fabric = launch(run, _loggers(run.loggers, out))
     first = fabric.is_global_zero
-    images = settings.data.load(train=True, progress=first and shows_progress())
+    examples = settings.data.load(train=True, progress=first and shows_progress())
     held_out = settings.data.load(train=False).mixed(run.validate_images)
-    if settings.network.classes and images.labels is None:
-        raise ArgumentError(
-            "network.classes: got True and images without classes; expected a folder with a subfolder for each class; "
-            "leave --network.classes out"
-        )
-    kind = ImageKind.of(images)
-    density = build_density(settings.network, settings.noise, kind, run.seed)
-    assert density.process is not None
-    objective = build_objective(settings.noise, density.process)
+    kind = DataKind.of(examples)
+    density = build_density(settings, kind)
+    objective = build_objective(settings.noise, density, kind)
 
     latest: dict[str, float] = {}
 
     def validate(step: int) -> dict[str, Any]:
-        latest["bits_per_dim"] = _held_out_bits(fabric, density, held_out, settings)
+        latest.update(_held_out(fabric, density, held_out, kind, settings))
         return dict(latest)
 
     def draw(step: int) -> None:
-        labels = torch.arange(run.samples) % max(1, len(kind.classes)) if settings.network.classes else None
-        drawn = sample_images(fabric, density, run.samples, labels=labels, seed=run.seed)
-        if first:
+        if not isinstance(density, SampleableDensity):
+            return
+        labels = torch.arange(run.samples) % max(1, len(kind.classes)) if settings.model.classes else None
+        drawn = draw_samples(fabric, density, objective.process, kind, run.samples, labels=labels, seed=run.seed)
+        if first and kind.is_image:
             save_grid(drawn, out / f"samples_{step:08d}.png")
+        elif first:
+            np.save(out / f"samples_{step:08d}.npy", drawn.numpy(), allow_pickle=False)
 
-    counted = {"parameters": sum(p.numel() for p in density.parameters()), "training_images": len(images)}
-    periodic = [Periodic(run.validate_every, "validation", validate), Periodic(run.sample_every, "samples", draw)]
+    counted = {"parameters": parameter_count(density), "training_examples": len(examples)}
+    sample_every = run.sample_every if isinstance(density, SampleableDensity) else 0
+    periodic = [Periodic(run.validate_every, "validation", validate), Periodic(sample_every, "samples", draw)]
     trainer = Trainer(
         fabric,
         density,
         objective,
-        images,
+        examples,
         out,
         settings.optim,
         run,
         periodic=periodic,
         info={**describe(settings, kind), **counted},
-        use_labels=settings.network.classes,
+        use_labels=settings.model.classes,
     )
     if resume and _has_checkpoint(out):
         trainer.load(open_checkpoint(out))
@@ -98,7 +101,7 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
     if first and resume and not started:
         print(f"No run in {out} yet: starting one.")
     if first:
-        _announce(density, images, settings, trainer.step, out)
+        _announce(density, objective, len(examples), kind, settings, trainer.step, out)
     start = time.perf_counter()
     stopped = trainer.run(progress=shows_progress())
     if stopped:
@@ -108,7 +111,8 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
     if first:
         report = {
             "settings": to_dict(settings),
-            "images": to_dict(kind),
+            "data": to_dict(kind),
+            "noise": describe(settings, kind)["noise"],
             **counted,
             "processes": fabric.world_size,
             "training_seconds": trainer.seconds,
@@ -116,8 +120,8 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
             "environment": environment(),
         }
         write_report(out / "report.json", report)
-        held = f" Held-out images at t = 0: {latest['bits_per_dim']:.3f} bits/dim." if latest else ""
-        print(f"Trained {trainer.step} steps in {trainer.seconds:.0f} s in all; everything is in {out}.{held}")
+        said = _likelihood_in_words(latest, density, kind)
+        print(f"Trained {trainer.step} steps in {trainer.seconds:.0f} s in all; everything is in {out}.{said}")
     return 0
 
 
@@ -125,10 +129,10 @@ def check_resumed(before: TrainConfig, after: TrainConfig) -> None:
     """Refuse to go on with another configuration, but for what is in ``FREE`` and how the run is carried out."""
     old, new = to_dict(before), to_dict(after)
     changed = [
-        f"{part}.{name}: {old[part][name]!r} -> {new[part][name]!r}"
+        f"{part}.{name}: {old[part].get(name)!r} -> {new[part].get(name)!r}"
         for part in old
-        for name in old[part]
-        if old[part][name] != new[part][name]
+        for name in {**old[part], **new[part]}
+        if old[part].get(name) != new[part].get(name)
         and name not in FREE.get(part, ())
         and not (part == "run" and name not in ("seed", "precision"))
     ]
@@ -148,32 +152,65 @@ def _has_checkpoint(out: Path) -> bool:
     return True
 
 
-def _held_out_bits(fabric: Any, density: NCPN, images: Images, settings: TrainConfig) -> float:  # noqa: ANN401
-    """Mean exact bits/dim at t = 0."""
+def _held_out(
+    fabric: Any,  # noqa: ANN401 -- Fabric, which is optional
+    density: NoiseConditionalDensity,
+    examples: DataSet,
+    kind: DataKind,
+    settings: TrainConfig,
+) -> dict[str, float]:
+    """Mean likelihood at t = 0: bits/dim on a lattice, exact or as a bound; else nats per example."""
 
     def work(rows: slice, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        labels = (
-            images.labels[rows].to(fabric.device) if settings.network.classes and images.labels is not None else None
-        )
-        x = images.batch(rows, device=fabric.device)
-        return {"bits": bits_per_dim(density, x, 0.0, labels).values}
+        labels = labels_for(settings, examples, rows, fabric.device)
+        x = examples.batch(rows, device=fabric.device)
+        if kind.lattice is None:
+            with torch.no_grad():
+                return {"log_prob": density.log_prob(x, 0.0, labels)}
+        bits = bits_per_dim(density, x, 0.0, labels, lattice=kind.lattice, generator=generator)
+        return {"bits_per_dim": bits.values}
 
     size = max(1, settings.optim.batch_size // settings.optim.accumulate)
-    return float(in_blocks(fabric, len(images), size, work, seed=0, label="validation")["bits"].mean())
+    values = in_blocks(fabric, len(examples), size, work, seed=0, label="validation")
+    return {name: float(value.mean()) for name, value in values.items()}
 
 
-def _announce(density: NCPN, images: Images, settings: TrainConfig, step: int, out: Path) -> None:
+def _likelihood_in_words(latest: dict[str, float], density: NoiseConditionalDensity, kind: DataKind) -> str:
+    """The last likelihood of held-out examples, as a sentence."""
+    what = "images" if kind.is_image else "examples"
+    if "bits_per_dim" in latest:
+        bound = "" if density.lattice is not None else "<= "
+        return f" Held-out {what} at t = 0: {bound}{latest['bits_per_dim']:.3f} bits/dim."
+    if "log_prob" in latest:
+        return f" Held-out {what} at t = 0: log p = {latest['log_prob']:.3f} nats per example."
+    return ""
+
+
+def _announce(
+    density: NoiseConditionalDensity,
+    objective: NCMLObjective,
+    n: int,
+    kind: DataKind,
+    settings: TrainConfig,
+    step: int,
+    out: Path,
+) -> None:
+    """What is trained on what, and what follows from the data."""
     noise, optim = settings.noise, settings.optim
-    method = (
-        "maximum likelihood" if noise.times == "zero" else f"NCML, {noise.process} noise up to {noise.levels:g} levels"
-    )
-    count = sum(p.numel() for p in density.parameters())
-    c, h, w = density.event_shape
-    print(f"NCPN {settings.network.preset} ({count:,} parameters) on {len(images):,} images {c}x{h}x{w}; {method}.")
-    if images.classes and not settings.network.classes:
-        print(f"Their {len(images.classes)} classes are not used; --network.classes conditions on them.")
+    method = "maximum likelihood" if noise.times == "zero" else "NCML"
+    method += f", {describe_noise(noise, objective.process, kind.lattice)}"
+    what = "images" if kind.is_image else "examples"
+    levels = "" if kind.levels is None else f" in {kind.levels} levels"
+    size = f"{parameter_count(density):,} parameters"
+    print(f"{settings.model.name} ({size}) on {n:,} {what} {kind.size}{levels}; {method}.")
+    if objective.dequantize is not None:
+        print("It has no lattice: levels are dequantised, and likelihoods are bounds (<=).")
+    if settings.run.sample_every and not isinstance(density, SampleableDensity):
+        print(f"A {type(density).__name__} cannot sample: no samples are drawn meanwhile.")
+    if kind.classes and not settings.model.classes:
+        print(f"Their {len(kind.classes)} classes are not used; --model.classes conditions on them.")
     verb = f"Going on after step {step}, up to" if step else "Training:"
-    print(f"{verb} {optim.steps} steps of {optim.batch_size} images into {out}.", flush=True)
+    print(f"{verb} {optim.steps} steps of {optim.batch_size} {what} into {out}.", flush=True)
 
 
 def _loggers(names: tuple[str, ...], out: Path) -> list[Any]:

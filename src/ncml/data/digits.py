@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ncml.errors import MissingExtraError
-from ncml.lattice import Lattice
+from ncml.noise import Lattice
 
 __all__ = ["ImageData", "load_digits"]
 

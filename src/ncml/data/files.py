@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncml._files import replacing
 from ncml.errors import DatasetError
+from ncml.files import replacing
 
 __all__ = ["load_cifar10", "load_mnist", "read_cifar10", "read_idx"]
 

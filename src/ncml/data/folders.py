@@ -21,10 +21,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ncml._checks import check_count
-from ncml._progress import progress_bar
+from ncml.checks import check_count
 from ncml.data.files import PathLike, whole_file
 from ncml.errors import ArgumentError, DatasetError, MissingExtraError
+from ncml.progress import progress_bar
 
 __all__ = ["ImageList", "list_images", "list_split", "read_image_folder", "read_images"]
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from ncml._checks import Time
-from ncml.density import AutoregressiveDensity, evaluating
+from ncml.checks import Time
+from ncml.density import AutoregressiveDensity, check_arguments, check_draw, check_noise, evaluating
 from ncml.errors import ArgumentError
-from ncml.lattice import Lattice
 from ncml.nn.conditioning import Conditioning
 from ncml.nn.heads import GaussianHead, LogisticHead, MixtureHead
 from ncml.nn.masked import MaskedMLP
-from ncml.noise import NoiseProcess
+from ncml.noise import Lattice, NoiseProcess
 
-__all__ = ["MADE"]
+__all__ = ["MADE", "MADESettings"]
 
 HEADS: dict[str, type[MixtureHead]] = {"logistic": LogisticHead, "gaussian": GaussianHead}
 
@@ -99,25 +99,19 @@ class MADE(AutoregressiveDensity):
         """The flat event indices in the order in which they are sampled, ``(D,)``."""
         return self._order
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        edges = None if self.lattice is None else self.process.on_lattice(t)
-        return self._log_density(x, t, context, edges)
-
-    def forward_density(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        return self._log_density(x, t, context, None)
-
-    def _log_density(self, x: Tensor, t: Tensor, context: Tensor | None, edges: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
+        on_lattice = self.process.on_lattice(t) if edges and self.lattice is not None else None
         values = self._ordered(x)
         outputs = self.net(values, self.conditioning(t, context))
-        return self.head.log_prob(outputs, values, edges).sum(1)
+        return self.head.log_prob(outputs, values, on_lattice).sum(1)
 
     def draw_noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Uniforms ``(n, D, 3)``: component, quantile, and position in the window."""
         return self.head.draw_noise(n, len(self._order), self.dtype, self.device, generator)
 
     def resample(self, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
-        x, t, context = self._checked(x, t, context)
-        self._check_noise(noise, x.shape[0])
+        x, t, context = check_arguments(self, x, t, context)
+        check_noise(self, noise, x.shape[0])
         with evaluating(self), torch.no_grad():
             outputs = self.net(self._ordered(x), self.conditioning(t, context))
         return self._restored(self.head.sample(outputs, noise, self.process.on_lattice(t)))
@@ -132,11 +126,11 @@ class MADE(AutoregressiveDensity):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        t, context = self._checked_draw(n, t, context, generator)
+        t, context = check_draw(self, n, t, context, generator)
         features, on_lattice = self.conditioning(t, context), self.process.on_lattice(t)
         if noise is None:
             noise = self.draw_noise(n, generator=generator)
-        self._check_noise(noise, n)
+        check_noise(self, noise, n)
         # The pass writes into tensors of one dtype; inference mode cheapens its many small operations.
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             pass_ = self.net.incremental(features)
@@ -162,4 +156,46 @@ def _check_order(made: nn.Module, state: dict[str, Tensor], prefix: str, *_: obj
         raise ArgumentError(
             "order: got a state dict of a density with another order; expected the same order; "
             "build this density with order=state['_order']"
+        )
+
+
+@dataclass(frozen=True)
+class MADESettings:
+    """A masked autoregressive network with a mixture head, as a configuration holds it.
+
+    Args:
+        hidden: Widths of the hidden layers.
+        components: Mixture components per value.
+        head: logistic or gaussian.
+        dropout: Probability of dropping a hidden unit while training.
+        noise_features: Number of features of the noise level.
+    """
+
+    hidden: tuple[int, ...] = (512, 512, 512)
+    components: int = 10
+    head: Literal["logistic", "gaussian"] = "logistic"
+    dropout: float = 0.0
+    noise_features: int = 16
+
+    def build(
+        self, event_shape: Sequence[int], process: NoiseProcess, lattice: Lattice | None, *, classes: int = 0
+    ) -> MADE:
+        """The network, with random weights.
+
+        Args:
+            event_shape: Shape of one example.
+            process: The noise process.
+            lattice: The lattice of the data, whose mass it then gives exactly; None for real numbers of order one.
+            classes: Number of classes of an integer context, 0 for none.
+        """
+        return MADE(
+            event_shape,
+            process,
+            lattice=lattice,
+            hidden=self.hidden,
+            components=self.components,
+            head=self.head,
+            dropout=self.dropout,
+            noise_features=self.noise_features,
+            classes=classes,
         )

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ncml._checks import Time, check_count
-from ncml.density import SampleableDensity
+from ncml.checks import Time, check_count
+from ncml.density import SampleableDensity, check_draw
 from ncml.nn.conditioning import Conditioning, NoiseScaling
 from ncml.nn.masked import MaskedMLP
-from ncml.noise import NoiseProcess
+from ncml.noise import Lattice, NoiseProcess
 
-__all__ = ["MAF"]
+__all__ = ["MAF", "MAFSettings"]
 
 MAX_LOG_SCALE = math.log(10.0)
 """Bound on the log-scale of one layer; a stack multiplies.
@@ -80,7 +81,7 @@ class MAF(SampleableDensity):
             net.out.bias.data.zero_()
         self.nets = nn.ModuleList(nets)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
         features = self.conditioning(t, context)
         z, log_det = (x, x.new_zeros(())) if self.scaling is None else self.scaling(x, t)
         z = z.flatten(1)
@@ -97,7 +98,7 @@ class MAF(SampleableDensity):
     def sample(
         self, n: int, t: Time = 0.0, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        t, context = self._checked_draw(n, t, context, generator)
+        t, context = check_draw(self, n, t, context, generator)
         features = self.conditioning(t, context)
         dims = math.prod(self.event_shape)
         z = torch.randn(n, dims, dtype=self.dtype, device=self.device, generator=generator)
@@ -121,3 +122,42 @@ def _invert(net: MaskedMLP, z: Tensor, features: Tensor) -> Tensor:
         raw, shift = pass_.outputs()
         pass_.push((column - shift) / _bounded(raw).exp())
     return pass_.x.t()
+
+
+@dataclass(frozen=True)
+class MAFSettings:
+    """A masked autoregressive flow, as a configuration holds it.
+
+    Args:
+        transforms: Number of layers.
+        hidden: Widths of each layer's hidden layers.
+        data_std: Scale the data by their standard deviation, this number, at every noise level; not at all if not
+            given.
+        noise_features: Number of features of the noise level.
+    """
+
+    transforms: int = 5
+    hidden: tuple[int, ...] = (128, 128)
+    data_std: float | None = None
+    noise_features: int = 16
+
+    def build(
+        self, event_shape: Sequence[int], process: NoiseProcess, lattice: Lattice | None, *, classes: int = 0
+    ) -> MAF:
+        """The flow, with random weights; it has no lattice, so data on one have to be dequantised.
+
+        Args:
+            event_shape: Shape of one example.
+            process: The noise process.
+            lattice: The lattice of the data, of which a flow makes no use.
+            classes: Number of classes of an integer context, 0 for none.
+        """
+        return MAF(
+            event_shape,
+            process,
+            transforms=self.transforms,
+            hidden=self.hidden,
+            data_std=self.data_std,
+            noise_features=self.noise_features,
+            classes=classes,
+        )

@@ -4,11 +4,17 @@ from ncml.evaluation.classifier import Classifier, TrainedClassifier, train_clas
 from ncml.evaluation.fid import fid
 from ncml.evaluation.frechet import features_of, frechet_distance, gaussian_frechet
 from ncml.evaluation.grids import save_grid
+from ncml.evaluation.ladder import (
+    LadderAudit,
+    audit_ladder,
+    flow_log_prob,
+    fokker_planck_residual,
+    time_posterior,
+)
 from ncml.evaluation.likelihood import bits_per_dim
 from ncml.evaluation.ood import AUROC, auroc, auroc_interval, ood_statistics
 from ncml.evaluation.perturbation import crossing_time, mean_abs_perturbation
 from ncml.evaluation.plots import plot_images, plot_robustness
-from ncml.evaluation.report import environment, write_report
 from ncml.evaluation.robustness import (
     DeltaLogP,
     LevelNoiseRow,
@@ -17,14 +23,17 @@ from ncml.evaluation.robustness import (
     level_noise_table,
     robustness_curve,
 )
+from ncml.report import environment, write_report
 
 __all__ = [
     "AUROC",
     "Classifier",
     "DeltaLogP",
+    "LadderAudit",
     "LevelNoiseRow",
     "RobustnessCurve",
     "TrainedClassifier",
+    "audit_ladder",
     "auroc",
     "auroc_interval",
     "bits_per_dim",
@@ -33,6 +42,8 @@ __all__ = [
     "environment",
     "features_of",
     "fid",
+    "flow_log_prob",
+    "fokker_planck_residual",
     "frechet_distance",
     "gaussian_frechet",
     "level_noise_table",
@@ -42,6 +53,7 @@ __all__ = [
     "plot_robustness",
     "robustness_curve",
     "save_grid",
+    "time_posterior",
     "train_classifier",
     "write_report",
 ]

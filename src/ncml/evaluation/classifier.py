@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ncml._checks import check_count
-from ncml._progress import progress_bar
+from ncml.checks import check_count
 from ncml.density import evaluating
+from ncml.progress import progress_bar
 
 __all__ = ["Classifier", "TrainedClassifier", "train_classifier"]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ncml._checks import check_finite, check_floating
+from ncml.checks import check_finite, check_floating
 from ncml.density import evaluating
 from ncml.errors import ArgumentError
 from ncml.evaluation.likelihood import batches

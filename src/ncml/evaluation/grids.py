@@ -8,7 +8,7 @@ import os
 import torch
 from torch import Tensor
 
-from ncml._checks import check_count, check_floating
+from ncml.checks import check_count, check_floating
 from ncml.errors import ArgumentError, MissingExtraError
 
 __all__ = ["save_grid"]

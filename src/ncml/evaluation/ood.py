@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ncml._checks import Time, check_count, check_generator
-from ncml.density import NoiseConditionalDensity, evaluating
+from ncml.checks import Time, check_count, check_generator
+from ncml.density import check_score, evaluating, inner_density, score_of
 from ncml.errors import ArgumentError, ArgumentTypeError
-from ncml.evaluation.likelihood import batches, check_batch
+from ncml.evaluation.likelihood import batches, check_batch, log_prob_in_batches
 
 __all__ = ["AUROC", "auroc", "auroc_interval", "ood_statistics"]
 
@@ -30,7 +30,7 @@ Scores = Sequence[float] | Tensor
 
 
 def ood_statistics(
-    density: NoiseConditionalDensity,
+    density: nn.Module,
     x: Tensor,
     t: Time = 0.0,
     context: Tensor | None = None,
@@ -41,7 +41,7 @@ def ood_statistics(
     r"""Statistics of each example that tell in- from out-of-distribution data.
 
     Args:
-        density: The density. Run in eval mode; its training flags are restored.
+        density: The density, or a wrapper of one. Run in eval mode; its training flags are restored.
         x: Examples ``(B, *event_shape)``, at time ``t``. For a density with a lattice they lie on it
             where the process keeps data there.
         t: Time, a number or ``(B,)``; the paper's is 0.
@@ -63,16 +63,16 @@ def ood_statistics(
         ArgumentError: No examples, or values that do not fit (see ``log_prob``).
         NonFiniteError: A log-density is NaN or ``+inf``, or a score is not finite.
     """
-    x, times, context = check_batch(density, x, t, context)
-    log_p, norm, total = [], [], []
+    x, times, context = check_batch(inner_density(density), x, t, context)
+    log_likelihood = log_prob_in_batches(density, x, times, context, batch_size, progress)
+    norm, total = [], []
     with evaluating(density), torch.no_grad():
-        for rows in batches(x.shape[0], batch_size, progress, "out-of-distribution statistics"):
-            labels = None if context is None else context[rows]
-            log_p.append(density.log_prob(x[rows], times[rows], labels, check_finite=False).double())
-            score = density.score(x[rows], times[rows], labels, check_finite=False).double().flatten(1)
-            norm.append(score.norm(dim=1))
-            total.append(score.sum(1))
-    log_likelihood, score_norm = torch.cat(log_p), torch.cat(norm)
+        for rows in batches(x.shape[0], batch_size, progress, "scores"):
+            score = score_of(density, x[rows], times[rows], None if context is None else context[rows])
+            check_score(score, times[rows])
+            norm.append(score.double().flatten(1).norm(dim=1))
+            total.append(score.double().flatten(1).sum(1))
+    score_norm = torch.cat(norm)
     return {
         "log_p": log_likelihood,
         "score_norm": score_norm,

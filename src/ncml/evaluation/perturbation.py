@@ -7,11 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ncml._checks import check_finite, check_floating, check_generator, check_time, clamp_time
+from ncml.checks import check_finite, check_floating, check_generator, check_time, clamp_time
 from ncml.errors import ArgumentError, UnsupportedError
-from ncml.lattice import Lattice
-from ncml.levels import LevelNoise
-from ncml.noise import GaussianProcess, NoiseProcess
+from ncml.noise import GaussianProcess, Lattice, LevelNoise, NoiseProcess
 
 __all__ = ["crossing_time", "mean_abs_perturbation", "one_time"]
 

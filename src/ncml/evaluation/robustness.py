@@ -24,18 +24,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ncml._checks import check_count, check_generator, check_probability
-from ncml._progress import progress_bar
-from ncml.density import NoiseConditionalDensity, check_process
+from ncml.checks import check_count, check_generator, check_probability
+from ncml.density import check_process, inner_density, process_by_name, process_of
 from ncml.errors import ArgumentError
 from ncml.evaluation.likelihood import check_batch, data_lattice, log_prob_in_batches
 from ncml.evaluation.perturbation import mean_abs_perturbation, one_time
-from ncml.evaluation.report import jsonable
-from ncml.lattice import BitsPerDim, Lattice
-from ncml.levels import LevelNoise
-from ncml.noise import GaussianProcess, NoiseProcess
+from ncml.noise import BitsPerDim, GaussianProcess, Lattice, LevelNoise, NoiseProcess
+from ncml.progress import progress_bar
+from ncml.report import jsonable
 
 __all__ = [
     "DeltaLogP",
@@ -158,7 +156,7 @@ class RobustnessCurve:
 
 
 def level_noise_table(
-    density: NoiseConditionalDensity,
+    density: nn.Module,
     x: Tensor,
     pis: Sequence[float] = (0.0, 0.5, 1.0),
     context: Tensor | None = None,
@@ -199,14 +197,16 @@ def level_noise_table(
         0.5 8.0000 bits/dim
         1.0 8.0000 bits/dim
     """
-    data = _NoisyData(density, density.process, x, context, lattice, "before", edge, draws, batch_size, generator)
+    data = _NoisyData(
+        density, inner_density(density).process, x, context, lattice, "before", edge, draws, batch_size, generator
+    )
     return [
         LevelNoiseRow(pi, data.bits(pi, 0.0, progress), data.moved(pi), data.x.shape[0]) for pi in _checked_pis(pis)
     ]
 
 
 def delta_log_p(
-    density: NoiseConditionalDensity,
+    density: nn.Module,
     x: Tensor,
     pi: float,
     t: float = 0.0,
@@ -239,20 +239,21 @@ def delta_log_p(
         NCMLError: As :func:`~ncml.evaluation.bits_per_dim`; a ``pi`` outside [0, 1]; t > 0 without a
             process, or with another one than the density's.
     """
-    process = density.process if process is None else process
+    process = inner_density(density).process if process is None else process
     data = _NoisyData(density, process, x, context, lattice, order, edge, draws, batch_size, generator)
     (pi,) = _checked_pis([pi])
     return DeltaLogP(clean=data.bits(0.0, t, progress), perturbed=data.bits(pi, t, progress))
 
 
+@process_by_name("x", "robustness_curve(density, x, times, process=...)")
 def robustness_curve(
-    density: NoiseConditionalDensity,
-    process: NoiseProcess,
+    density: nn.Module,
     x: Tensor,
     times: Sequence[float] | Tensor,
     pis: Sequence[float] = (0.5, 1.0),
     context: Tensor | None = None,
     *,
+    process: NoiseProcess | None = None,
     order: Order = "before",
     edge: Edge = "clip",
     draws: int = 1,
@@ -264,17 +265,17 @@ def robustness_curve(
     r""":func:`delta_log_p` at several times, beside the size of the process's noise (paper, Figure 4).
 
     Args:
-        density: The density.
-        process: Takes x to :math:`x_t`.
+        density: The density, or a wrapper of one.
         x: Clean data ``(B, *event_shape)`` on the lattice.
         times: Times in ``[0, T]``; every one costs ``1 + len(pis)`` passes over the data.
         pis: Probabilities that a value moves.
-        context, order, edge, draws, lattice, batch_size, generator, progress: As for
+        context, process, order, edge, draws, lattice, batch_size, generator, progress: As for
             :func:`delta_log_p`.
 
     Raises:
         NCMLError: As :func:`delta_log_p`, or no times.
     """
+    process = process_of(density, process)
     data = _NoisyData(density, process, x, context, lattice, order, edge, draws, batch_size, generator)
     ts = [one_time(t, process.T) for t in times]
     if not ts:
@@ -310,7 +311,7 @@ class _NoisyData:
 
     def __init__(
         self,
-        density: NoiseConditionalDensity,
+        density: nn.Module,
         process: NoiseProcess | None,
         x: Tensor,
         context: Tensor | None,
@@ -327,7 +328,7 @@ class _NoisyData:
         self.level = LevelNoise(self.lattice.levels, edge)
         if process is not None:
             check_process(density, process)
-        self.x, _, self.context = check_batch(density, x, 0.0, context)
+        self.x, _, self.context = check_batch(inner_density(density), x, 0.0, context)
         self.lattice.check(self.x)
         check_generator(generator, self.x.device)
         check_count(draws, "draws")
@@ -335,6 +336,7 @@ class _NoisyData:
         seeds = torch.randint(2**62, (draws,), generator=generator, device=self.x.device)
         self.seeds: list[int] = seeds.tolist()
         self.density, self.process, self.order, self.batch_size = density, process, order, batch_size
+        self.inner = inner_density(density)
 
     def source(self, seed: int) -> torch.Generator:
         return torch.Generator(self.x.device).manual_seed(seed)
@@ -345,14 +347,14 @@ class _NoisyData:
         if self.process is None and t > 0.0:
             raise ArgumentError(f"process: got None with t = {t:.6g}; expected the process that takes x to x_t")
         on_lattice = self.process is None or bool(self.process.on_lattice(t))
-        exact = self.density.lattice is not None or not on_lattice
-        nothing_random = pi == 0.0 and t == 0.0 and on_lattice and self.density.lattice is not None
+        exact = self.inner.lattice is not None or not on_lattice
+        nothing_random = pi == 0.0 and t == 0.0 and on_lattice and self.inner.lattice is not None
         times = torch.full((self.x.shape[0],), t, dtype=self.x.dtype, device=self.x.device)
         draws = []
         for seed in self.seeds[:1] if nothing_random else self.seeds:
             y = self._draw(pi, t, on_lattice, self.source(seed))
             log_p = log_prob_in_batches(self.density, y, times, self.context, self.batch_size, progress)
-            draws.append(self.lattice.bits_per_dim(log_p, math.prod(self.density.event_shape)).values)
+            draws.append(self.lattice.bits_per_dim(log_p, math.prod(self.inner.event_shape)).values)
         return BitsPerDim(torch.stack(draws).mean(0), exact=exact, mass=on_lattice)
 
     def moved(self, pi: float) -> float:
@@ -372,7 +374,7 @@ class _NoisyData:
             return y if self.process is None else self.process.perturb(y, t, noise=noise)
 
         def dequantize(y: Tensor) -> Tensor:
-            return y if self.density.lattice is not None else self.lattice.dequantize(y, generator=source)
+            return y if self.inner.lattice is not None else self.lattice.dequantize(y, generator=source)
 
         before = self.order == "before"
         if on_lattice:

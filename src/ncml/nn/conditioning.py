@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ncml._checks import HALF, check_count, check_floating, check_positive, per_example
+from ncml.checks import HALF, check_count, check_floating, check_positive, per_example
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import GaussianProcess, NoiseProcess
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncml._checks import HALF, check_count
-from ncml.lattice import Lattice
+from ncml.checks import HALF, check_count
+from ncml.noise import Lattice
 
 __all__ = ["GaussianHead", "LogisticHead", "MixtureHead"]
 
@@ -110,7 +110,7 @@ class MixtureHead(abc.ABC):
         """
         logits, means, raw = self._split(outputs.to(noise.dtype))
         pick = pick_component(logits, noise[..., :1])
-        mean, log_scale = means.gather(-1, pick), self._log_scales(raw.gather(-1, pick))
+        mean, log_scale = means.gather(-1, pick), self.log_scales(raw.gather(-1, pick))
         x = (mean + log_scale.exp() * self._quantile(noise[..., 1:2])).squeeze(-1)
         if self.lattice is None:
             return x
@@ -133,9 +133,9 @@ class MixtureHead(abc.ABC):
     def _unpack(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, means and log-scales, ``(B, D, K)`` each."""
         logits, means, raw = self._split(outputs)
-        return logits, means, self._log_scales(raw)
+        return logits, means, self.log_scales(raw)
 
-    def _log_scales(self, raw: Tensor) -> Tensor:
+    def log_scales(self, raw: Tensor) -> Tensor:
         """Log-scales softly bounded: a clamp would stop the gradient where a scale must be able to return."""
         return CEILING - F.softplus(CEILING - self.floor - F.softplus(raw - self.floor))
 

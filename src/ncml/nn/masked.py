@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ncml._checks import check_count, check_probability
+from ncml.checks import check_count, check_probability
 
 __all__ = ["MaskedMLP"]
 

@@ -1,10 +1,44 @@
 """5. Samplers: how a noisy sample at time t is refined to data at time 0, one family per file."""
 
-from ncml.sampling.base import Sampler
+from ncml.density import Target
+from ncml.sampling import grids
+from ncml.sampling.adaptive import AdaptiveHeun, AdaptiveSampler, AdaptiveSDE
+from ncml.sampling.ancestral import Ancestral
+from ncml.sampling.dpm import DDIM, DPMSolver2M, DPMSolver2MSDE, DPMSolverSDE
+from ncml.sampling.er_sde import ERSDE
+from ncml.sampling.euler_maruyama import EulerMaruyama
 from ncml.sampling.generate import generate
-from ncml.sampling.langevin import AnnealedLangevin
-from ncml.sampling.ode import HeunODE
-from ncml.sampling.sde import EulerMaruyama
+from ncml.sampling.heun import HeunODE
+from ncml.sampling.jacobi import ParallelSamples, sample_in_parallel
+from ncml.sampling.langevin import AnnealedLangevin, MetropolisLangevin
+from ncml.sampling.predictor_corrector import PredictorCorrector
+from ncml.sampling.sampler import GridSampler, Refined, Sampler
+from ncml.sampling.smc import AnnealedSMC
 from ncml.sampling.tweedie import Tweedie
 
-__all__ = ["AnnealedLangevin", "EulerMaruyama", "HeunODE", "Sampler", "Tweedie", "generate"]
+__all__ = [
+    "DDIM",
+    "ERSDE",
+    "AdaptiveHeun",
+    "AdaptiveSDE",
+    "AdaptiveSampler",
+    "Ancestral",
+    "AnnealedLangevin",
+    "AnnealedSMC",
+    "DPMSolver2M",
+    "DPMSolver2MSDE",
+    "DPMSolverSDE",
+    "EulerMaruyama",
+    "GridSampler",
+    "HeunODE",
+    "MetropolisLangevin",
+    "ParallelSamples",
+    "PredictorCorrector",
+    "Refined",
+    "Sampler",
+    "Target",
+    "Tweedie",
+    "generate",
+    "grids",
+    "sample_in_parallel",
+]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ncml.density import NoiseConditionalDensity
+from ncml.density import Target
 from ncml.errors import ArgumentError
-from ncml.noise import GaussianProcess
-from ncml.sampling.base import Sampler, Score, tweedie
+from ncml.sampling.sampler import Keep, Sampler
 
 __all__ = ["Tweedie"]
 
@@ -21,29 +19,19 @@ class Tweedie(Sampler):
     r"""The posterior mean :math:`E[x_0 \mid x_t] = (x_t + \sigma_t^2 \nabla\log p_t(x_t))/\alpha_t`.
 
     One score in all. The mean of the data that may lie behind a noisy sample, not a draw of them:
-    ``samples_law`` is False. Goes to t = 0 only.
+    ``samples_distribution`` is False. Goes to t = 0 only.
     """
 
-    steps: int = 1
+    samples_distribution: ClassVar[bool] = False
 
-    samples_law: ClassVar[bool] = False
-    needs: ClassVar[type[GaussianProcess]] = GaussianProcess
+    def check(self, target: Target, start: float, stop: float) -> None:
+        if 0.0 < stop < start:
+            raise ArgumentError(f"t_end: got {stop:.6g}; expected 0 or None: Tweedie's formula gives the mean at t = 0")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps != 1:
-            raise ArgumentError(f"steps: got {self.steps}; expected 1: Tweedie's formula is a single step")
+    def expected_steps(self) -> int | None:
+        return 1
 
-    def plan(
-        self, density: NoiseConditionalDensity, process: GaussianProcess, t_start: float, t_end: float | None
-    ) -> list[float]:
-        if t_end:
-            raise ArgumentError(
-                f"t_end: got {t_end:.6g}; expected 0 or None: Tweedie's formula gives the mean at t = 0"
-            )
-        return [t_start, 0.0]
-
-    def step(
-        self, x: Tensor, t: float, s: float, score: Score, process: GaussianProcess, noise: Callable[[], Tensor]
-    ) -> Tensor:
-        return tweedie(x, t, score, process)
+    def run(self, target: Target, x: Tensor, start: float, stop: float, keep: Keep) -> tuple[Tensor, dict[str, Any]]:
+        x = target.denoise(x, start)
+        keep(stop, x)
+        return x, {}

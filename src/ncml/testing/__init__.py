@@ -1,16 +1,27 @@
 """Checks that you run on your own processes, densities and samplers.
 
 ``check_noise_process``, ``check_density`` and ``check_sampler`` hold an object against the contract of its
-interface and, where there is one, against the mathematics: they raise
-:class:`~ncml.errors.ConformanceError` at the first check that fails, naming it, and return a
-:class:`Report` of what was checked and what does not apply. They see nothing but the interfaces, so that
-your classes are treated like the bundled ones. :mod:`ncml.testing.strategies` generates inputs for
-property-based tests (needs hypothesis, the extra ``ncml[testing]``).
+interface and, where there is one, against the mathematics. They run every check there is, raise one
+:class:`~ncml.errors.ConformanceError` that lists all that fail, and return a :class:`Report` of what was checked
+and what does not apply. They see nothing but the interfaces, so that your classes are treated like the bundled ones.
+
+``process_checks``, ``density_checks`` and ``sampler_checks`` are the same checks as a list, one test each for a
+suite of your own. :mod:`ncml.testing.strategies` generates inputs for property-based tests (needs hypothesis, the
+extra ``ncml[testing]``).
 """
 
-from ncml.testing._common import Report
-from ncml.testing.densities import check_density
-from ncml.testing.processes import check_noise_process
-from ncml.testing.samplers import check_sampler
+from ncml.testing.density import check_density, density_checks
+from ncml.testing.process import check_noise_process, process_checks
+from ncml.testing.report import Check, Report
+from ncml.testing.sampler import check_sampler, sampler_checks
 
-__all__ = ["Report", "check_density", "check_noise_process", "check_sampler"]
+__all__ = [
+    "Check",
+    "Report",
+    "check_density",
+    "check_noise_process",
+    "check_sampler",
+    "density_checks",
+    "process_checks",
+    "sampler_checks",
+]

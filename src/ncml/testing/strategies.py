@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from ncml.errors import ArgumentError, MissingExtraError
-from ncml.lattice import Lattice
-from ncml.noise import GaussianProcess, LinearSDE, NoiseProcess
-from ncml.testing._reference import OrnsteinUhlenbeck
+from ncml.noise import GaussianProcess, Lattice, LinearSDE, NoiseProcess
+from ncml.testing.reference import OrnsteinUhlenbeck
 
 try:
     from hypothesis import strategies as st
@@ -115,7 +114,7 @@ def lattice_batches(
 
 @st.composite
 def gaussian_processes(draw: st.DrawFn) -> GaussianProcess:
-    r"""Processes :math:`\alpha = e^{-at}`, :math:`\sigma = b\,t^c` without an SDE."""
+    r"""Processes :math:`\alpha = e^{-at}`, :math:`\sigma = b\,t^c` that are known by these two functions only."""
     rate = draw(st.floats(0.0, 3.0))
     scale = draw(st.floats(0.01, 3.0))
     power = draw(st.floats(0.5, 2.0))

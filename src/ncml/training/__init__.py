@@ -1,9 +1,9 @@
 """Training: a short loop for data in memory, and the program behind ``ncml train``."""
 
-from ncml.training.build import ImageKind, build_density, build_objective, build_process, load_density
+from ncml.training.build import DataKind, build_density, build_objective, load_density
 from ncml.training.checkpoint import Checkpoint, load_into, load_state, open_checkpoint, save_checkpoint
 from ncml.training.config import (
-    NetworkConfig,
+    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
@@ -13,15 +13,18 @@ from ncml.training.config import (
 from ncml.training.ema import EMA
 from ncml.training.fit import fit
 from ncml.training.metrics import read_metrics
+from ncml.training.models import MODELS, build_model
+from ncml.training.noise import build_process, build_times
 from ncml.training.parallel import in_blocks, launch
 from ncml.training.trainer import Examples, Periodic, Trainer
 
 __all__ = [
     "EMA",
+    "MODELS",
     "Checkpoint",
+    "DataKind",
     "Examples",
-    "ImageKind",
-    "NetworkConfig",
+    "ModelConfig",
     "NoiseConfig",
     "OptimConfig",
     "Periodic",
@@ -29,8 +32,10 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "build_density",
+    "build_model",
     "build_objective",
     "build_process",
+    "build_times",
     "fit",
     "in_blocks",
     "launch",

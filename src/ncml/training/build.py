@@ -1,116 +1,143 @@
-"""From a configuration to a process, an objective and a network."""
+"""From a configuration and the kind of the data to a process, an objective and a model; and back from a checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ncml.data import Images
-from ncml.densities import NCPN
+from ncml.data import DataSet
+from ncml.density import NoiseConditionalDensity
 from ncml.errors import ArgumentError, CheckpointError
-from ncml.lattice import Lattice
-from ncml.noise import NoiseProcess
+from ncml.noise import Lattice, NoiseProcess
 from ncml.objective import NCMLObjective
-from ncml.sde import VESDE, VPSDE, LinearVESDE, SubVPSDE
-from ncml.times import AtZero, LogUniformTimes, TimeSampler, UniformTimes
 from ncml.training.checkpoint import Checkpoint, load_state, open_checkpoint
-from ncml.training.config import NetworkConfig, NoiseConfig, TrainConfig, from_dict, to_dict
-from ncml.training.draws import stream_seed
+from ncml.training.config import NoiseConfig, TrainConfig, from_dict, to_dict
+from ncml.training.models import build_model
+from ncml.training.noise import build_process, build_times, resolved
 
-__all__ = ["ImageKind", "build_density", "build_objective", "build_process", "load_density"]
+__all__ = ["DataKind", "build_density", "build_objective", "describe", "load_density", "parameter_count"]
 
-PROCESSES: dict[str, Any] = {"vp": VPSDE, "sub-vp": SubVPSDE, "ve": VESDE, "linear-ve": LinearVESDE}
+STD_ROWS = 65_536  # rows that the standard deviation of the data is taken of
 
 
 @dataclass(frozen=True)
-class ImageKind:
-    """What a network must know of the images that it is for.
+class DataKind:
+    """What a model must know of the data that it is for.
 
     Args:
-        shape: ``(C, H, W)``.
-        levels: Levels of their lattice.
+        shape: Shape of one example.
+        levels: Levels of their lattice; None for real numbers.
         classes: Names of the classes.
+        std: Standard deviation of real numbers, over all values around the mean of each; None with a lattice.
     """
 
     shape: tuple[int, ...]
-    levels: int
+    levels: int | None = None
     classes: tuple[str, ...] = ()
+    std: float | None = None
 
     @classmethod
-    def of(cls, images: Images) -> ImageKind:
-        """The kind of given images."""
-        return cls(images.shape, images.lattice.levels, images.classes)
+    def of(cls, examples: DataSet) -> DataKind:
+        """The kind of given data."""
+        lattice = examples.lattice
+        if lattice is not None:
+            return cls(tuple(examples.shape), lattice.levels, tuple(examples.classes))
+        x = examples.batch(slice(0, STD_ROWS)).double()
+        std = float(x.var(0, correction=0).mean().sqrt())
+        return cls(tuple(examples.shape), None, tuple(examples.classes), std or None)
+
+    @property
+    def lattice(self) -> Lattice | None:
+        """The lattice of the data."""
+        return None if self.levels is None else Lattice(self.levels)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether an example can be shown as a picture, grey or in colours."""
+        return len(self.shape) == 3 and self.shape[0] in (1, 3)
+
+    @property
+    def size(self) -> str:
+        """The shape in words, ``3x32x32``."""
+        return "x".join(map(str, self.shape))
 
 
-def build_process(noise: NoiseConfig, lattice: Lattice) -> NoiseProcess:
-    """The process whose T has the configured noise, in levels of the lattice."""
-    try:
-        return PROCESSES[noise.process].at_noise(noise.levels * lattice.width)
-    except ArgumentError as error:
-        std = noise.levels * lattice.width
+def build_density(config: TrainConfig, kind: DataKind) -> NoiseConditionalDensity:
+    """The configured model with random weights, which are a function of the seed.
+
+    Raises:
+        NCMLError: Settings that do not fit the data or each other, or a capability that the model lacks.
+    """
+    classes = len(kind.classes) if config.model.classes else 0
+    if config.model.classes and not classes:
         raise ArgumentError(
-            f"noise.levels: got {noise.levels:g}, a noise of {std:.3g} for {lattice.levels} levels; {error}"
-        ) from error
+            "model.classes: got True and data without classes; expected labels, such as a folder with a subfolder for "
+            "each class; leave --model.classes out"
+        )
+    process = build_process(config.noise, kind.lattice, kind.std)
+    return build_model(config.model, kind.shape, process, kind.lattice, classes, config.run.seed)
 
 
-def build_objective(noise: NoiseConfig, process: NoiseProcess) -> NCMLObjective:
-    """NCML with the configured distribution of noise levels."""
-    times: dict[str, TimeSampler] = {
-        "uniform": UniformTimes(p_zero=noise.p_zero),
-        "log-uniform": LogUniformTimes(p_zero=noise.p_zero),
-        "zero": AtZero(),
-    }
-    return NCMLObjective(process, times[noise.times])
-
-
-def build_density(network: NetworkConfig, noise: NoiseConfig, kind: ImageKind, seed: int) -> NCPN:
-    """A network with random weights, which are a function of the seed."""
-    lattice = Lattice(kind.levels)
-    names = {"features": "features", "blocks": "blocks", "resolutions": "levels", "heads": "heads"}
-    names |= {"components": "components", "dropout": "dropout"}
-    changes: dict[str, Any] = {to: getattr(network, name) for name, to in names.items()}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if network.classes:
-        changes |= {"classes": max(1, len(kind.classes)), "label_dropout": network.label_dropout}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "weights"))
-        density = NCPN.preset(network.preset, kind.shape, build_process(noise, lattice), lattice=lattice, **changes)
-    if network.compile:
-        density.compile_blocks()
-    density.checkpoint_blocks(network.checkpoint)
-    return density
-
-
-def load_density(folder: str | Path) -> tuple[NCPN, TrainConfig, ImageKind, Checkpoint]:
-    """The network of a checkpoint of ``ncml train``, in eval mode on the CPU.
+def build_objective(
+    noise: NoiseConfig, density: NoiseConditionalDensity, kind: DataKind, process: NoiseProcess | None = None
+) -> NCMLObjective:
+    """NCML with the configured distribution of noise levels; lattice data are dequantised for a model without one.
 
     Args:
-        folder: A checkpoint, or the folder of a run, whose latest one is taken.
+        noise: The configuration.
+        density: The model.
+        kind: The kind of the data.
+        process: The process; the density's own if None, or the configured one if it has none.
+    """
+    if process is None:
+        process = density.process or build_process(noise, kind.lattice, kind.std)
+    dequantize = kind.lattice if density.lattice is None else None
+    return NCMLObjective(process, build_times(noise), dequantize=dequantize)
+
+
+def load_density(folder: str | Path) -> tuple[NoiseConditionalDensity, TrainConfig, DataKind, Checkpoint]:
+    """The model of a checkpoint of ``ncml train``, in eval mode on the CPU.
+
+    A model of your own is imported by the name that the configuration has, from Python's path; nothing that the
+    checkpoint itself holds is run.
+
+    Args:
+        folder: A checkpoint, or the folder of a run, whose latest one is taken. Those of version 0.1 are read too.
 
     Returns:
-        The density, the configuration it was trained with, the kind of its images, and the checkpoint.
+        The density, the configuration it was trained with, the kind of its data, and the checkpoint.
 
     Raises:
         CheckpointError: It is damaged, or was not made by ``ncml train``.
+        ArgumentError: A model that cannot be imported here.
     """
     checkpoint = open_checkpoint(folder)
     info = checkpoint.info
-    if "config" not in info or "images" not in info:
+    if "config" not in info or "data" not in info:
         raise CheckpointError(
             f"{checkpoint.folder}: got a checkpoint without a configuration; expected one of ncml train; build the "
             f"density yourself and use load_into(density, open_checkpoint(folder))"
         )
     config = from_dict(TrainConfig, info["config"], f"{checkpoint.folder}: config")
-    kind = from_dict(ImageKind, info["images"], f"{checkpoint.folder}: images")
-    plain = replace(config.network, compile=False, checkpoint=False)  # both are for training
-    density = build_density(plain, config.noise, kind, config.run.seed)
+    kind = from_dict(DataKind, info["data"], f"{checkpoint.folder}: data")
+    noise = from_dict(NoiseConfig, info.get("noise", info["config"]["noise"]), f"{checkpoint.folder}: noise")
+    config = replace(config, noise=noise)
+    plain = replace(config, model=replace(config.model, compile=False, recompute=False))  # both are for training
+    density = build_density(plain, kind)
     load_state(density, checkpoint.model(), str(checkpoint.folder))  # the configuration says the rest
     return density.eval(), config, kind, checkpoint
 
 
-def describe(config: TrainConfig, kind: ImageKind) -> dict[str, Any]:
-    """What a checkpoint keeps for :func:`load_density`."""
-    return {"config": to_dict(config), "images": to_dict(kind)}
+def describe(config: TrainConfig, kind: DataKind) -> Mapping[str, Any]:
+    """What a checkpoint keeps for :func:`load_density`, with the noise as it was chosen."""
+    noise = resolved(config.noise, kind.lattice, kind.std)
+    return {"config": to_dict(config), "data": to_dict(kind), "noise": to_dict(noise)}
+
+
+def parameter_count(density: torch.nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in density.parameters())

@@ -9,7 +9,8 @@
 
 A folder is written beside its place under another name, flushed to the disk, and renamed: a reader sees
 the whole of it or nothing, whatever happens meanwhile. Reading compares every byte with the manifest
-before anything is used; nothing is ever unpickled, and no code in a checkpoint runs.
+before anything is used; nothing is ever unpickled, and no code in a checkpoint runs. Those of version 0.1 (format 1)
+are read as today's (:mod:`ncml.training.migration`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from ncml.density import NoiseConditionalDensity, unwrapped
 from ncml.errors import ArgumentError, CheckpointError, MissingExtraError
+from ncml.training.migration import migrated_info
 
 __all__ = [
     "Checkpoint",
@@ -41,7 +43,8 @@ __all__ = [
     "save_checkpoint",
 ]
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)  # 1 is that of version 0.1
 MANIFEST = "checkpoint.json"
 MODEL, TRAINING = "model.safetensors", "training.safetensors"
 MAX_MANIFEST = 2**24  # bytes; a configuration is a few thousand
@@ -130,7 +133,7 @@ def save_checkpoint(
                 _write(temporary / name, _safetensors().save(_plain(tensors)))
                 files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": _sha256(temporary / name)}
         manifest = {"format": FORMAT, "step": step, "files": files, "info": plain_info}
-        _write(temporary / MANIFEST, _manifest_text(manifest).encode())
+        _write(temporary / MANIFEST, manifest_text(manifest).encode())
         _flush_folder(temporary)
         os.replace(temporary, folder)
         _flush_folder(folder.parent)
@@ -160,19 +163,20 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     try:
         outer = json.loads(raw)
         manifest = outer["manifest"]
-        intact = raw.decode() == _manifest_text(manifest)
+        intact = raw.decode() == manifest_text(manifest)
         version = manifest["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: got {size:,} bytes that are not a manifest; the file is damaged") from error
     if not intact:
         raise CheckpointError(f"{path}: got text that differs from its SHA-256; the file is damaged or was edited")
-    if version != FORMAT:
+    if version not in READABLE:
         raise CheckpointError(f"{path}: got format {version}; expected at most {FORMAT}; install a newer ncml")
     for name, expected in manifest["files"].items():
         if name == TRAINING and not (folder / name).exists():
             continue  # may be left out of what is passed on
         _verify(folder / name, expected)
-    return Checkpoint(folder, manifest["step"], manifest["info"])
+    info = manifest["info"] if version == FORMAT else migrated_info(manifest["info"])
+    return Checkpoint(folder, manifest["step"], info)
 
 
 def find_checkpoint(folder: str | os.PathLike[str]) -> Path:
@@ -265,7 +269,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str = "ch
             tensor.copy_(state[name])
 
 
-def _manifest_text(manifest: Mapping[str, Any]) -> str:
+def manifest_text(manifest: Mapping[str, Any]) -> str:
     """The one text that a manifest has, with its own hash."""
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True, allow_nan=False).encode()).hexdigest()
     return json.dumps({"sha256": digest, "manifest": manifest}, indent=1, sort_keys=True, allow_nan=False) + "\n"

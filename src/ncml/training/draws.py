@@ -1,6 +1,6 @@
 """What a training step draws, as a function of the seed and the step alone.
 
-Every process draws the rows, times and noise of the *global* batch and takes its own part: the same
+Every process draws the rows, times, noise and dequantisation of the *global* batch and takes its own part: the same
 run on one process or on eight, resumed or not, sees the same numbers, and no state of a generator has
 to be saved.
 """
@@ -8,7 +8,9 @@ to be saved.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,16 +36,20 @@ class Batch:
         t: Times, ``(B,)``.
         weight: Their weights, ``(B,)``.
         noise: The process's noise, first dimension B.
+        uniform: Uniforms on [0, 1) that dequantise the data, first dimension B; None if the objective does not.
     """
 
     rows: Tensor
     t: Tensor
     weight: Tensor
     noise: Tensor
+    uniform: Tensor | None = None
 
     def part(self, i: int, parts: int) -> Batch:
         """The i-th of ``parts`` equal parts."""
-        return Batch(*(getattr(self, f.name).chunk(parts)[i] for f in fields(self)))
+        values: Iterator[Any] = (getattr(self, f.name) for f in fields(self))
+        chunks: list[Any] = [None if value is None else value.chunk(parts)[i] for value in values]
+        return Batch(*chunks)
 
 
 @dataclass
@@ -55,7 +61,7 @@ class BatchDraws:
     Args:
         n: Examples in the data set.
         event_shape: Shape of an example.
-        objective: Draws times and noise.
+        objective: Draws times, noise and, if it dequantises, the uniforms for it.
         batch_size: Examples per step, over all processes.
         seed: Seed of the run.
     """
@@ -76,7 +82,11 @@ class BatchDraws:
         generator = torch.Generator("cpu").manual_seed(stream_seed(self.seed, "noise", step))
         t, weight = self.objective.draw_times(self.batch_size, generator=generator, device="cpu", dtype=torch.float32)
         like = torch.empty((), dtype=torch.float32, device="cpu").expand(self.batch_size, *self.event_shape)
-        return Batch(self.rows(step), t, weight, self.objective.process.draw_noise(like, generator=generator))
+        noise = self.objective.process.draw_noise(like, generator=generator)
+        uniform = None
+        if self.objective.dequantize is not None:  # last, so that the other draws are those of a run without it
+            uniform = torch.rand(like.shape, generator=generator, dtype=like.dtype, device="cpu")
+        return Batch(self.rows(step), t, weight, noise, uniform)
 
     def rows(self, step: int) -> Tensor:
         """Rows of the data set that step ``step`` sees."""

@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ncml._checks import check_count, check_generator, check_positive
-from ncml._progress import progress_bar
+from ncml.checks import check_count, check_generator, check_positive
+from ncml.density import unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.objective import NCMLObjective
+from ncml.progress import progress_bar
+from ncml.training.table_checks import check_rows, warn_of_lattice_data
 
 __all__ = ["fit"]
 
@@ -50,6 +52,11 @@ def fit(
 
     Raises:
         NonFiniteError: The loss or a gradient is NaN or infinite; the parameters are those before that step.
+        ArgumentError: ``x`` has NaN or infinity in a row, which is named before the first step; an empty data set, ...
+
+    Warns:
+        LatticeDataWarning: The data lie on few evenly spaced values, where the likelihood of a density without a
+            lattice is unbounded, and the objective does not dequantise them.
     """
     if not isinstance(objective, NCMLObjective):
         raise ArgumentTypeError(
@@ -68,6 +75,9 @@ def fit(
         raise ArgumentError(f"x: got an empty data set, shape {tuple(x.shape)}; expected at least one example")
     if context is not None and len(context) != len(x):
         raise ArgumentError(f"context: got {len(context)} rows; expected {len(x)}, one per example")
+    check_rows(lambda rows: x[rows], len(x), "x")
+    if (inner := unwrapped(density)) is not None:
+        warn_of_lattice_data(inner, objective, x, stacklevel=2)
     parameters = list(density.parameters())
     if not parameters:
         raise ArgumentError("density: got one without parameters; expected something to train")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ncml._files import replacing
-from ncml.evaluation.report import jsonable
+from ncml.files import replacing
+from ncml.report import jsonable
 
-__all__ = ["MetricsLog", "read_metrics"]
+__all__ = ["MetricsLog", "numbers", "read_metrics"]
 
 
 class MetricsLog:
@@ -40,6 +40,15 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     complete = lines[:-1]  # what follows the last newline is empty, or cut short
     return [json.loads(line) for line in complete if line]
+
+
+def numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a line of the log, nested ones as ``validation/bits_per_dim``."""
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            yield from numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and name != "step":
+            yield f"{prefix}{name}", value
 
 
 def _text(line: Mapping[str, Any]) -> str:

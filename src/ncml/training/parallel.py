@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ncml._progress import progress_bar
-from ncml.errors import ArgumentError, MissingExtraError
+from ncml.errors import ArgumentError, MissingExtraError, UnsupportedError
+from ncml.progress import progress_bar
 from ncml.training.config import RunConfig
 from ncml.training.draws import stream_seed
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["finish", "in_blocks", "launch", "reduced"]
 
+WHOLE_MODEL = (
+    "expected 'auto' or a 'ddp' one: every process holds the whole model, of which checkpoints, the moving average and "
+    "the likelihoods between steps are made; models that do not fit one GPU are out of reach: save memory with "
+    "model.recompute, optim.accumulate and run.precision bfloat16"
+)
+SPLITTING = ("fsdp", "deepspeed", "tp", "xla", "model_parallel", "megatron")
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
@@ -32,7 +38,10 @@ def launch(run: RunConfig, loggers: list[Any] | None = None) -> Fabric:
     Raises:
         MissingExtraError: Lightning Fabric is not installed.
         ArgumentError: A strategy that Fabric does not know.
+        UnsupportedError: A strategy that splits the model.
     """
+    if run.strategy.lower().startswith(SPLITTING):
+        raise UnsupportedError(f"run.strategy: got {run.strategy!r}; {WHOLE_MODEL}")
     try:
         from lightning_fabric import Fabric
     except ImportError as error:

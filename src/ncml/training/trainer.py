@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ncml.density import NoiseConditionalDensity, check_process
 from ncml.errors import ArgumentError, ArgumentTypeError, CheckpointError, NonFiniteError, UnsupportedError
-from ncml.evaluation.report import jsonable, write_report
 from ncml.objective import NCMLObjective
+from ncml.report import jsonable, write_report
 from ncml.training.checkpoint import (
     MANIFEST,
     Checkpoint,
@@ -31,9 +31,10 @@ from ncml.training.checkpoint import (
 from ncml.training.config import OptimConfig, RunConfig
 from ncml.training.draws import Batch, BatchDraws, stream_seed
 from ncml.training.ema import EMA
-from ncml.training.metrics import MetricsLog
-from ncml.training.parallel import reduced
+from ncml.training.metrics import MetricsLog, numbers
+from ncml.training.parallel import WHOLE_MODEL, reduced
 from ncml.training.signals import StopSignals
+from ncml.training.table_checks import check_rows, warn_of_lattice_data
 from ncml.training.window import Window
 
 if TYPE_CHECKING:
@@ -41,9 +42,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Examples", "Periodic", "Trainer"]
 
+LOOKED_AT = 2048  # examples, spread over the data, in which a lattice is looked for
+
 
 class Examples(Protocol):
-    """A data set: :class:`ncml.data.Images`, or anything with these."""
+    """A data set: :class:`ncml.data.Images`, :class:`ncml.data.Arrays`, or anything with these."""
 
     @property
     def labels(self) -> Tensor | None:
@@ -91,8 +94,12 @@ class Trainer:
         use_labels: Pass the labels of the examples to the density, as its context.
 
     Raises:
-        ArgumentError: A batch that does not divide into processes and parts, or another process than the
-            density's.
+        ArgumentError: A batch that does not divide into processes and parts, another process than the density's, or
+            data with NaN or infinity, whose row is named.
+
+    Warns:
+        LatticeDataWarning: The data lie on few evenly spaced values, and neither the density nor the objective knows
+            their lattice.
     """
 
     def __init__(
@@ -121,6 +128,11 @@ class Trainer:
             )
         if use_labels and examples.labels is None:
             raise ArgumentError("use_labels: got True and examples without labels; expected one label per example")
+        if getattr(examples, "lattice", None) is None:  # integers are finite, and have their lattice
+            check_rows(lambda rows: examples.batch(torch.arange(rows.start, rows.stop)), len(examples), "examples")
+            if fabric.is_global_zero:
+                some = torch.arange(0, len(examples), -(-len(examples) // LOOKED_AT))
+                warn_of_lattice_data(density, objective, examples.batch(some), stacklevel=2)
         self.fabric, self.density, self.examples = fabric, density, examples
         self.objective = replace(objective, reduction="none")
         self.folder, self.optim, self.run_config = folder, optim, run
@@ -136,7 +148,7 @@ class Trainer:
         self.ema = EMA(density.parameters(), optim.ema)
         self.step = 0
         self.seconds = 0.0
-        self.window = Window(density)
+        self.window = Window(density, objective.dequantize)
 
     # Going through the steps.
 
@@ -193,7 +205,8 @@ class Trainer:
                 x = self.examples.batch(part.rows, device=fabric.device)
                 context = self._labels(part.rows)
                 t, weight, noise = (v.to(fabric.device) for v in (part.t, part.weight, part.noise))
-                terms = self.objective(self.module, x, context, t=t, weight=weight, noise=noise)
+                uniform = None if part.uniform is None else part.uniform.to(fabric.device)
+                terms = self.objective(self.module, x, context, t=t, weight=weight, noise=noise, uniform=uniform)
                 # Per dimension, so that a norm to clip at means the same for small and large images.
                 fabric.backward(terms.sum() / (len(mine.rows) * self.window.dims))
                 self.window.add(terms, t, weight)
@@ -244,7 +257,7 @@ class Trainer:
             for line in lines:
                 log.write(line)
         for line in lines:
-            self.fabric.log_dict(dict(_numbers(line)), step=self.step)
+            self.fabric.log_dict(dict(numbers(line)), step=self.step)
         if self.step % self.run_config.save_every == 0 and self.step < self.optim.steps:
             self.save()
 
@@ -373,19 +386,7 @@ def _check_strategy(fabric: Fabric) -> None:
     from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 
     if not isinstance(fabric.strategy, (DDPStrategy, SingleDeviceStrategy)):
-        raise UnsupportedError(
-            f"run.strategy: got {type(fabric.strategy).__name__}; expected 'auto' or a 'ddp' one: every process "
-            f"holds the whole model, of which checkpoints and the moving average are made"
-        )
-
-
-def _numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a line of the log, nested ones as ``validation/bits_per_dim``."""
-    for name, value in line.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and name != "step":
-            yield f"{prefix}{name}", value
+        raise UnsupportedError(f"run.strategy: got {type(fabric.strategy).__name__}; {WHOLE_MODEL}")
 
 
 def _short(rows: Tensor) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ncml.density import NoiseConditionalDensity
+from ncml.noise import Lattice
 from ncml.training.parallel import reduced
 
 if TYPE_CHECKING:
@@ -21,12 +22,13 @@ class Window:
     """Sums over the steps since the last line.
 
     Args:
-        density: Says what a nat is in bits per dimension, if it has a lattice.
+        density: Has a shape, and perhaps a lattice.
+        lattice: Says what a nat is in bits per dimension; the density's lattice if None.
     """
 
-    def __init__(self, density: NoiseConditionalDensity) -> None:
+    def __init__(self, density: NoiseConditionalDensity, lattice: Lattice | None = None) -> None:
         self.dims = math.prod(density.event_shape)
-        self.lattice = density.lattice
+        self.lattice = density.lattice or lattice
         self.norm = math.nan
         self._start()
 

@@ -1,0 +1,185 @@
+"""Checks of the public edge, and the two conversions they allow.
+
+A scalar time is expanded to ``(B,)`` and half precision is raised to float32; nothing else is cast,
+moved or broadcast.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ncml.errors import ArgumentError, ArgumentTypeError
+
+__all__ = [
+    "Time",
+    "check_context",
+    "check_count",
+    "check_finite",
+    "check_floating",
+    "check_generator",
+    "check_input",
+    "check_positive",
+    "check_probability",
+    "check_time",
+    "clamp_time",
+    "per_example",
+]
+
+Time: TypeAlias = float | Tensor
+"""A Python number, a 0-d tensor, or one time per example, shape ``(B,)``."""
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def check_floating(x: Tensor, name: str) -> None:
+    """Refuse anything but a real floating tensor."""
+    if not isinstance(x, Tensor):
+        raise ArgumentTypeError(f"{name}: got {type(x).__name__}; expected a torch.Tensor")
+    if not x.is_floating_point():
+        hint = "" if x.is_complex() else "; scale integers with Lattice(levels).to_unit()"
+        raise ArgumentTypeError(f"{name}: got dtype {x.dtype}; expected a real floating dtype{hint}")
+
+
+def check_finite(x: Tensor, name: str, remedy: str = "clean the data or pass check_finite=False") -> None:
+    """Refuse NaN and infinity, naming how many and where the first one is."""
+    # A finite sum proves finite terms in one pass without a mask; only a failure needs the count.
+    if math.isfinite(float(x.detach().sum())):
+        return
+    bad = ~torch.isfinite(x.detach())
+    if bool(bad.any()):
+        first = tuple(bad.nonzero()[0].tolist())
+        raise ArgumentError(f"{name}: got {int(bad.sum())} non-finite values, the first at {first}; {remedy}")
+
+
+def check_input(
+    x: Tensor,
+    event_shape: tuple[int, ...],
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    *,
+    finite: bool = True,
+) -> Tensor:
+    """Check a batch against a density and raise half precision to float32."""
+    check_floating(x, "x")
+    if x.ndim != 1 + len(event_shape) or tuple(x.shape[1:]) != event_shape:
+        raise ArgumentError(
+            f"x: got shape {tuple(x.shape)}; expected (B, {', '.join(map(str, event_shape))}), "
+            f"a batch of events of shape {event_shape}; x is never broadcast"
+        )
+    if device is not None and x.device != device:
+        raise ArgumentError(f"x: got device {x.device}; expected {device}, the density's; move one of them with .to()")
+    if dtype in HALF:
+        raise ArgumentTypeError(
+            f"density: got parameters of dtype {dtype}; expected float32 or float64, in which likelihoods keep their "
+            f"digits; keep float32 and run under torch.autocast"
+        )
+    if x.dtype in HALF:
+        x = x.float()
+    if dtype is not None and x.dtype != dtype:
+        raise ArgumentTypeError(
+            f"x: got dtype {x.dtype}; expected {dtype}, the density's; convert x, or the density with .to(dtype)"
+        )
+    if finite:
+        check_finite(x, "x")
+    return x
+
+
+def check_time(t: Time, x: Tensor, T: float = math.inf) -> Tensor:
+    """Check times against a batch and expand them to ``(B,)`` in at least float32.
+
+    Raises:
+        ArgumentTypeError: ``t`` is neither a number nor a tensor of at least float32 or integers.
+        ArgumentError: ``t`` has another shape or device, or lies outside ``[0, T]``.
+    """
+    if x.ndim == 0:
+        raise ArgumentError("x: got a 0-d tensor; expected a batch, (B, *event_shape)")
+    n = x.shape[0]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    limit = T * (1.0 + 4.0 * torch.finfo(dtype).eps)
+    if isinstance(t, bool) or not isinstance(t, (int, float, Tensor)):
+        raise ArgumentTypeError(f"t: got {type(t).__name__}; expected a number or a tensor")
+    if isinstance(t, Tensor):
+        if t.dtype in HALF:
+            raise ArgumentTypeError(f"t: got dtype {t.dtype}, which has 3 digits; expected float32 or float64")
+        if t.is_complex() or t.dtype == torch.bool:
+            raise ArgumentTypeError(f"t: got dtype {t.dtype}; expected float32 or float64")
+        if t.device != x.device:
+            raise ArgumentError(f"t: got device {t.device}; expected {x.device}, that of x; move it with .to()")
+        if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != n):
+            raise ArgumentError(f"t: got shape {tuple(t.shape)}; expected a scalar or ({n},), one time per example")
+        # T itself, rounded to the dtype of t or to that of x, may lie above T.
+        coarser = max(torch.finfo(torch.promote_types(d, torch.float32)).eps for d in (t.dtype, dtype))
+        limit = T * (1.0 + 4.0 * coarser)
+        t = t.detach().to(dtype)
+        low, high = (float(v) for v in t.aminmax()) if t.numel() else (0.0, 0.0)
+    else:
+        low = high = float(t)
+    if not (low >= 0.0 and high <= limit):  # written so that NaN fails
+        raise ArgumentError(f"t: got values in [{low:.6g}, {high:.6g}]; expected 0 <= t <= T = {T:.6g}")
+    if not isinstance(t, Tensor):
+        return torch.full((n,), min(low, T), dtype=dtype, device=x.device)
+    if high > T:
+        t = t.clamp(max=T)
+    return t.expand(n)
+
+
+def clamp_time(t: float, T: float) -> float:
+    """``t``, or T where t is T rounded up to float32; anything else above T is left for the caller to refuse."""
+    return T if T < t <= T * (1.0 + 4.0 * torch.finfo(torch.float32).eps) else t
+
+
+def check_context(context: Tensor | None, n: int, device: torch.device) -> Tensor | None:
+    """Check that a context has one row per example on the right device."""
+    if context is None:
+        return None
+    if not isinstance(context, Tensor):
+        raise ArgumentTypeError(f"context: got {type(context).__name__}; expected a torch.Tensor or None")
+    if context.ndim == 0 or context.shape[0] != n:
+        raise ArgumentError(f"context: got shape {tuple(context.shape)}; expected ({n}, ...), one row per example")
+    if context.device != device:
+        raise ArgumentError(f"context: got device {context.device}; expected {device}, that of x; move it with .to()")
+    return context
+
+
+def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
+    """Refuse a generator that lives on another device."""
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise ArgumentTypeError(
+            f"generator: got {type(generator).__name__}; expected a torch.Generator or None; "
+            f"seed one with torch.Generator().manual_seed(0)"
+        )
+    if generator.device.type != device.type:
+        raise ArgumentError(
+            f"generator: got device {generator.device}; expected {device}; create it with torch.Generator(device)"
+        )
+
+
+def check_count(n: int, name: str, minimum: int = 1) -> int:
+    """Refuse anything but an integer of at least ``minimum``."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < minimum:
+        raise ArgumentError(f"{name}: got {n!r}; expected an integer >= {minimum}")
+    return n
+
+
+def check_positive(value: float, name: str) -> float:
+    """Refuse anything but a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value < math.inf:
+        raise ArgumentError(f"{name}: got {value!r}; expected a finite number > 0")
+    return float(value)
+
+
+def check_probability(p: float, name: str) -> None:
+    """Refuse anything but a number in [0, 1]."""
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0.0 <= p <= 1.0:
+        raise ArgumentError(f"{name}: got {p!r}; expected a probability, 0 <= {name} <= 1")
+
+
+def per_example(v: Tensor, x: Tensor) -> Tensor:
+    """View ``(B,)`` so that it broadcasts over a batch of events; scalars pass unchanged."""
+    return v.reshape(-1, *([1] * (x.ndim - 1))) if v.ndim else v

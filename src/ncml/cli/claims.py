@@ -1,0 +1,115 @@
+"""A paper's numbers beside ours, and whether the two can be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ncml.data import DataSource
+from ncml.errors import ArgumentError
+
+__all__ = ["beside_the_paper", "print_claims", "read_claims"]
+
+BITS = {f"bits/dim pi={pi}": pi for pi in ("0", "0.5", "1")}
+FID_SAMPLES = 10_000  # the least that published values are of
+
+
+Row = dict[str, dict[str, float]]
+
+
+def read_claims(path: Path, row: str) -> tuple[Row, dict[str, Any]]:
+    """One row of a claims file, ``{table: {quantity: number}}``, and what it requires of the data.
+
+    Args:
+        path: ``{"source": ..., "requires": {...}, "rows": {name: {table: {quantity: number}}}}``.
+        row: Name of the row.
+
+    Raises:
+        ArgumentError: The file is no such file, has no such row, or a quantity that is not known.
+    """
+    try:
+        claims = json.loads(path.read_text(encoding="utf-8"))
+        rows, requires = dict(claims["rows"]), dict(claims["requires"])
+        tables = {name: {q: {t: float(v) for t, v in n.items()} for q, n in r.items()} for name, r in rows.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArgumentError(f"claims: got {path}, which is no file of claims ({error!r})") from error
+    if row not in tables:
+        raise ArgumentError(f"row: got {row!r}; expected one of {', '.join(map(repr, tables))}")
+    for quantity in (quantity for numbers in tables[row].values() for quantity in numbers):
+        if quantity not in BITS and quantity != "FID" and not quantity.startswith("AUROC "):
+            expected = ", ".join(map(repr, [*BITS, "FID", "AUROC ..."]))
+            raise ArgumentError(f"claims: got the quantity {quantity!r}; expected one of {expected}")
+    return tables[row], requires
+
+
+def beside_the_paper(
+    row: Row, requires: dict[str, Any], report: dict[str, Any], data: DataSource
+) -> list[dict[str, Any]]:
+    """Every number of a row with ours, where there is one.
+
+    Args:
+        row, requires: What :func:`read_claims` returned.
+        report: The results so far.
+        data: The data they are of.
+
+    Returns:
+        One entry per number: table, quantity, paper, ours (or None), comparable, why not.
+    """
+    reasons = _differences(requires, report, data)
+    entries = []
+    for table, numbers in row.items():
+        for quantity, paper in numbers.items():
+            ours, own_reasons = _ours(quantity, report)
+            why = reasons + own_reasons
+            entries.append(
+                {"table": table, "quantity": quantity, "paper": paper, "ours": ours, "comparable": not why, "why": why}
+            )
+    return entries
+
+
+def _differences(requires: dict[str, Any], report: dict[str, Any], data: DataSource) -> list[str]:
+    """Why no number on these data can stand beside the paper's."""
+    have = {
+        "data": data.name,
+        "shape": list(report["model"]["data"]["shape"]),
+        "levels": report["model"]["data"]["levels"],
+        "test_images": report["test_examples"],
+        "training_images": report["model"].get("training_examples"),
+        "parameters": report["model"].get("parameters"),
+        "steps": report["model"]["step"],
+    }
+    return [
+        f"{name} is {have.get(name)}, not {wanted}" for name, wanted in requires.items() if have.get(name) != wanted
+    ]
+
+
+def _ours(quantity: str, report: dict[str, Any]) -> tuple[float | None, list[str]]:
+    """Our number for a quantity such as ``"bits/dim pi=0.5"``, ``"FID"`` or ``"AUROC uniform noise"``."""
+    if quantity in BITS:
+        if "bits_per_dim" not in report:
+            return None, ["the data have no levels"]
+        return report["bits_per_dim"][BITS[quantity]]["bits"].mean, []
+    if quantity.startswith("AUROC "):
+        found = report.get("auroc", {}).get(quantity.removeprefix("AUROC "))
+        return (None, ["not evaluated"]) if found is None else (found["log_p_plus_log_score_norm"].value, [])
+    frechet = report.get("frechet")
+    if frechet is None:
+        return None, ["not evaluated"]
+    distances = frechet.get("fid", frechet["distances"])
+    ours = distances.get("two-part", distances["direct"])
+    if "fid" not in frechet:
+        return ours, ["a classifier's features, not Inception's"]
+    enough = frechet["samples"] >= FID_SAMPLES
+    return ours, [] if enough else [f"FID is of {frechet['samples']} samples, not {FID_SAMPLES}"]
+
+
+def print_claims(entries: list[dict[str, Any]]) -> None:
+    """The table, and under it why numbers cannot be compared."""
+    print(f"\n{'':<34}{'paper':>10}{'here':>10}   comparable")
+    for entry in entries:
+        ours = "-" if entry["ours"] is None else f"{entry['ours']:.3f}"
+        name = f"{entry['table']}, {entry['quantity']}"
+        print(f"  {name:<32}{entry['paper']:>10.2f}{ours:>10}   {'yes' if entry['comparable'] else 'no'}")
+    for reason in dict.fromkeys(reason for entry in entries for reason in entry["why"]):
+        print(f"  not comparable: {reason}")

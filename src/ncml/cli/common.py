@@ -1,0 +1,206 @@
+"""What the commands share: opening a run, its capabilities, and drawing samples on one process or many."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ncml.data import DataSet, DataSource
+from ncml.density import NoiseConditionalDensity, SampleableDensity
+from ncml.errors import ArgumentError, UnsupportedError
+from ncml.noise import GaussianProcess, Lattice, NoiseProcess
+from ncml.sampling import EulerMaruyama, generate
+from ncml.training import DataKind, RunConfig, TrainConfig, in_blocks, launch, load_density
+from ncml.training.build import build_objective
+from ncml.training.checkpoint import MANIFEST, Checkpoint
+from ncml.training.config import to_dict
+from ncml.training.noise import last_trained_time, noise_unit
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = [
+    "OpenRun",
+    "class_labels",
+    "draw_samples",
+    "labels_for",
+    "need_sampling",
+    "open_run",
+    "results_folder",
+    "shows_progress",
+    "start_time",
+    "with_place",
+]
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A trained density on its device, and where it came from."""
+
+    fabric: Fabric
+    density: NoiseConditionalDensity
+    config: TrainConfig
+    kind: DataKind
+    checkpoint: Checkpoint
+
+    @property
+    def lattice(self) -> Lattice | None:
+        """The lattice of the data."""
+        return self.kind.lattice
+
+    @property
+    def process(self) -> NoiseProcess:
+        """The noise process."""
+        return build_objective(self.config.noise, self.density, self.kind).process
+
+    @property
+    def unit(self) -> float:
+        """What noise is counted in: a level of the lattice, or 1."""
+        return noise_unit(self.lattice)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return bool(self.fabric.is_global_zero)
+
+    def source(self) -> dict[str, Any]:
+        """What a report says about the model."""
+        counted = {name: self.checkpoint.info.get(name) for name in ("parameters", "training_examples")}
+        described = {"config": to_dict(self.config), "data": to_dict(self.kind)}
+        return {"step": self.checkpoint.step, **counted, **described}
+
+
+def open_run(folder: Path, threads: int | None) -> OpenRun:
+    """Load the density of a run or checkpoint, for evaluation in float32."""
+    density, config, kind, checkpoint = load_density(folder)
+    run = RunConfig(threads=threads)  # float32 without TF32, on what there is here
+    fabric = launch(run)
+    return OpenRun(fabric, density.to(fabric.device), config, kind, checkpoint)
+
+
+def results_folder(run: Path, out: Path | None, name: str) -> Path:
+    """Where results go: the folder given, or one in that of the run (not in a checkpoint, which may be removed)."""
+    if out is not None:
+        return out
+    return (run.parent.parent if (run / MANIFEST).exists() else run) / name
+
+
+def with_place(data: DataSource, place: Path | None) -> DataSource:
+    """The data from another file or folder, on another machine say."""
+    return data if place is None else data.moved(place)
+
+
+# Capabilities.
+
+
+def need_sampling(density: NoiseConditionalDensity, what: str) -> SampleableDensity:
+    """The density, if it can draw samples.
+
+    Raises:
+        UnsupportedError: It cannot.
+    """
+    if not isinstance(density, SampleableDensity):
+        raise UnsupportedError(f"{what}: got a {type(density).__name__}, which cannot sample; expected one that can")
+    return density
+
+
+def start_time(run: OpenRun, noise: float | None) -> float:
+    """The time with so much noise, in levels or data units; if None the largest that training has seen.
+
+    Raises:
+        ArgumentError: More noise than the model was trained with.
+    """
+    process, last = run.process, last_trained_time(run.config.noise, run.process)
+    if noise is None or not isinstance(process, GaussianProcess):
+        if noise:
+            raise ArgumentError(
+                f"noise: got {noise:g} and {type(process).__name__}; expected 0: samples are not refined"
+            )
+        return last
+    top = float(process.sigma(last)) / run.unit
+    if not 0.0 <= noise <= top * (1.0 + 1e-9):
+        unit = "" if run.lattice is None else " levels"
+        raise ArgumentError(
+            f"noise: got {noise:g}{unit}; expected 0 to {top:g}, the most that the model was trained with"
+        )
+    return min(last, float(process.time_at(min(noise, top) * run.unit)))
+
+
+def class_labels(run: OpenRun, name: str | None, n: int) -> Tensor | None:
+    """Labels of ``n`` samples: of a class by name or number, of all in turn, or none for a model without.
+
+    Raises:
+        ArgumentError: A class for a model without classes, or one that it does not have.
+    """
+    classes = run.kind.classes
+    if not run.config.model.classes:
+        if name is not None:
+            raise ArgumentError(f"class: got {name!r}; expected none: train with --model.classes for classes")
+        return None
+    if name is None:
+        return torch.arange(n) % len(classes)
+    if name in classes:
+        return torch.full((n,), classes.index(name))
+    if name.isdecimal() and int(name) < len(classes):
+        return torch.full((n,), int(name))
+    raise ArgumentError(f"class: got {name!r}; expected one of {', '.join(classes)}, or its number")
+
+
+def labels_for(config: TrainConfig, examples: DataSet, rows: slice, device: torch.device) -> Tensor | None:
+    """The labels of some examples, for a model that was trained with them."""
+    if not config.model.classes or examples.labels is None:
+        return None
+    return examples.labels[rows].to(device)
+
+
+def draw_samples(
+    fabric: Fabric,
+    density: SampleableDensity,
+    process: NoiseProcess,
+    kind: DataKind,
+    n: int,
+    *,
+    labels: Tensor | None = None,
+    t_start: float = 0.0,
+    steps: int = 64,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Tensor:
+    """Samples at t = 0 in data units, ``(n, *shape)`` on the CPU, the same on one process or many.
+
+    Args:
+        fabric: Says which processes there are.
+        density: The density, in eval mode.
+        process: Its noise process.
+        kind: The data that it was trained on; on a lattice samples are rounded to it.
+        n: Number of samples.
+        labels: Classes, ``(n,)``.
+        t_start: Where to draw; 0 is plain sampling, else the draws are refined to 0.
+        steps: Steps of the refinement.
+        seed: Seed.
+        batch_size: Samples at a time; part of what the samples depend on.
+        progress: Show progress.
+    """
+    sampler, lattice = EulerMaruyama(steps=steps), kind.lattice
+
+    def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
+        count = len(range(n)[rows])
+        context = None if labels is None else labels[rows].to(density.device)
+        x = generate(
+            density, count, process=process, sampler=sampler, t_start=t_start, context=context, generator=generator
+        )
+        return {"x": x if lattice is None else lattice.nearest(x)}
+
+    x = in_blocks(fabric, n, batch_size, work, seed=seed, label="sampling", progress=progress)["x"]
+    return x.float() if lattice is None else lattice.to_unit(x.long())
+
+
+def shows_progress() -> bool:
+    """Whether someone may be watching."""
+    return sys.stderr.isatty()

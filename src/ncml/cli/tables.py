@@ -1,0 +1,284 @@
+"""The parts of ``ncml evaluate``: every one is divided over the processes, with the result of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from ncml.checks import check_count
+from ncml.cli.common import OpenRun, draw_samples, labels_for, need_sampling, shows_progress, start_time
+from ncml.data import DataSet, Images, ImageSource
+from ncml.errors import ArgumentError
+from ncml.evaluation import (
+    DeltaLogP,
+    RobustnessCurve,
+    auroc_interval,
+    features_of,
+    fid,
+    frechet_distance,
+    level_noise_table,
+    mean_abs_perturbation,
+    ood_statistics,
+    robustness_curve,
+    train_classifier,
+)
+from ncml.noise import BitsPerDim, GaussianProcess, Lattice
+from ncml.training import in_blocks
+
+__all__ = ["EvaluateSettings", "curve", "frechet", "likelihood", "log_probability", "outliers"]
+
+PIS = (0.0, 0.5, 1.0)
+Work = Callable[[slice, torch.Generator], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What to evaluate, and how much of it.
+
+    Args:
+        images: Test examples for the likelihoods; all if not given.
+        curve_images: Test examples for the robustness curve, 0 for none.
+        curve_times: Noise levels of the curve.
+        ood_images: Examples on either side of the out-of-distribution table, 0 for none.
+        samples: Samples for the Fréchet distances, 0 for none; of images with classes.
+        steps: Steps of the refinement of samples; the last one, by Tweedie's formula, comes on top.
+        fid: Also FID, in the features of the Inception network (needs torchmetrics and torch-fidelity).
+        classifier_steps: Training steps of the classifier whose features the distances use.
+        batch_size: Examples at a time; part of what the draws depend on.
+        seed: Seed of level noise, process noise and samples.
+    """
+
+    images: int | None = None
+    curve_images: int = 128
+    curve_times: int = 7
+    ood_images: int = 512
+    samples: int = 0
+    steps: int = 64
+    fid: bool = False
+    classifier_steps: int = 1000
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "classifier_steps", "batch_size", "curve_times"):
+            check_count(getattr(self, name), name)
+        for name in ("curve_images", "ood_images", "samples", "seed"):
+            check_count(getattr(self, name), name, minimum=0)
+        if self.images is not None:
+            check_count(self.images, "images")
+        if self.samples == 1 or (self.fid and not self.samples):
+            raise ArgumentError(
+                f"samples: got {self.samples}; expected at least 2 for a distance between distributions"
+            )
+
+
+def _labels(run: OpenRun, examples: DataSet, rows: slice) -> Tensor | None:
+    return labels_for(run.config, examples, rows, run.fabric.device)
+
+
+def _in_blocks(run: OpenRun, n: int, work: Work, label: str, settings: EvaluateSettings) -> dict[str, Tensor]:
+    """Work on ``n`` examples, in blocks over the processes."""
+    size, seed = settings.batch_size, settings.seed
+    return in_blocks(run.fabric, n, size, work, seed=seed, label=label, progress=shows_progress())
+
+
+def log_probability(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> dict[str, Any]:
+    """Log-density at t = 0 in nats per example, of data without a lattice."""
+
+    def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
+        x = test.batch(rows, device=run.fabric.device)
+        with torch.no_grad():
+            return {"log_p": run.density.log_prob(x, 0.0, _labels(run, test, rows))}
+
+    values = _in_blocks(run, len(test), work, "log p", settings)["log_p"]
+    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return {"mean": float(values.mean()), "standard_error": error, "n": len(values)}
+
+
+def likelihood(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> dict[str, Any]:
+    """Bits/dim at t = 0 for every pi."""
+
+    def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
+        x = test.batch(rows, device=run.fabric.device)
+        labels = _labels(run, test, rows)
+        table = level_noise_table(run.density, x, PIS, labels, lattice=run.lattice, generator=generator)
+        moved = {f"moved {r.pi:g}": torch.full((len(x),), r.moved) for r in table}
+        return {**{f"{r.pi:g}": r.bits.values for r in table}, **moved}
+
+    values = _in_blocks(run, len(test), work, "bits/dim", settings)
+    return {
+        f"{pi:g}": {
+            "bits": BitsPerDim(values[f"{pi:g}"], exact=run.density.lattice is not None),
+            "moved": float(values[f"moved {pi:g}"].mean()),
+        }
+        for pi in PIS
+    }
+
+
+def curve(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> RobustnessCurve | None:
+    """The paper's Figure 4 at noise levels that are even in sigma; None without a lattice, or without any images."""
+    n, lattice, process = min(settings.curve_images, len(test)), run.lattice, run.process
+    if n == 0 or lattice is None or not isinstance(process, GaussianProcess):
+        return None
+    pis = PIS[1:]
+    top = float(process.sigma(process.T))
+    times = [float(process.time_at(top * i / max(1, settings.curve_times - 1))) for i in range(settings.curve_times)]
+
+    def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
+        x = test.batch(rows, device=run.fabric.device)
+        labels = _labels(run, test, rows)
+        curve = robustness_curve(
+            run.density, x, times, pis, labels, process=process, lattice=lattice, generator=generator
+        )
+        perturbed = {f"{pi:g}": [d.perturbed.values for d in deltas] for pi, deltas in curve.results.items()}
+        clean = [d.clean.values for d in curve.results[pis[0]]]
+        return {name: torch.stack(v, 1) for name, v in {"clean": clean, **perturbed}.items()}
+
+    values = _in_blocks(run, n, work, "robustness", settings)
+    exact = run.density.lattice is not None
+
+    def bits(name: str, i: int) -> BitsPerDim:
+        return BitsPerDim(values[name][:, i], exact=exact or times[i] > 0.0, mass=times[i] == 0.0)
+
+    x = test.batch(slice(0, n))
+    width = lattice.width
+    return RobustnessCurve(
+        times=torch.tensor(times, dtype=torch.float64),
+        T=process.T,
+        sigma=torch.tensor([float(process.sigma(t)) / width for t in times], dtype=torch.float64),
+        mean_abs_perturbation=torch.tensor([mean_abs_perturbation(process, x, t) / width for t in times]).double(),
+        results={pi: tuple(DeltaLogP(bits("clean", i), bits(f"{pi:g}", i)) for i in range(len(times))) for pi in pis},
+    )
+
+
+def outliers(run: OpenRun, test: DataSet, ood: Path | None, settings: EvaluateSettings) -> dict[str, Any]:
+    """AUROC of test data against examples that are none (paper, Tables 2 and 4), by several statistics.
+
+    Constant examples and uniform noise on the levels of a lattice; of real numbers uniform noise in the box of the
+    test data.
+    """
+    n = min(settings.ood_images, len(test))
+    draw = torch.Generator().manual_seed(settings.seed)
+    shape, lattice = (n, *run.kind.shape), run.lattice
+    if lattice is None:
+        box = test.batch(slice(0, n))
+        low, high = box.amin(0), box.amax(0)
+        sets = {"uniform noise": low + (high - low) * torch.rand(shape, generator=draw)}
+    else:
+        few = (n, shape[1], *[1] * (len(shape) - 2)) if run.kind.is_image else (n, *[1] * (len(shape) - 1))
+        constant = torch.randint(lattice.levels, few, generator=draw).expand(shape)
+        sets = {
+            "constant": lattice.to_unit(constant),
+            "uniform noise": lattice.to_unit(torch.randint(lattice.levels, shape, generator=draw)),
+        }
+    if ood is not None:
+        sets[ood.name.lower()] = _others(run, ood).mixed(settings.ood_images).batch(slice(None))
+    inside = _statistics(run, test.batch(slice(0, n)), "test data", settings)
+    result: dict[str, Any] = {}
+    for name, x in sets.items():
+        outside = _statistics(run, x, name, settings)
+        result[name] = {
+            statistic: auroc_interval(sign * inside[key], sign * outside[key], generator=draw)
+            for statistic, key, sign in (
+                ("log_p", "log_p", 1.0),
+                ("log_p_plus_log_score_norm", "log_p_plus_log_score_norm", 1.0),
+                ("minus_score_norm", "score_norm", -1.0),
+            )
+        }
+    return result
+
+
+def _others(run: OpenRun, folder: Path) -> Images:
+    """The images of a folder (of its ``test`` if it is split) in the shape and levels of the model's."""
+    data = run.config.data
+    pool, pad = (data.pool, data.pad) if isinstance(data, ImageSource) else (1, 0)
+    channels, height, _ = run.kind.shape
+    split = all((folder / name).is_dir() for name in ("train", "test"))
+    source = ImageSource(
+        "folder",
+        folder,
+        size=height * pool - 2 * pad,
+        channels=cast("Literal[1, 3]", channels),
+        pool=pool,
+        pad=pad,
+        levels=min(256, run.kind.levels or 256),
+        test_fraction=0.0,
+    )
+    others = source.load(train=not split, progress=run.first and shows_progress())
+    if (others.shape, others.lattice) != (run.kind.shape, run.lattice):
+        raise ArgumentError(
+            f"ood: got images {others.shape} in {others.lattice.levels} levels; expected {run.kind.shape} in "
+            f"{run.kind.levels}, as the model's"
+        )
+    return others
+
+
+def _statistics(run: OpenRun, x: Tensor, label: str, settings: EvaluateSettings) -> dict[str, Tensor]:
+    """Statistics of examples as a model without labels sees them: an outlier has none, so no example may."""
+
+    def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
+        part = x[rows].to(run.fabric.device)
+        unlabelled = torch.full((len(part),), -1, device=part.device) if run.config.model.classes else None
+        return ood_statistics(run.density, part, 0.0, unlabelled)
+
+    return _in_blocks(run, len(x), work, label, settings)
+
+
+def frechet(run: OpenRun, train: DataSet, test: DataSet, settings: EvaluateSettings) -> dict[str, Any]:
+    """Fréchet distances of direct and two-part samples to the training images, in a classifier's features."""
+    assert train.labels is not None
+    assert test.labels is not None
+    n, density = settings.samples, need_sampling(run.density, "samples")
+    ruler = train_classifier(
+        train.batch,
+        train.labels,
+        test.batch,
+        test.labels,
+        steps=settings.classifier_steps,
+        progress=run.first and shows_progress(),
+    )
+    reference = features_of(lambda rows: ruler.model.features(train.batch(rows)), torch.arange(len(train)))
+    scale = reference.std(0)  # so that every feature counts alike
+
+    def distance(x: Tensor) -> float:
+        return frechet_distance(features_of(ruler.model.features, x) / scale, reference / scale)
+
+    real_n = min(n, len(test))
+    distances = {"test images": distance(test.batch(slice(0, real_n)))}
+    # Classes as often as in the data that the samples are compared with.
+    labels = train.mixed(n).labels if run.config.model.classes else None
+    if labels is not None and len(labels) < n:
+        labels = labels.repeat(n // len(labels) + 1)[:n]
+    inception: dict[str, float] = {}
+    last = start_time(run, None)
+    ways = {"direct": 0.0, "two-part": last} if last > 0.0 else {"direct": 0.0}
+    for name, t_start in ways.items():
+        x = draw_samples(
+            run.fabric,
+            density,
+            run.process,
+            run.kind,
+            n,
+            labels=labels,
+            t_start=t_start,
+            steps=settings.steps,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            progress=shows_progress(),
+        )
+        distances[name] = distance(x)
+        if settings.fid:
+            real = (_bytes(train.batch(part)) for part in torch.arange(len(train)).split(500))
+            inception[name] = fid(real, [_bytes(part) for part in x.split(500)])
+    result = {"distances": distances, "samples": n, "test_images": real_n, "classifier_accuracy": ruler.accuracy}
+    return {**result, "fid": inception} if settings.fid else result
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """Images of any lattice in 256 levels, uint8."""
+    return Lattice(256).nearest(x).to(torch.uint8)

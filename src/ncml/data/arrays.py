@@ -1,0 +1,247 @@
+"""Tensors and tables of NumPy files, as real numbers or as integer levels; nothing is unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ncml.data.base import Rows
+from ncml.data.files import PathLike
+from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
+from ncml.noise import Lattice
+
+__all__ = ["Arrays", "read_arrays"]
+
+WHOLE = ("x", "X", "data")
+SPLIT = {True: ("x_train", "train"), False: ("x_test", "test")}
+LABELS = ("y", "labels")
+SPLIT_LABELS = {True: ("y_train", "train_labels"), False: ("y_test", "test_labels")}
+SPLIT_SEED = 0  # of the data set, not of a run: every run tests on the same examples
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays(Rows):
+    """Rows of numbers of any shape: real ones in data units, or integer levels of a lattice.
+
+    Args:
+        values: ``(N, *shape)``: floating, finite and in data units; or, with a lattice, integers in
+            ``0 .. lattice.levels - 1``.
+        labels: Classes, int64 ``(N,)``, from 0; or None.
+        lattice: The lattice of integer values; None for real ones.
+        classes: Names of the classes; empty if they have none.
+
+    Raises:
+        ArgumentError: A shape, value or label does not fit, or there are no rows; NaN and infinity are named with
+            their row.
+        ArgumentTypeError: Values or labels are of another type.
+
+    Example:
+        >>> from ncml.data import Arrays
+        >>> arrays = Arrays(torch.tensor([[0.5, 2.0], [1.0, -3.0]]))
+        >>> len(arrays), arrays.shape, arrays.lattice
+        (2, (2,), None)
+        >>> arrays.batch(torch.tensor([1]))
+        tensor([[ 1., -3.]])
+    """
+
+    values: Tensor
+    labels: Tensor | None = None
+    lattice: Lattice | None = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        v = self.values
+        if not isinstance(v, Tensor) or v.is_complex() or v.dtype == torch.bool:
+            got = v.dtype if isinstance(v, Tensor) else type(v).__name__
+            raise ArgumentTypeError(f"values: got {got}; expected a tensor of real numbers, or of integers")
+        if v.is_floating_point() == (self.lattice is not None):
+            expected = "integers, the levels of the lattice" if self.lattice is not None else "a floating dtype"
+            raise ArgumentTypeError(f"values: got {v.dtype} and lattice={self.lattice}; expected {expected}")
+        if v.ndim < 2 or 0 in v.shape:
+            raise ArgumentError(f"values: got shape {tuple(v.shape)}; expected (N, ...), at least one row")
+        if self.lattice is None:
+            if not bool(torch.isfinite(v.sum())) and (bad := ~torch.isfinite(v.flatten(1)).all(1)).any():
+                raise ArgumentError(
+                    f"values: got NaN or infinity in {int(bad.sum())} of {len(v)} rows, the first in row "
+                    f"{int(bad.nonzero()[0])}; clean the data"
+                )
+        elif (low := int(v.min())) < 0 or int(v.max()) >= self.lattice.levels:
+            raise ArgumentError(
+                f"values: got values in [{low}, {int(v.max())}]; expected 0 .. {self.lattice.levels - 1}"
+            )
+        self.check_labels()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return tuple(self.values.shape[1:])
+
+    def batch(
+        self, rows: Tensor | slice, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Rows in data units, ``(B, *shape)``; levels become floats on [-1, 1].
+
+        Args:
+            rows: Which rows: integers ``(B,)`` in ``0 .. N - 1``, in any order, or a slice.
+            device: Where to; the device of the values if None.
+            dtype: A floating dtype.
+        """
+        part = self.values[self.checked(rows)].to(device)
+        return part.to(dtype) if self.lattice is None else self.lattice.to_unit(part, dtype=dtype)
+
+    def subset(self, rows: Tensor | slice) -> Arrays:
+        """Some of the rows, with their labels; a slice shares memory with these."""
+        rows = self.checked(rows)
+        labels = None if self.labels is None else self.labels[rows]
+        return Arrays(self.values[rows], labels, self.lattice, self.classes)
+
+
+def read_arrays(path: PathLike, *, train: bool = True, levels: int | None = None, test_fraction: float = 0.1) -> Arrays:
+    """One split of the arrays of a ``.npz`` or ``.npy`` file.
+
+    Args:
+        path: The file. A ``.npz`` has ``x_train`` and ``x_test`` (or ``train`` and ``test``), or ``x`` alone, with
+            labels ``y_train`` and ``y_test``, or ``y``. A ``.npy`` is ``x``.
+        train: The training rows, or the test rows.
+        levels: Number of levels of integers; one more than the largest value in the file if None.
+        test_fraction: The share of test rows of ``x``, at least one, chosen by a fixed permutation.
+
+    Raises:
+        DatasetError: The file is missing or damaged, holds Python objects or text, has other arrays, or values that
+            are not finite or below 0; the message names the array.
+    """
+    path = Path(path)
+    arrays = _load(path)
+    name, x, labels, every = _split(path, arrays, train, test_fraction)
+    lattice = _lattice(path, every, levels)
+    if x.ndim == 1:
+        x = x[:, None]
+    try:
+        values = _tensor(x, lattice)
+        top = max((int(v.max()) for v in _labels_of(arrays) if v.size), default=-1)
+        classes = tuple(map(str, range(top + 1))) if labels is not None else ()
+        return Arrays(values, None if labels is None else torch.from_numpy(labels.astype(np.int64)), lattice, classes)
+    except (ArgumentError, ArgumentTypeError) as error:
+        raise DatasetError(f"{path}: {name}: {error}") from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """All arrays of a file by their names; that of a ``.npy`` is ``x``."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded:
+                return {name: loaded[name] for name in loaded.files}
+        return {"x": loaded}
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror}); expected a .npz or .npy file") from error
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        hint = "; save arrays of numbers, not of objects" if "pickle" in str(error).lower() else ""
+        raise DatasetError(
+            f"{path}: got a file that is not a .npz or .npy file of numbers, or is damaged ({error}){hint}"
+        ) from error
+
+
+def _find(arrays: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in arrays), None)
+
+
+def _split(path: Path, arrays: dict[str, Any], train: bool, test_fraction: float) -> tuple[str, Any, Any, list[Any]]:
+    """Name and values of one split, its labels, and the arrays that are data."""
+    found = {which: _find(arrays, names) for which, names in SPLIT.items()}
+    if (first := found[True]) is not None and (second := found[False]) is not None:
+        name = first if train else second
+        label_names = {which: _find(arrays, names) for which, names in SPLIT_LABELS.items()}
+        if (label_names[True] is None) != (label_names[False] is None):
+            raise DatasetError(f"{path}: got labels of one split alone; expected y_train and y_test, or neither")
+        label_name = label_names[train]
+        every = [_numbers(path, n, arrays[n]) for n in (first, second)]
+        if every[0].shape[1:] != every[1].shape[1:] or every[0].dtype != every[1].dtype:
+            raise DatasetError(
+                f"{path}: got {first} of {every[0].dtype} {every[0].shape[1:]} and {second} of {every[1].dtype} "
+                f"{every[1].shape[1:]} a row; expected the same of both"
+            )
+        labels = None if label_name is None else _label_array(path, label_name, arrays[label_name])
+        return name, every[0 if train else 1], labels, every
+    whole = _find(arrays, WHOLE) or (next(iter(arrays)) if len(arrays) == 1 else None)
+    if whole is None or any(found.values()):
+        raise DatasetError(
+            f"{path}: got the arrays {', '.join(sorted(arrays)) or 'none'}; expected x, or x_train and x_test"
+        )
+    x = _numbers(path, whole, arrays[whole])
+    label_name = _find(arrays, LABELS)
+    labels = None if label_name is None else _label_array(path, label_name, arrays[label_name])
+    if labels is not None and len(labels) != len(x):
+        raise DatasetError(f"{path}: got {len(labels)} labels in {label_name}; expected {len(x)}, one per row")
+    n = len(x)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED)).numpy()
+    tests = min(n - 1, max(1, round(test_fraction * n))) if test_fraction > 0.0 else 0
+    rows = order[tests:] if train else order[:tests]
+    if not len(rows):
+        raise DatasetError(
+            f"{path}: got {n} rows and test_fraction={test_fraction}, which leave none to "
+            f"{'train' if train else 'test'} on; expected more of either, or arrays x_train and x_test"
+        )
+    return whole, x[rows], None if labels is None else labels[rows], [x]
+
+
+def _numbers(path: Path, name: str, x: Any) -> Any:  # noqa: ANN401 -- an array
+    if x.dtype.kind not in "fiu":
+        raise DatasetError(f"{path}: {name}: got dtype {x.dtype}; expected real numbers, or integers for levels")
+    if x.ndim == 0 or x.size == 0:
+        raise DatasetError(f"{path}: {name}: got shape {x.shape}; expected (N, ...), at least one row")
+    return x
+
+
+def _label_array(path: Path, name: str, y: Any) -> Any:  # noqa: ANN401 -- an array
+    if y.dtype.kind not in "iu" or y.ndim != 1:
+        raise DatasetError(f"{path}: {name}: got {y.dtype} of shape {y.shape}; expected integers (N,), from 0")
+    return y
+
+
+def _labels_of(arrays: dict[str, Any]) -> list[Any]:
+    names = [_find(arrays, names) for names in (LABELS, *SPLIT_LABELS.values())]
+    return [arrays[name] for name in names if name is not None]
+
+
+def _lattice(path: Path, every: list[Any], levels: int | None) -> Lattice | None:
+    """The lattice of integers: that of all arrays of the file, so that both splits have the same."""
+    if every[0].dtype.kind == "f":
+        if levels is not None:
+            raise DatasetError(
+                f"{path}: got floating numbers and levels={levels}; expected integers, 0 .. {levels - 1}; save the "
+                f"data as integers, or leave levels out"
+            )
+        return None
+    low, high = min(int(x.min()) for x in every), max(int(x.max()) for x in every)
+    if low < 0:
+        raise DatasetError(
+            f"{path}: got integers from {low}; expected levels from 0; subtract {low}, or save real numbers as floats"
+        )
+    if levels is None and not 1 <= high < 65_536:
+        raise DatasetError(
+            f"{path}: got integers up to {high}; expected levels, 0 to at most 65535 and not all 0; save counts or "
+            f"codes of other kinds as floats"
+        )
+    if levels is not None and high >= levels:
+        raise DatasetError(f"{path}: got integers up to {high}; expected at most {levels - 1}, for levels={levels}")
+    return Lattice(high + 1 if levels is None else levels)
+
+
+def _tensor(x: Any, lattice: Lattice | None) -> Tensor:  # noqa: ANN401 -- an array
+    """Real numbers as float32, levels in as few bytes as they need."""
+    if lattice is None:
+        with np.errstate(over="ignore"):  # infinity is refused with its row
+            return torch.from_numpy(np.ascontiguousarray(x.astype(np.float32)))
+    small = np.uint8 if lattice.levels <= 256 else np.int32
+    return torch.from_numpy(np.ascontiguousarray(x.astype(small)))

@@ -1,0 +1,68 @@
+"""Adapter for flows built with the nflows library."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ncml.densities.adapters.flow import FlowDensity, global_random_state
+
+__all__ = ["NFlowsDensity"]
+
+
+class NFlowsDensity(FlowDensity):
+    """A conditional ``nflows.flows.Flow`` as a noise conditional density.
+
+    The noise level enters as the flow's context, so every transform must be built with
+    ``context_features=noise_features`` (plus your own). nflows itself is not imported here. Scores can
+    be differentiated again (``create_graph=True``) for every transform of nflows.
+
+    nflows' ``AffineCouplingTransform`` scales by at most 1.001 on the way to the base, so a flow of these alone cannot
+    be denser than its base anywhere: take splines or ``MaskedAffineAutoregressiveTransform``.
+
+    Args:
+        flow: An nflows flow (duck-typed: ``flow.log_prob(x, context=...)`` and ``flow.sample(1, context=...)``,
+            which returns ``(B, 1, *event_shape)``).
+        event_shape: Shape of one example, ``(D,)`` for most nflows transforms.
+        process: The noise process.
+        noise_features: Width of the noise part of the context.
+        context_features: Width of the context that you pass to ``log_prob`` and ``sample``, appended
+            to the noise features; 0 for none.
+        data_std: If given, the flow sees data scaled by ``1 / sqrt(alpha(t)^2 data_std^2 + sigma(t)^2)``,
+            and the log-determinant is included.
+
+    Raises:
+        ArgumentError: The flow takes no context, one of another width, or ignores it (probed on a
+            copy): it would silently ignore t.
+
+    Example:
+        >>> from nflows.distributions.normal import StandardNormal
+        >>> from nflows.flows import Flow
+        >>> from nflows.transforms import MaskedAffineAutoregressiveTransform
+        >>> flow = Flow(MaskedAffineAutoregressiveTransform(2, 16, context_features=8), StandardNormal([2]))
+        >>> density = NFlowsDensity(flow, (2,), VPSDE.at_noise(0.5))
+        >>> density.score(torch.zeros(1, 2), t=0.01).shape
+        torch.Size([1, 2])
+    """
+
+    def flow_log_prob(self, flow: nn.Module, x: Tensor, context: Tensor) -> Tensor:
+        return cast(Tensor, cast(Any, flow).log_prob(x, context=context))
+
+    def flow_sample(self, flow: nn.Module, context: Tensor, generator: torch.Generator | None) -> Tensor:
+        f = cast(Any, flow)
+        base: Any = getattr(f, "_distribution", None)  # private: a flow that only looks like one of nflows has none
+        if type(base).__name__ == "StandardNormal":
+            # Drawn here, since nflows draws its base in float32 whatever the flow's dtype.
+            z = torch.randn(
+                context.shape[0],
+                *base._shape,
+                dtype=context.dtype,
+                device=context.device,
+                generator=generator,
+            )
+            x, _ = f._transform.inverse(z, context=f._embedding_net(context))
+            return cast(Tensor, x)
+        with global_random_state(generator, context.device):
+            return cast(Tensor, f.sample(1, context=context)).squeeze(1)

@@ -1,0 +1,68 @@
+"""The settings of an NCPN as a configuration holds them: a preset, and what to change in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ncml.checks import check_probability
+from ncml.densities.ncpn.ncpn import NCPN
+from ncml.errors import ArgumentError
+from ncml.noise import Lattice, NoiseProcess
+
+__all__ = ["NCPNSettings"]
+
+
+@dataclass(frozen=True)
+class NCPNSettings:
+    """A preset of NCPN, and what to change in it.
+
+    Args:
+        preset: tiny (0.5 M parameters), small (2 M) or paper (73 M).
+        features: Width, if not the preset's.
+        blocks: Blocks per stream and resolution, if not the preset's.
+        resolutions: Number of resolutions, if not the preset's; both sides of the images must be divisible by
+            2 ** (resolutions - 1).
+        heads: Attention heads, if not the preset's; 0 for none.
+        components: Mixture components, if not the preset's.
+        dropout: Dropout, if not the preset's.
+        label_dropout: Share of examples trained without their label, where there are classes.
+    """
+
+    preset: Literal["tiny", "small", "paper"] = "tiny"
+    features: int | None = None
+    blocks: int | None = None
+    resolutions: int | None = None
+    heads: int | None = None
+    components: int | None = None
+    dropout: float | None = None
+    label_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_probability(self.label_dropout, "model.label_dropout")
+
+    def build(
+        self, event_shape: Sequence[int], process: NoiseProcess, lattice: Lattice | None, *, classes: int = 0
+    ) -> NCPN:
+        """The network, with random weights.
+
+        Args:
+            event_shape: ``(C, H, W)``.
+            process: The noise process.
+            lattice: The lattice of the pixels.
+            classes: Number of classes of an integer context, 0 for none.
+
+        Raises:
+            ArgumentError: No lattice, or sizes that do not fit.
+        """
+        if lattice is None:
+            raise ArgumentError(
+                "model.name: got 'ncpn' and data without a lattice; expected integer levels, whose mass it gives; take "
+                "maf or made for real numbers"
+            )
+        names = ("features", "blocks", "resolutions", "heads", "components", "dropout")
+        changes: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if classes:
+            changes |= {"classes": classes, "label_dropout": self.label_dropout}
+        return NCPN.preset(self.preset, event_shape, process, lattice=lattice, **changes)

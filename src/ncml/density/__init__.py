@@ -1,0 +1,37 @@
+"""2. The noise conditional density: what log p_t(x) is; its interface, capabilities and checks."""
+
+from ncml.density.checks import check_arguments, check_draw, check_log_density, check_score, process_by_name
+from ncml.density.entry import check_process, inner_density, process_of, score_of, unwrapped
+from ncml.density.interface import (
+    AutoregressiveDensity,
+    NoiseConditionalDensity,
+    SampleableDensity,
+    check_noise,
+    gradient,
+)
+from ncml.density.modes import eval_mode, evaluating, usable
+from ncml.density.target import ComposedTarget, Target, guided
+
+__all__ = [
+    "AutoregressiveDensity",
+    "ComposedTarget",
+    "NoiseConditionalDensity",
+    "SampleableDensity",
+    "Target",
+    "check_arguments",
+    "check_draw",
+    "check_log_density",
+    "check_noise",
+    "check_process",
+    "check_score",
+    "eval_mode",
+    "evaluating",
+    "gradient",
+    "guided",
+    "inner_density",
+    "process_by_name",
+    "process_of",
+    "score_of",
+    "unwrapped",
+    "usable",
+]

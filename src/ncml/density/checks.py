@@ -1,0 +1,110 @@
+"""Checks of a density's public edge: what goes into a call, and what comes out of it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from ncml.checks import Time, check_context, check_count, check_generator, check_input, check_time
+from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ncml.noise import NoiseProcess
+
+if TYPE_CHECKING:
+    from ncml.density.interface import NoiseConditionalDensity
+
+__all__ = ["check_arguments", "check_draw", "check_log_density", "check_score", "process_by_name"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def check_arguments(
+    density: NoiseConditionalDensity, x: Tensor, t: Time, context: Tensor | None = None, *, finite: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check the arguments of a call and convert what may be converted.
+
+    Args:
+        density: Says the event shape, the dtype, the device and the largest time.
+        x: Batch ``(B, *event_shape)``; half precision is raised to float32.
+        t: A number, a 0-d tensor or ``(B,)``; expanded to ``(B,)``.
+        context: One row per example, or None.
+        finite: Refuse NaN and infinity in ``x``.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: Something does not fit; nothing has changed.
+    """
+    own = density.own_tensor()
+    dtype = None if own is None or density.dtype_follows_input else own.dtype
+    x = check_input(x, density.event_shape_for(x), dtype, None if own is None else own.device, finite=finite)
+    return x, check_time(t, x, density.max_time), check_context(context, x.shape[0], x.device)
+
+
+def check_draw(
+    density: NoiseConditionalDensity, n: int, t: Time, context: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor | None]:
+    """Check the arguments of a call of ``sample``; returns ``(n,)`` times, and the context."""
+    check_count(n, "n", minimum=0)
+    check_generator(generator, density.device)
+    rows = torch.empty(n, dtype=density.dtype, device=density.device)
+    return check_time(t, rows, density.max_time), check_context(context, n, density.device)
+
+
+def check_log_density(log_p: Tensor, x: Tensor, t: Tensor, name: str) -> Tensor:
+    """What a density's ``forward`` returned, if it is ``(B,)`` without NaN or ``+inf``."""
+    if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1]:
+        got = tuple(log_p.shape) if isinstance(log_p, Tensor) else type(log_p).__name__
+        raise ArgumentError(
+            f"{name}.forward: got {got}; expected ({x.shape[0]},); return the log-density of each example: sum over "
+            f"event dimensions, not over the batch"
+        )
+    if math.isfinite(float(log_p.detach().sum())):  # then every term is
+        return log_p
+    bad = log_p.detach().isnan() | (log_p.detach() == float("inf"))
+    if bool(bad.any()):
+        _raise_non_finite("log-density", bad, t)
+    return log_p
+
+
+def check_score(score: Tensor, t: Tensor) -> None:
+    """Raise :class:`~ncml.errors.NonFiniteError` unless every score is finite."""
+    if not bool(torch.isfinite(score).all()):
+        _raise_non_finite("score", ~torch.isfinite(score.detach().flatten(1)).all(1), t)
+
+
+def process_by_name(name: str, call: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Name the present form of a call to whoever passes a process after the density, as version 0.1 took one.
+
+    Before the arguments are bound, since those of version 0.1 are one too many.
+
+    Args:
+        name: The argument that now follows the density.
+        call: The present form.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for value in args[1:3]:  # of a method, the density is the second
+                if isinstance(value, NoiseProcess):
+                    raise ArgumentTypeError(
+                        f"{name}: got a {type(value).__name__}; expected no process in this place since version 0.2: "
+                        f"write {call}, or leave process= out where the density has its own"
+                    )
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def _raise_non_finite(what: str, bad: Tensor, t: Tensor) -> None:
+    first = int(bad.nonzero()[0])
+    raise NonFiniteError(
+        f"{what}: got NaN or infinity for {int(bad.sum())} of {bad.numel()} examples, the first at index {first} "
+        f"with t = {float(t[first]):.6g}; expected finite values; check the input's range and the parameters"
+    )

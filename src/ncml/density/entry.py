@@ -1,0 +1,83 @@
+"""The one way into a density: its call, also where a wrapper (DDP, a compiled module) stands around it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ncml.density.interface import NoiseConditionalDensity, gradient
+from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.noise import GaussianProcess, NoiseProcess
+
+__all__ = ["check_process", "inner_density", "process_of", "score_of", "unwrapped"]
+
+
+def unwrapped(density: nn.Module) -> NoiseConditionalDensity | None:
+    """The density inside wrappers, which DDP keeps as ``module`` and ``torch.compile`` as ``_orig_mod``."""
+    inner: object = density
+    while inner is not None and not isinstance(inner, NoiseConditionalDensity):
+        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+    return inner
+
+
+def inner_density(density: nn.Module) -> NoiseConditionalDensity:
+    """As :func:`unwrapped`, for callers who need a density.
+
+    Raises:
+        ArgumentTypeError: There is none; the message says how to get one.
+    """
+    inner = unwrapped(density) if isinstance(density, nn.Module) else None
+    if inner is None:
+        if isinstance(density, type) and issubclass(density, NoiseConditionalDensity):
+            raise ArgumentTypeError(
+                f"density: got the class {density.__name__}; expected an instance, {density.__name__}(...)"
+            )
+        raise ArgumentTypeError(
+            f"density: got {type(density).__name__}; expected a NoiseConditionalDensity; wrap a function or module "
+            f"of (x, t) in ncml.densities.CallableDensity"
+        )
+    return inner
+
+
+def score_of(density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+    """The score by the density's own closed form, or by differentiating the call of its wrapper."""
+    if isinstance(density, NoiseConditionalDensity):
+        return density.forward_score(x, t, context)
+    return gradient(density, x, t, context)[1]
+
+
+def check_process(density: nn.Module, process: NoiseProcess) -> None:
+    """Refuse a process that differs from the one the density was built for."""
+    inner = unwrapped(density)
+    own = None if inner is None else inner.process
+    if own is None or own == process:
+        return
+    remedy = ""
+    if isinstance(own, GaussianProcess) and isinstance(process, GaussianProcess):
+        if float(process.log_snr(process.T)) >= float(own.log_snr(own.T)):
+            remedy = "; density.under(process) is the same density, read under the other process"
+        else:
+            remedy = "; density.under(process) would read it under the other process, up to a smaller T"
+    raise ArgumentError(
+        f"process: got {process}; expected {own}, the one that the density was built for; its noise features would "
+        f"refer to the wrong noise levels{remedy}"
+    )
+
+
+def process_of(density: nn.Module, process: NoiseProcess | None) -> NoiseProcess:
+    """The process of a call: the one given, or the density's own.
+
+    Raises:
+        ArgumentTypeError: Neither is there, or it is no process.
+        ArgumentError: They differ.
+    """
+    if process is None:
+        inner = unwrapped(density)
+        if inner is None or inner.process is None:
+            raise ArgumentTypeError("process: got None and a density without one; expected process=, a NoiseProcess")
+        return inner.process
+    if not isinstance(process, NoiseProcess):
+        raise ArgumentTypeError(
+            f"process: got {type(process).__name__}; expected a NoiseProcess, such as VPSDE.at_noise(0.1)"
+        )
+    check_process(density, process)
+    return process

@@ -1,0 +1,376 @@
+r""":math:`p_t` for one call: a density bound to its process, context and source of randomness.
+
+Samplers see nothing else. What changes the distribution (guidance, conditioning, products) is a subclass
+that stands around another target and answers with another score.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ncml.checks import Time, check_generator, per_example
+from ncml.density.checks import check_arguments
+from ncml.density.entry import inner_density, process_of, score_of
+from ncml.density.interface import gradient
+from ncml.density.modes import evaluating, usable
+from ncml.errors import ArgumentError, NonFiniteError
+from ncml.noise import Lattice, NoiseProcess, as_time
+
+__all__ = ["ComposedTarget", "OnFailure", "Target", "guided"]
+
+OnFailure = Literal["raise", "keep"]
+
+
+@dataclass
+class _Counts:
+    """What the targets of one call share."""
+
+    evaluations: int = 0
+    step: int = 0
+    failed: Tensor | None = None  # (n,) bool for all rows of the call, once one has failed and failures are kept
+
+
+class Target:
+    r"""The density, process, context and generator of one call; counts the rows that it evaluates.
+
+    Times are a number for all rows, or a tensor with one per row. Coefficients of the process are a float for a
+    float, and a tensor that broadcasts over ``x`` for one time per row.
+
+    Args:
+        density: A :class:`~ncml.NoiseConditionalDensity`, or a wrapper (DDP, compiled) of one, which is then what
+            is called.
+        process: Its process; the density's own if None.
+        context: Conditioning with one row per example, or None.
+        generator: Source of randomness; torch's default generator if None.
+
+    Attributes:
+        has_log_density: False for targets that know a score but no density.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: No density, no process, or another process than the density's.
+    """
+
+    has_log_density: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        density: nn.Module,
+        *,
+        process: NoiseProcess | None = None,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        inner = inner_density(density)
+        self.density = density
+        self.process: Any = process_of(density, process)
+        self.lattice: Lattice | None = inner.lattice
+        self.context, self.generator = context, generator
+        self.dtype, self.on_failure = inner.dtype, "raise"
+        self._inner, self._index = inner, None
+        self._counts = _Counts()
+        self._buffer: Tensor | None = None
+        self._time: tuple[float, Tensor] | None = None
+        self._size = 0
+
+    _index: Tensor | None
+
+    # What a call begins with; the checked edge of samplers uses it.
+
+    def bound(self, x: Tensor, t: Time, *, on_failure: OnFailure = "raise") -> tuple[Target, Tensor]:
+        """This target for one call that starts at ``x``, with counts of its own; and a checked copy of ``x``."""
+        x, _, context = check_arguments(self._inner, x, t, self.context)
+        check_generator(self.generator, x.device)
+        target = copy.copy(self)
+        with torch.inference_mode(False):  # tensors that autograd can use
+            x = x.detach().clone()
+            target.context = None if context is None else usable(context)
+        target.dtype, target.on_failure = x.dtype, on_failure
+        target._counts, target._buffer, target._size = _Counts(), None, len(x)
+        return target, x
+
+    def with_generator(self, generator: torch.Generator | None) -> Target:
+        """The same target with another source of randomness."""
+        target = copy.copy(self)
+        target.generator, target._buffer = generator, None
+        return target
+
+    def evaluating(self) -> contextlib.AbstractContextManager[None]:
+        """The mode in which :meth:`score` and its like are called: eval, and without inference mode."""
+        return evaluating(self.density)
+
+    def rows(self, index: Tensor) -> Target:
+        """The same target for some of its rows: their context with them, counts and failures shared."""
+        target = copy.copy(self)
+        target.context = None if self.context is None else self.context[index]
+        target._index = index if self._index is None else self._index[index]
+        target._buffer = None
+        return target
+
+    # The density.
+
+    def score(self, x: Tensor, t: Time) -> Tensor:
+        r""":math:`\nabla_x \log p_t(x)`, shape of ``x``.
+
+        Raises:
+            NonFiniteError: NaN or infinity in a row, unless failures are kept: then that row's score is NaN.
+        """
+        y, times = self._entering(x, t)
+        score = score_of(self.density, y, times, self.context)
+        # A finite sum proves finite terms in one pass; only a failure needs a second look.
+        if self._counts.failed is not None or not math.isfinite(score.sum().item()):
+            bad = ~torch.isfinite(score.flatten(1)).all(1)
+            return score.masked_fill(per_example(self._note(bad, times, "score"), score), math.nan)
+        return score
+
+    def log_prob(self, x: Tensor, t: Time) -> Tensor:
+        """The likelihood ``(B,)`` in nats, with the lattice's edges where the process keeps data on it."""
+        y, times = self._entering(x, t)
+        log_p: Tensor = self.density(y, times, self.context)
+        return self._noted(log_p, times)
+
+    def log_density(self, x: Tensor, t: Time) -> Tensor:
+        """The log-density ``(B,)`` in nats, without lattice edges."""
+        y, times = self._entering(x, t)
+        log_p: Tensor = self.density(y, times, self.context, edges=False)
+        return self._noted(log_p, times)
+
+    def log_density_and_score(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """Both from one call of the density; where the density is zero, the score given is 0."""
+        y, times = self._entering(x, t)
+        log_p, score = gradient(self.density, y, times, self.context)
+        log_p = log_p.detach()
+        if self._counts.failed is None and math.isfinite(float(log_p.sum())) and math.isfinite(float(score.sum())):
+            return log_p, score
+        outside = log_p == -math.inf
+        score = score.masked_fill(per_example(outside, score), 0.0)
+        bad = log_p.isnan() | (log_p == math.inf) | ~torch.isfinite(score.flatten(1)).all(1)
+        failed = self._note(bad, times, "log-density or score")
+        return log_p.masked_fill(failed, math.nan), score.masked_fill(per_example(failed, score), math.nan)
+
+    def denoise(self, x: Tensor, t: Time) -> Tensor:
+        r"""Tweedie's formula, :math:`E[x_0 \mid x_t] = (x_t + \sigma_t^2\, \nabla\log p_t(x_t)) / \alpha_t`."""
+        sigma, alpha = self.sigma(t), self.alpha(t)
+        if isinstance(sigma, float):
+            return x.add(self.score(x, t), alpha=sigma**2).div_(alpha)
+        return (x + sigma**2 * self.score(x, t)) / alpha
+
+    # The process.
+
+    def alpha(self, t: Time) -> Any:  # noqa: ANN401 -- a float for a float, a tensor for a tensor
+        return self._coefficient(self.process.alpha, t)
+
+    def sigma(self, t: Time) -> Any:  # noqa: ANN401
+        return self._coefficient(self.process.sigma, t)
+
+    def drift_coefficient(self, t: Time) -> Any:  # noqa: ANN401
+        return self._coefficient(self.process.drift_coefficient, t)
+
+    def diffusion(self, t: Time) -> Any:  # noqa: ANN401
+        return self._coefficient(self.process.diffusion, t)
+
+    def transition(self, s: float, t: float) -> tuple[float, float]:
+        """Scale and standard deviation of :math:`x_t` given :math:`x_s`, for ``s <= t``."""
+        scale, std = self.process.transition(s, t)
+        return float(scale), float(std)
+
+    def _coefficient(self, coefficient: Any, t: Time) -> Any:  # noqa: ANN401
+        if not isinstance(t, Tensor):
+            if self._time is None or self._time[0] != t:  # a step asks for several coefficients at one time
+                self._time = (t, as_time(t))
+            return float(coefficient(self._time[1]))
+        return coefficient(t).to(self.dtype).reshape(-1, *([1] * len(self._inner.event_shape)))
+
+    # Randomness.
+
+    def normal(self, x: Tensor) -> Tensor:
+        """A standard normal tensor like ``x``, valid until the next call."""
+        if self._buffer is None or self._buffer.shape != x.shape:
+            # Contiguous, so that the noise of a seed does not depend on the memory layout of x.
+            self._buffer = torch.empty_like(x, memory_format=torch.contiguous_format)
+        return self._buffer.normal_(generator=self.generator)
+
+    def uniform(self, n: int) -> Tensor:
+        """``n`` uniforms on [0, 1) in the dtype of the call."""
+        return torch.rand(n, dtype=self.dtype, device=self._inner.device, generator=self.generator)
+
+    # What was spent, and what failed.
+
+    @property
+    def evaluations(self) -> int:
+        """Rows evaluated so far, by this target and those that share its counts."""
+        return self._counts.evaluations
+
+    def advance(self) -> None:
+        """Count a step, for messages."""
+        self._counts.step += 1
+
+    @property
+    def failed(self) -> Tensor | None:
+        """Which of these rows have failed, ``(B,)`` bool; None if none has, or if a failure raises."""
+        failed = self._counts.failed
+        return failed if failed is None or self._index is None else failed[self._index]
+
+    def _entering(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """What the density is called with: times ``(B,)``, and zeros for the rows that have failed."""
+        n, counts, dtype = x.shape[0], self._counts, x.dtype  # which is that of the call: at least float32
+        counts.evaluations += n
+        times = t.to(dtype) if isinstance(t, Tensor) else torch.full((n,), t, dtype=dtype, device=x.device)
+        if counts.failed is None:
+            return x, times
+        failed = counts.failed if self._index is None else counts.failed[self._index]
+        return x.masked_fill(per_example(failed, x), 0.0), times
+
+    def _noted(self, log_p: Tensor, times: Tensor) -> Tensor:
+        log_p = log_p.detach()
+        if self._counts.failed is None and math.isfinite(float(log_p.sum())):
+            return log_p
+        failed = self._note(log_p.isnan() | (log_p == math.inf), times, "log-density")
+        return log_p.masked_fill(failed, math.nan)
+
+    def _note(self, bad: Tensor, times: Tensor, what: str) -> Tensor:
+        """Refuse bad rows, or remember them; returns all of these rows that have failed."""
+        if self.on_failure == "raise" and bool(bad.any()):
+            rows = bad.nonzero().flatten()
+            where = (rows if self._index is None else self._index[rows]).tolist()
+            listed = ", ".join(map(str, where[:5])) + (", ..." if len(where) > 5 else "")
+            raise NonFiniteError(
+                f"{what}: got NaN or infinity for {len(where)} of {len(bad)} samples at t = "
+                f"{float(times[rows[0]]):.6g} (step {self._counts.step}; rows {listed}); expected finite values; start "
+                f"at a lower t_start, take more steps, or pass on_failure='keep', which gives up these rows only: they "
+                f"are where the model is worst"
+            )
+        if self.on_failure == "raise":
+            return bad
+        if self._counts.failed is None:
+            self._counts.failed = torch.zeros(self._size, dtype=torch.bool, device=bad.device)
+        if self._index is None:
+            self._counts.failed |= bad
+            return self._counts.failed
+        self._counts.failed[self._index] |= bad
+        return self._counts.failed[self._index]
+
+
+class ComposedTarget(Target):
+    r"""The product :math:`\prod_j p_{j,t}^{w_j}`, up to a constant: experts, differences, guidance.
+
+    Score and log-density are the weighted sums of the parts'. The product of noisy densities is not the noisy product
+    (Du et al., 2023, "Reduce, reuse, recycle"): at t = 0 the two are equal, and samplers that move by the log-density
+    at each level (:class:`~ncml.sampling.MetropolisLangevin`) follow it there, while a reverse SDE does so nearly.
+
+    Args:
+        parts: Pairs of a weight and a target, of one process and event shape; the first one's lattice and
+            generator are those of the product. Negative weights take something away.
+
+    Raises:
+        ArgumentError: No parts, or parts that do not fit together.
+
+    Example:
+        >>> process = VPSDE.at_noise(0.5)
+        >>> one, other = (GaussianDensity(process, [m], 0.3) for m in (-0.2, 0.2))
+        >>> both = ComposedTarget((1.0, Target(one)), (1.0, Target(other)))
+        >>> ncml.sampling.EulerMaruyama(16)(both, torch.zeros(4, 1)).shape
+        torch.Size([4, 1])
+    """
+
+    def __init__(self, *parts: tuple[float, Target]) -> None:
+        if not parts or not all(isinstance(part, Target) for _, part in parts):
+            raise ArgumentError(f"parts: got {parts!r}; expected pairs of a weight and a Target, at least one")
+        first = parts[0][1]
+        super().__init__(first.density, process=first.process, context=first.context, generator=first.generator)
+        for _, part in parts[1:]:
+            if part.process != first.process or part._inner.event_shape != first._inner.event_shape:
+                raise ArgumentError(
+                    f"parts: got {part._inner.event_shape} under {part.process} beside {first._inner.event_shape} "
+                    f"under {first.process}; expected one event shape and process; see density.under(process)"
+                )
+        self.parts = parts
+
+    @property
+    def has_log_density(self) -> bool:  # type: ignore[override]
+        return all(part.has_log_density for _, part in self.parts)
+
+    def bound(self, x: Tensor, t: Time, *, on_failure: OnFailure = "raise") -> tuple[Target, Tensor]:
+        target, y = super().bound(x, t, on_failure=on_failure)
+        assert isinstance(target, ComposedTarget)
+        parts = [(weight, part.bound(x, t, on_failure=on_failure)[0]) for weight, part in self.parts]
+        for _, part in parts:
+            part._counts = target._counts
+        target.parts = tuple(parts)
+        return target, y
+
+    def rows(self, index: Tensor) -> Target:
+        target = super().rows(index)
+        assert isinstance(target, ComposedTarget)
+        target.parts = tuple((weight, part.rows(index)) for weight, part in self.parts)
+        return target
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for _, part in self.parts:
+                stack.enter_context(part.evaluating())
+            yield
+
+    def score(self, x: Tensor, t: Time) -> Tensor:
+        return _summed([weight * part.score(x, t) for weight, part in self.parts])
+
+    def log_prob(self, x: Tensor, t: Time) -> Tensor:
+        return _summed([weight * part.log_prob(x, t) for weight, part in self.parts])
+
+    def log_density(self, x: Tensor, t: Time) -> Tensor:
+        return _summed([weight * part.log_density(x, t) for weight, part in self.parts])
+
+    def log_density_and_score(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        both = [(weight, *part.log_density_and_score(x, t)) for weight, part in self.parts]
+        return _summed([w * log_p for w, log_p, _ in both]), _summed([w * score for w, _, score in both])
+
+
+def guided(
+    density: nn.Module,
+    context: Tensor,
+    weight: float,
+    *,
+    null: Tensor | None = None,
+    process: NoiseProcess | None = None,
+    generator: torch.Generator | None = None,
+) -> ComposedTarget:
+    r"""Classifier-free guidance: the target :math:`p_t(x \mid c)^{1 + w} / p_t(x)^w` (Ho and Salimans, 2022).
+
+    Args:
+        density: A density that was trained with some labels dropped (``label_dropout``).
+        context: What to condition on, one row per example.
+        weight: The w; 0 is the conditional density itself.
+        null: The context that means none; by default the label -1 for every row of integer labels.
+        process: The density's process; its own if None.
+        generator: Source of randomness.
+
+    Returns:
+        A target, to be given to a sampler in place of the density.
+
+    Raises:
+        ArgumentError: A context that is not of integer labels, without ``null``.
+    """
+    if null is None:
+        if not isinstance(context, Tensor) or context.is_floating_point():
+            raise ArgumentError(
+                "null: got None with a context that is no tensor of labels; expected the context of none"
+            )
+        null = torch.full_like(context, -1)
+    parts = ((1.0 + weight, context), (-float(weight), null))
+    targets = [(w, Target(density, process=process, context=c, generator=generator)) for w, c in parts]
+    return ComposedTarget(*targets)
+
+
+def _summed(terms: list[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total

@@ -1,0 +1,281 @@
+r"""What a ladder of exact densities knows of itself: a sample's noise level, and whether it is one process.
+
+If every :math:`p_t` is the distribution of the same data under one Gaussian process, they solve its Fokker-Planck
+equation. In logarithms, with :math:`s = \nabla\log p_t`,
+
+.. math:: \partial_t \log p_t(x) = -D f - f\, x \cdot s + \tfrac12 g^2 (\nabla\cdot s + \|s\|^2),
+
+and along the probability flow :math:`dx/dt = f x - g^2 s/2` the density changes by the divergence of the flow alone.
+A learned ladder does so only nearly: how nearly says whether a refinement by its scores can be trusted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ncml.checks import Time, check_count, check_generator
+from ncml.density import NoiseConditionalDensity, check_arguments, evaluating, inner_density, usable
+from ncml.errors import ArgumentError, UnsupportedError
+from ncml.noise import GaussianProcess
+from ncml.progress import progress_bar
+from ncml.report import jsonable
+from ncml.score import exact_divergence, hutchinson_divergence
+
+__all__ = [
+    "LadderAudit",
+    "audit_ladder",
+    "flow_log_prob",
+    "fokker_planck_residual",
+    "time_posterior",
+]
+
+
+def time_posterior(
+    density: nn.Module,
+    x: Tensor,
+    times: Sequence[float],
+    context: Tensor | None = None,
+    *,
+    prior: Sequence[float] | None = None,
+) -> Tensor:
+    r"""Which noise level samples have: :math:`p(t \mid x) \propto \mu(t)\, p_t(x)` on a grid of times.
+
+    Args:
+        density: The density.
+        x: Samples of unknown noise, ``(B, *event_shape)``.
+        times: The K times in question.
+        context: Conditioning with B rows, or None.
+        prior: Their masses :math:`\mu`, normalised here; even if None.
+
+    Returns:
+        Probabilities ``(B, K)``, float64, that sum to 1 over the times.
+
+    Raises:
+        ArgumentError: No times, or masses that do not fit them.
+    """
+    inner = inner_density(density)
+    masses = [1.0] * len(times) if prior is None else [float(m) for m in prior]
+    if not len(times) or len(masses) != len(times) or not all(0.0 <= m < math.inf for m in masses) or not sum(masses):
+        raise ArgumentError(
+            f"times, prior: got {len(times)} times and {len(masses)} masses; expected a mass >= 0 for every time"
+        )
+    columns = []
+    with evaluating(density), torch.no_grad():
+        for t in times:
+            y, at, given = check_arguments(inner, x, float(t), context)
+            columns.append(density(y, at, given, edges=False).double())
+    log_prior = torch.tensor(masses, dtype=torch.float64, device=columns[0].device).log()
+    return (torch.stack(columns, 1) + log_prior).softmax(1)
+
+
+def fokker_planck_residual(
+    density: nn.Module,
+    x: Tensor,
+    t: Time,
+    context: Tensor | None = None,
+    *,
+    probes: int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""By how much a ladder misses its Fokker-Planck equation at given points, and :math:`\partial_t \log p_t` itself.
+
+    Args:
+        density: A density under a Gaussian process, differentiable in t.
+        x: Points ``(B, *event_shape)``.
+        t: Times above 0, a number or ``(B,)``.
+        context: Conditioning with B rows, or None.
+        probes: Random directions for the divergence of the score (Hutchinson's estimate); exact by D backward passes
+            if None.
+        generator: Source of the directions.
+
+    Returns:
+        The residual :math:`R = \partial_t \log p + D f + f x \cdot s - g^2 (\nabla \cdot s + \|s\|^2)/2` and
+        :math:`\partial_t \log p`, ``(B,)`` each, in nats per unit of time. R is 0 for the ladder of one process.
+
+    Raises:
+        UnsupportedError: The process is not Gaussian, or the density is not differentiable in t.
+        ArgumentError: A time of 0, where there is no derivative.
+    """
+    inner = inner_density(density)
+    process = _gaussian(inner)
+    x, times, context = check_arguments(inner, x, t, context)
+    if not bool((times > 0.0).all()):
+        raise ArgumentError("t: got 0; expected times above 0: sigma may rise infinitely steeply there")
+    with evaluating(inner), torch.enable_grad():
+        leaf, y = usable(times).detach().clone().requires_grad_(), usable(x).detach()
+        log_p = inner(y, leaf, context, edges=False)
+        rise = torch.autograd.grad(log_p.sum(), leaf, allow_unused=True)[0] if log_p.requires_grad else None
+    if rise is None:
+        raise UnsupportedError(f"density: got {type(inner).__name__}, whose log-density has no derivative in t")
+    score = inner.score(x, times, context)
+    divergence = _divergence(inner, x, times, context, probes, generator)
+    f, g = process.drift_coefficient(times).to(x.dtype), process.diffusion(times).to(x.dtype)
+    dims = x[0].numel() if len(x) else 0
+    along = (x * score).flatten(1).sum(1)
+    squared = score.flatten(1).square().sum(1)
+    return rise.detach() + dims * f + f * along - 0.5 * g * g * (divergence + squared), rise.detach()
+
+
+def flow_log_prob(
+    density: nn.Module,
+    x: Tensor,
+    context: Tensor | None = None,
+    *,
+    t_start: float = 0.0,
+    steps: int = 64,
+    probes: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r""":math:`\log p_t(x)` by way of the probability flow to T (Song et al., 2021, eq. 39), with the model's own p_T.
+
+    .. math:: \log p_t(x) = \log p_T(x_T) + \int_t^T \nabla\cdot\left(f x - \tfrac12 g^2 s\right) d\tau
+
+    A model of scores has no other likelihood; here one call of the density gives it, and the difference of the two
+    says how consistent the ladder is. Runge and Kutta's method of order 4 in :math:`\sqrt t`, four scores and
+    divergences a step.
+
+    Args:
+        density: A density under a Gaussian process.
+        x: Points ``(B, *event_shape)`` at ``t_start``.
+        context: Conditioning with B rows, or None.
+        t_start: Where the points are.
+        steps: Steps of the integration.
+        probes, generator: As for :func:`fokker_planck_residual`.
+
+    Returns:
+        Log-densities ``(B,)`` in nats.
+    """
+    inner = inner_density(density)
+    process = _gaussian(inner)
+    check_count(steps, "steps")
+    check_generator(generator, x.device)
+    y, _, context = check_arguments(inner, x, t_start, context)
+    dims = y[0].numel() if len(y) else 0
+
+    def flow(x: Tensor, root: float) -> tuple[Tensor, Tensor]:
+        """The derivatives of x and of the integral in the root of time."""
+        t = min(root * root, process.T)
+        f, g = float(process.drift_coefficient(t)), float(process.diffusion(t))
+        divergence = _divergence(inner, x, t, context, probes, generator)
+        slope = f * x - 0.5 * g * g * inner.score(x, t, context)
+        return 2.0 * root * slope, 2.0 * root * (dims * f - 0.5 * g * g * divergence)
+
+    low, high = math.sqrt(t_start), math.sqrt(process.T)
+    gained = torch.zeros(len(y), dtype=y.dtype, device=y.device)
+    h = (high - low) / steps
+    for i in range(steps):
+        u = low + i * h
+        k1, d1 = flow(y, u)
+        k2, d2 = flow(y + 0.5 * h * k1, u + 0.5 * h)
+        k3, d3 = flow(y + 0.5 * h * k2, u + 0.5 * h)
+        k4, d4 = flow(y + h * k3, u + h)
+        y = y + h / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+        gained = gained + h / 6.0 * (d1 + 2.0 * d2 + 2.0 * d3 + d4)
+    return inner.log_density(y, process.T, context).detach() + gained
+
+
+@dataclass(frozen=True, eq=False)
+class LadderAudit:
+    """How consistent a ladder is with its process, level by level.
+
+    Args:
+        times: The times, ``(K,)``.
+        residual: Root mean square of the Fokker-Planck residual at noisy data, ``(K,)``.
+        derivative: That of the derivative of the log-density in t itself, ``(K,)``.
+        flow: Mean and standard deviation over the data of ``flow_log_prob - log_density`` at t = 0, in nats.
+    """
+
+    times: Tensor
+    residual: Tensor
+    derivative: Tensor
+    flow: tuple[float, float]
+
+    @property
+    def ratio(self) -> Tensor:
+        """Residual over derivative: 0 for one process; of the order of 1, the levels hardly know of each other."""
+        return self.residual / self.derivative
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON data."""
+        data = {"times": self.times, "residual": self.residual, "derivative": self.derivative, "ratio": self.ratio}
+        return {key: jsonable(value, key) for key, value in {**data, "flow": list(self.flow)}.items()}
+
+    def __str__(self) -> str:
+        lines = [f"{'t':>12}{'residual':>14}{'d/dt log p':>14}{'ratio':>10}"]
+        for t, r, d, ratio in zip(self.times, self.residual, self.derivative, self.ratio, strict=True):
+            lines.append(f"{float(t):12.4g}{float(r):14.4g}{float(d):14.4g}{float(ratio):10.3f}")
+        lines.append(f"log p by the flow, less log p: {self.flow[0]:.4g} +- {self.flow[1]:.4g} nats")
+        return "\n".join(lines)
+
+
+def audit_ladder(
+    density: nn.Module,
+    x: Tensor,
+    times: Sequence[float] | None = None,
+    context: Tensor | None = None,
+    *,
+    steps: int = 32,
+    probes: int | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> LadderAudit:
+    """Whether the scores of a ladder can be trusted: its Fokker-Planck residual, and its likelihood by two ways.
+
+    Args:
+        density: A density under a Gaussian process.
+        x: Data ``(B, *event_shape)`` at t = 0; some hundred rows are enough.
+        times: Where to look; five levels of noise, even in sigma, if None.
+        context: Conditioning with B rows, or None.
+        steps: Steps of the flow.
+        probes, generator: As for :func:`fokker_planck_residual`; the generator also draws the noise.
+        progress: Show a progress bar (needs tqdm).
+    """
+    inner = inner_density(density)
+    process = _gaussian(inner)
+    x, _, context = check_arguments(inner, x, 0.0, context)
+    if len(x) < 2:
+        raise ArgumentError(f"x: got {len(x)} rows; expected at least 2")
+    if times is None:
+        top = float(process.sigma(process.T))
+        times = [float(process.time_at(top * i / 5)) for i in range(1, 6)]
+    residuals, derivatives = [], []
+    for t in progress_bar(list(times), progress, "Fokker-Planck"):
+        noisy = process.perturb(x, t, generator=generator)
+        residual, rise = fokker_planck_residual(density, noisy, t, context, probes=probes, generator=generator)
+        residuals.append(residual.double().square().mean().sqrt())
+        derivatives.append(rise.double().square().mean().sqrt())
+    by_flow = flow_log_prob(density, x, context, steps=steps, probes=probes, generator=generator)
+    gap = (by_flow - inner.log_density(x, 0.0, context).detach()).double()
+    return LadderAudit(
+        times=torch.tensor(list(times), dtype=torch.float64),
+        residual=torch.stack(residuals),
+        derivative=torch.stack(derivatives),
+        flow=(float(gap.mean()), float(gap.std())),
+    )
+
+
+def _gaussian(density: NoiseConditionalDensity) -> GaussianProcess:
+    if not isinstance(density.process, GaussianProcess):
+        raise UnsupportedError(
+            f"density: got one under {type(density.process).__name__}; expected a GaussianProcess, which has a flow"
+        )
+    return density.process
+
+
+def _divergence(
+    density: NoiseConditionalDensity,
+    x: Tensor,
+    t: Time,
+    context: Tensor | None,
+    probes: int | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    if probes is None:
+        return exact_divergence(density, x, t, context)
+    return hutchinson_divergence(density, x, t, context, probes=probes, generator=generator)

@@ -1,0 +1,223 @@
+r"""3. The objective: :math:`-E_{t\sim\mu}\,E_{x_t\sim p_t}[\log p_{\theta,t}(x_t)]` (paper, eq. 6)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ncml.checks import Time, check_finite, check_floating, check_generator, check_input, check_time
+from ncml.density import check_arguments, check_process, unwrapped
+from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ncml.noise import DiscreteProcess, Lattice, NoiseProcess
+from ncml.objective.times import TimeSampler, UniformTimes
+
+__all__ = ["NCMLObjective"]
+
+
+@dataclass(frozen=True)
+class NCMLObjective:
+    r"""Noise conditional maximum likelihood: the weighted mean negative log-likelihood of noisy data.
+
+    .. math:: L = \frac1n \sum_{i=1}^n w_i \left[-\log p_{\theta,t_i}(x_{t_i})\right],
+              \qquad (t_i, w_i) \sim \mu,\quad x_{t_i} \sim p(x_{t_i} \mid x_i).
+
+    Maximum likelihood is the special case ``times=AtZero()``, bit for bit. The objective owns no
+    parameters and touches nothing of the density but its call, so DDP, hooks and ``torch.compile``
+    all see the likelihood.
+
+    Args:
+        process: How data become noisy.
+        times: Distribution of noise levels. Default ``UniformTimes(p_zero=0.2)``: a fifth of each batch
+            trains the data likelihood itself.
+        dequantize: The lattice of the data, for a density without one: fresh uniform noise of a bin's width is added
+            to the data of every batch. Without it the likelihood of a continuous density on lattice points is
+            unbounded.
+        reduction: ``"mean"`` (sum of weighted terms divided by n, not by the sum of weights),
+            ``"sum"``, or ``"none"`` for one weighted term per example.
+
+    Raises:
+        ArgumentTypeError: ``process``, ``times`` or ``dequantize`` is not of its kind.
+        ArgumentError: An unknown reduction.
+
+    Example:
+        >>> process = VPSDE.at_noise(0.1)
+        >>> density = GaussianDensity(process, mean=torch.zeros(2), std=0.5)
+        >>> x = density.sample(256, generator=torch.Generator().manual_seed(0))
+        >>> loss = NCMLObjective(process)(density, x, generator=torch.Generator().manual_seed(1))
+    """
+
+    process: NoiseProcess
+    times: TimeSampler | None = None
+    dequantize: Lattice | None = None
+    reduction: Literal["mean", "sum", "none"] = "mean"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.process, NoiseProcess):
+            raise ArgumentTypeError(f"process: got {type(self.process).__name__}; expected a NoiseProcess")
+        if self.times is None:
+            object.__setattr__(self, "times", UniformTimes())
+        if not isinstance(self.times, TimeSampler):
+            raise ArgumentTypeError(
+                f"times: got {type(self.times).__name__}; expected a TimeSampler, such as UniformTimes()"
+            )
+        if self.dequantize is not None and not isinstance(self.dequantize, Lattice):
+            raise ArgumentTypeError(
+                f"dequantize: got {type(self.dequantize).__name__}; expected the Lattice of the data, or None"
+            )
+        if self.reduction not in ("mean", "sum", "none"):
+            raise ArgumentError(f"reduction: got {self.reduction!r}; expected 'mean', 'sum' or 'none'")
+
+    def __call__(
+        self,
+        density: nn.Module,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        t: Time | None = None,
+        weight: Tensor | None = None,
+        noise: Tensor | None = None,
+        uniform: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The loss of a batch, in nats.
+
+        Args:
+            density: A :class:`~ncml.NoiseConditionalDensity`, or a wrapper (DDP, compiled) of one.
+            x: Clean data, ``(B, *event_shape)``, in data units.
+            context: Conditioning with one row per example, or None.
+            t: Times to use instead of drawing them: a number or ``(B,)``.
+            weight: Weights of those times, ``(B,)``; 1 if None.
+            noise: The process's noise to use instead of drawing it.
+            uniform: Uniforms on [0, 1) to dequantise with instead of drawing them, shape of ``x``.
+            generator: Source of randomness for all three.
+
+        Returns:
+            A scalar, or ``(B,)`` with ``reduction="none"``.
+
+        Raises:
+            ArgumentError: An empty batch (its mean is NaN), another process than the density's, shapes or
+                devices that do not fit, data that are not finite, or off the density's lattice or ``dequantize``.
+            ArgumentTypeError: Data that are not floating, or of another dtype than the density.
+            NonFiniteError: A log-likelihood is NaN or infinite; nothing was changed.
+        """
+        x, context = self._checked(density, x, context)
+        n = x.shape[0] if x.ndim else 0
+        if n == 0 and self.reduction != "none":
+            raise ArgumentError(f"x: got an empty batch, shape {tuple(x.shape)}; expected at least one example")
+        check_generator(generator, x.device)
+        if t is None:
+            if weight is not None:
+                raise ArgumentError("weight: got one without t; expected the times that it belongs to")
+            t, weight = self.draw_times(n, generator=generator, device=x.device, dtype=x.dtype)
+        else:
+            t = check_time(t, x, self.process.T)
+            weight = self._checked_weight(weight, t)
+        x_t = self._noisy(x, t, noise, uniform, generator)
+        nll = -density(x_t, t, context)
+        self._check(nll, x, t, n)
+        terms = weight * nll
+        if self.reduction == "none":
+            return terms
+        return terms.sum() / n if self.reduction == "mean" else terms.sum()
+
+    def _checked(self, density: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Data and context, if they fit the density and the objective."""
+        if not isinstance(density, nn.Module):
+            raise ArgumentTypeError(
+                f"density: got {getattr(density, '__name__', type(density).__name__)}; expected an instance of a "
+                f"NoiseConditionalDensity, or a module that is called as one; wrap functions in CallableDensity"
+            )
+        inner = unwrapped(density)
+        if inner is None:
+            check_floating(x, "x")
+            x = check_input(x, tuple(x.shape[1:]), None, None, finite=False) if x.ndim else x
+            if self.dequantize is not None:
+                self.dequantize.check(x)
+            return x, context
+        check_process(inner, self.process)
+        x, _, context = check_arguments(inner, x, 0.0, context, finite=False)
+        if self.dequantize is not None and inner.lattice is not None:
+            raise ArgumentError(
+                f"dequantize: got {self.dequantize} and a density with a lattice; expected None: its likelihood on the "
+                f"lattice is exact"
+            )
+        lattice = self.dequantize if inner.lattice is None else inner.lattice
+        if lattice is not None:  # unscaled 0 .. 255 would train without a word
+            lattice.check(x)
+        return x, context
+
+    def _noisy(
+        self, x: Tensor, t: Tensor, noise: Tensor | None, uniform: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """The data at their times, dequantised before the noise, or after it where that keeps them on the lattice."""
+        if self.dequantize is None:
+            if uniform is not None:
+                raise ArgumentError(
+                    "uniform: got some and dequantize=None; expected NCMLObjective(..., dequantize=...)"
+                )
+            return self.process.perturb(x, t, noise=noise, generator=generator)
+        if isinstance(self.process, DiscreteProcess):
+            x_t = self.process.perturb(x, t, noise=noise, generator=generator)
+            return self.dequantize.dequantize(x_t, uniform=uniform, generator=generator)
+        if noise is None:  # first, as without dequantisation
+            noise = self.process.draw_noise(x, generator=generator)
+        y = self.dequantize.dequantize(x, uniform=uniform, generator=generator)
+        return self.process.perturb(y, t, noise=noise)
+
+    @staticmethod
+    def _checked_weight(weight: Tensor | None, t: Tensor) -> Tensor:
+        if weight is None:
+            return torch.ones_like(t)
+        check_floating(weight, "weight")
+        if weight.shape != t.shape:
+            raise ArgumentError(f"weight: got shape {tuple(weight.shape)}; expected {tuple(t.shape)}, one per example")
+        check_finite(weight, "weight", "weights are finite numbers")
+        return weight
+
+    def draw_times(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Times and weights of a batch, ``(n,)`` each, as a call draws them.
+
+        Raises:
+            ArgumentError: The time sampler returned other shapes, or weights that are not finite.
+        """
+        assert self.times is not None  # set in __post_init__
+        t, weight = self.times(n, self.process, generator=generator, device=device, dtype=dtype)
+        name = type(self.times).__name__
+        if t.shape != (n,) or weight.shape != (n,):
+            raise ArgumentError(
+                f"times: got times of shape {tuple(t.shape)} and weights of shape {tuple(weight.shape)}; expected "
+                f"({n},) of both from {name}"
+            )
+        check_finite(weight, "weight", f"mend {name}: every t in [0, T] needs a finite weight")
+        return t, weight
+
+    @staticmethod
+    def _check(nll: Tensor, x: Tensor, t: Tensor, n: int) -> None:
+        if nll.shape != (n,):
+            raise ArgumentError(
+                f"density: got log-likelihoods of shape {tuple(nll.shape)}; expected ({n},), one per example"
+            )
+        if math.isfinite(float(nll.detach().sum())):
+            return
+        bad = ~torch.isfinite(nll.detach())
+        if bool(bad.any()):
+            check_finite(x, "x", "clean the data")  # looked at here only: good data cost nothing
+            i = int(bad.nonzero()[0])
+            fine = nll.detach()[~bad]
+            spread = f"[{float(fine.min()):.6g}, {float(fine.max()):.6g}]" if fine.numel() else "no value"
+            raise NonFiniteError(
+                f"loss: got {float(nll.detach()[i])} at index {i} with t = {float(t[i]):.6g} ({int(bad.sum())} of {n} "
+                f"examples; the others lie in {spread} nats); expected finite values; lower the learning rate or "
+                f"clip gradients"
+            )

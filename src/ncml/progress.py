@@ -1,0 +1,55 @@
+"""Progress bars: tqdm where asked for, imported on use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ncml.errors import MissingExtraError
+
+__all__ = ["ProgressCounter", "progress_bar", "progress_counter"]
+
+T = TypeVar("T")
+
+
+def progress_bar(items: Iterable[T], show: bool, label: str) -> Iterable[T]:
+    """``items`` themselves, or wrapped in a progress bar."""
+    if not show:
+        return items
+    bar: Iterable[T] = _tqdm()(items, desc=label, dynamic_ncols=True, leave=False)
+    return bar
+
+
+class ProgressCounter:
+    """Counts steps on a progress bar, if there is one; a context manager."""
+
+    def __init__(self, bar: Any = None) -> None:  # noqa: ANN401 -- tqdm's
+        self.bar = bar
+
+    def update(self) -> None:
+        """Count one step."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def __enter__(self) -> ProgressCounter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def progress_counter(show: bool, label: str, total: int | None) -> ProgressCounter:
+    """A counter of steps, whose number may not be known before."""
+    return ProgressCounter(_tqdm()(desc=label, total=total, dynamic_ncols=True, leave=False) if show else None)
+
+
+def _tqdm() -> Any:  # noqa: ANN401 -- a class
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise MissingExtraError(
+            "progress=True: tqdm is not installed; pip install 'ncml[demo]', or progress=False"
+        ) from error
+    return tqdm

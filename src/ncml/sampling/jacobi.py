@@ -1,0 +1,136 @@
+r"""Parallel exact sampling of autoregressive densities, by fixed-point iteration.
+
+A sample is a function of noise, and the fixed point of redrawing every position given those before it:
+:math:`x = \text{resample}(x, \text{noise}, t)`. Jacobi iteration redraws all positions at once, in one pass of the
+network, and starts again from the result (Song et al., 2021, "Accelerating feedforward computation"). Position i is
+final after i + 1 passes whatever the start, and most often much sooner: what agrees with the pass before, up to the
+first position that does not, is proven and stays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ncml.checks import check_count
+from ncml.density import AutoregressiveDensity, check_draw, check_noise, evaluating, inner_density
+from ncml.errors import ArgumentError, UnsupportedError
+from ncml.noise import GaussianProcess
+from ncml.progress import progress_counter
+
+__all__ = ["ParallelSamples", "sample_in_parallel"]
+
+
+@dataclass(frozen=True)
+class ParallelSamples:
+    """What parallel sampling gives back.
+
+    Args:
+        x: Samples ``(n, *event_shape)``.
+        sweeps: Passes after which each row was final, ``(n,)``; sequential sampling takes D.
+        evaluations: Rows that the network evaluated in all.
+    """
+
+    x: Tensor
+    sweeps: Tensor
+    evaluations: int
+
+
+@torch.no_grad()
+def sample_in_parallel(
+    density: nn.Module,
+    n: int,
+    t: float | Tensor = 0.0,
+    context: Tensor | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    block: int | None = None,
+    tolerance: float = 0.0,
+    progress: bool = False,
+) -> ParallelSamples:
+    r"""Draw ``n`` samples in a few passes over all positions: those of ``density.sample`` with the same noise.
+
+    Args:
+        density: An :class:`~ncml.AutoregressiveDensity`.
+        n: Number of samples.
+        t: Time, a number or ``(n,)``.
+        context: Conditioning with ``n`` rows, or None.
+        generator: Source of the noise; torch's default generator if None.
+        noise: What ``density.draw_noise(n)`` returned, to draw the same samples again.
+        block: Gauss-Seidel iteration: only so many positions beyond the proven ones are redrawn in a pass, so that
+            what lies far ahead does not follow values that are still wrong. None for all of them, Jacobi iteration.
+        tolerance: Positions count as agreeing if they differ by this many standard deviations of the noise at t, or
+            less. 0 (default) is exact; more is an approximation, for draws that are refined afterwards.
+        progress: Show a progress bar (needs tqdm).
+
+    Returns:
+        The samples, and what they cost.
+
+    Raises:
+        UnsupportedError: The density is not autoregressive.
+        ArgumentError: A tolerance at t = 0 or without a Gaussian process, noise or times that do not fit.
+    """
+    inner = inner_density(density)
+    if not isinstance(inner, AutoregressiveDensity):
+        raise UnsupportedError(
+            f"density: got {type(inner).__name__}; expected an AutoregressiveDensity, whose samples are a fixed point"
+        )
+    times, context = check_draw(inner, n, t, context, generator)
+    noise = inner.draw_noise(n, generator=generator) if noise is None else noise
+    check_noise(inner, noise, n)
+    if block is not None:
+        check_count(block, "block")
+    allowed = _allowed(inner, times, tolerance)
+    order = inner.order
+    dims = len(order)
+    x = torch.zeros(n, *inner.event_shape, dtype=inner.dtype, device=inner.device)
+    final = torch.zeros(n, dtype=torch.long, device=x.device)  # how many positions are proven, in the order
+    sweeps = torch.zeros_like(final)
+    place = torch.arange(dims, device=x.device)
+    evaluations = 0
+    with evaluating(density), progress_counter(progress, "sweeps", dims) as bar:
+        while (live := (final < dims).nonzero().flatten()).numel():
+            old = x[live].flatten(1)[:, order]
+            given = None if context is None else context[live]
+            new = inner.resample(x[live], noise[live], times[live], given).flatten(1)[:, order]
+            evaluations += len(live)
+            sweeps[live] += 1
+            proven = final[live, None]
+            # Ahead of what is proven a network may run away: those values only serve as a start, and stay finite.
+            ahead = place >= proven + (dims if block is None else block)
+            new = torch.where((place > proven) & ~torch.isfinite(new) | ahead, old, new)
+            new = torch.where(place < proven, old, new)
+            agrees = (new - old).abs() <= allowed[live, None]
+            # One more than the first position that differs: that one was drawn from proven ones.
+            differs = (place >= proven) & ~agrees
+            first = torch.where(differs.any(1), differs.int().argmax(1), dims)
+            reach = (first + 1).clamp(max=dims)
+            if block is not None:
+                reach = torch.minimum(reach, final[live] + block)
+            final[live] = torch.maximum(reach, final[live] + 1)
+            y = torch.empty_like(new)
+            y[:, order] = new
+            x[live] = y.reshape(-1, *inner.event_shape)
+            bar.update()
+    return ParallelSamples(x, sweeps, evaluations)
+
+
+def _allowed(density: AutoregressiveDensity, times: Tensor, tolerance: float) -> Tensor:
+    """The difference at which two values agree, for each row."""
+    if not isinstance(tolerance, (int, float)) or not 0.0 <= tolerance < math.inf:
+        raise ArgumentError(
+            f"tolerance: got {tolerance!r}; expected a number >= 0, in standard deviations of the noise"
+        )
+    if tolerance == 0.0:
+        return torch.zeros_like(times, dtype=density.dtype)
+    process = density.process
+    if not isinstance(process, GaussianProcess) or not bool((process.sigma(times) > 0).all()):
+        raise ArgumentError(
+            f"tolerance: got {tolerance:g} where there is no noise to compare with; expected 0, or t > 0 under a "
+            f"GaussianProcess"
+        )
+    return (tolerance * process.sigma(times)).to(density.dtype)

@@ -1,0 +1,211 @@
+"""What one run of checks works on."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ncml.checks import Time
+from ncml.density import NoiseConditionalDensity, SampleableDensity
+from ncml.errors import UnsupportedError
+from ncml.noise import DiscreteProcess, GaussianProcess, Lattice, NoiseProcess
+from ncml.sampling.sampler import Sampler
+from ncml.testing.expectations import generator_on, require
+from ncml.testing.reference import KnownGaussian
+
+CHUNK = 16_384
+"""Rows evaluated at once."""
+
+ROWS, FEW = 4096, 8
+"""Samples refined where their distribution is looked at, and where it is not."""
+
+BRIEF = 8
+"""Steps of a sampler where its distribution is not looked at."""
+
+
+@dataclass(frozen=True)
+class ProcessCase:
+    """A process, a batch of data for it in float64, and what its author says about it."""
+
+    process: NoiseProcess
+    x: Tensor
+    starts_at_data: bool
+    seed: int
+
+    @property
+    def lattice(self) -> Lattice | None:
+        return self.process.lattice if isinstance(self.process, DiscreteProcess) else None
+
+    @property
+    def times(self) -> Tensor:
+        """One time per row, from 0 to T."""
+        return torch.linspace(0.0, self.process.T, self.x.shape[0], dtype=torch.float64, device=self.x.device)
+
+    def generator(self, stream: int = 0) -> torch.Generator:
+        return generator_on(self.x.device, self.seed + stream)
+
+    def noise(self, x: Tensor, stream: int = 0) -> Tensor:
+        return self.process.draw_noise(x, generator=self.generator(stream))
+
+
+@dataclass(frozen=True)
+class DensityCase:
+    """A density, a batch of data for it in float64 with its context, and the times to check."""
+
+    density: NoiseConditionalDensity
+    process: NoiseProcess | None
+    x: Tensor
+    context: Tensor | None
+    times: tuple[float, ...]
+    samples: int
+    seed: int
+
+    @property
+    def dims(self) -> int:
+        return math.prod(self.density.event_shape)
+
+    @cached_property
+    def exact(self) -> NoiseConditionalDensity:
+        """A float64 copy in eval mode, whose zero-initialised parameters are no longer zero.
+
+        A layer that starts at zero would hide from every check what lies behind it.
+        """
+        twin = copy.deepcopy(self.density).double().eval()
+        generator = torch.Generator().manual_seed(self.seed)
+        with torch.no_grad():
+            for p in twin.parameters():
+                if p.is_floating_point() and not bool(p.any()):
+                    noise = torch.randn(p.shape, dtype=torch.float64, generator=generator)
+                    p.copy_(noise.to(p.device) * 0.3 / math.sqrt(max(p.shape[-1] if p.ndim > 1 else 1, 1)))
+        return twin
+
+    def copy(self) -> NoiseConditionalDensity:
+        """A copy in eval mode with the dtype and parameters of the density, which itself stays untouched."""
+        return copy.deepcopy(self.density).eval()
+
+    @cached_property
+    def can_sample(self) -> bool:
+        """Whether the density can draw; one that only may be able to says so with an UnsupportedError."""
+        if not isinstance(self.exact, SampleableDensity):
+            return False
+        try:
+            self.exact.sample(0, self.times[0], self.contexts(0), generator=self.generator())
+        except UnsupportedError:
+            return False
+        return True
+
+    @property
+    def sampleable(self) -> SampleableDensity:
+        require(self.can_sample, "cannot sample")
+        return cast(SampleableDensity, self.exact)
+
+    def generator(self, stream: int = 0) -> torch.Generator:
+        return generator_on(self.x.device, self.seed + stream)
+
+    def contexts(self, n: int, *, own: bool = False) -> Tensor | None:
+        """A context for ``n`` rows: those given, in turn; in float64, or the density's ``own`` dtype."""
+        if self.context is None:
+            return None
+        rows = self.context[torch.arange(n, device=self.context.device) % self.context.shape[0]]
+        if not rows.is_floating_point():
+            return rows
+        return rows.to(self.density.dtype) if own else rows.double()
+
+    def has_masses(self, t: float) -> bool:
+        """Whether ``log_prob`` at ``t`` is the mass of a bin over its width."""
+        return self.density.lattice is not None and self.process is not None and bool(self.process.on_lattice(t))
+
+    @property
+    def mass_times(self) -> list[float]:
+        return [t for t in self.times if self.has_masses(t)]
+
+    @property
+    def density_times(self) -> list[float]:
+        return [t for t in self.times if not self.has_masses(t)]
+
+    def noisy(self, t: Time, rows: int | None = None) -> Tensor:
+        """Data at time ``t`` (without a process, the data themselves), float64."""
+        x = self.x[torch.arange(rows or self.x.shape[0], device=self.x.device) % self.x.shape[0]]
+        return x if self.process is None else self.process.perturb(x, t, generator=self.generator(7))
+
+    def batch(self, *, own: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Data at all times in turn, with times and contexts; in float64, or the density's ``own`` dtype."""
+        n = max(4, self.x.shape[0], len(self.times))
+        times = torch.tensor(self.times, dtype=torch.float64, device=self.x.device)
+        t = times[torch.arange(n, device=self.x.device) % len(self.times)]
+        x = self.noisy(t, n)
+        return x.to(self.density.dtype) if own else x, t, self.contexts(n, own=own)
+
+    def draw(self, t: float, n: int | None = None, stream: int = 0) -> Tensor:
+        """Samples of the float64 copy at time ``t``."""
+        n = n or self.samples
+        return self.sampleable.sample(n, t, self.contexts(n), generator=self.generator(stream)).double()
+
+    def typical(self, t: float) -> Tensor:
+        """Points where the density lives: its own samples, or the data at time ``t``."""
+        if self.can_sample:
+            return self.draw(t, max(self.samples, 256))
+        return self.noisy(t, max(self.x.shape[0], 256))
+
+
+@dataclass(frozen=True)
+class SamplerCase:
+    """A sampler, a process, and how far its results may be from the exact distribution."""
+
+    sampler: Sampler
+    process: GaussianProcess
+    tolerance: float
+    seed: int
+
+    @cached_property
+    def brief(self) -> Sampler:
+        """The sampler with few steps, for checks of its contract, which cannot depend on their number."""
+        if not self.has_setting("steps"):
+            return self.sampler
+        try:
+            return self.with_settings(steps=min(self.sampler.steps, BRIEF))  # type: ignore[attr-defined]
+        except ValueError:
+            return self.sampler
+
+    def has_setting(self, name: str) -> bool:
+        """Whether the sampler is a dataclass with a field of this name."""
+        field = getattr(self.sampler, "__dataclass_fields__", {}).get(name)
+        return field is not None and bool(field.init)
+
+    def with_settings(self, **settings: float) -> Sampler:
+        """The sampler with other settings."""
+        sampler: Any = self.sampler
+        return cast(Sampler, replace(sampler, **settings))
+
+    def density(self) -> KnownGaussian:
+        """Data whose distribution is known at every noise level; a new record of calls."""
+        return KnownGaussian(self.process)
+
+    def generator(self, stream: int = 0) -> torch.Generator:
+        return generator_on(torch.device("cpu"), self.seed + stream)
+
+    def start(self, rows: int = FEW, t: float | None = None) -> Tensor:
+        """Exact samples at ``t`` (default T), float64."""
+        density = self.density()
+        mean, variance = density.moments(self.process.T if t is None else t)
+        z = torch.randn(rows, *density.event_shape, dtype=torch.float64, generator=self.generator(1))
+        return mean + math.sqrt(variance) * z
+
+
+def in_chunks(function: Callable[..., Tensor], x: Tensor, t: float, context: Tensor | None) -> Tensor:
+    """``function(x, t, context)`` without gradients, a limited number of rows at a time."""
+
+    def parts() -> Iterator[Tensor]:
+        for i in range(0, x.shape[0], CHUNK):
+            rows = slice(i, i + CHUNK)
+            yield function(x[rows], t, None if context is None else context[rows])
+
+    with torch.no_grad():
+        return torch.cat(list(parts()))

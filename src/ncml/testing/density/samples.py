@@ -1,0 +1,201 @@
+"""Checks of a density's samples, and of their agreement with the likelihood."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ncml.density import SampleableDensity
+from ncml.testing.cases import DensityCase, in_chunks
+from ncml.testing.expectations import (
+    default_rng_restored,
+    default_rng_untouched,
+    expect,
+    expect_same_bits,
+    require,
+)
+from ncml.testing.numerics import Z, cdf_distance, dkw_bound, line_rule
+
+FEW = 64
+"""Samples drawn where their distribution does not matter."""
+
+CROSS_DIMS = 16
+"""Up to so many dimensions, Stein's identity is checked for every pair of coordinates."""
+
+
+def samples_have_shape_and_dtype(case: DensityCase) -> None:
+    require(case.can_sample, "cannot sample")
+    density = cast(SampleableDensity, case.copy())
+    for t in case.times:
+        for n in (0, 3):
+            x = density.sample(n, t, case.contexts(n, own=True), generator=case.generator())
+            expected = ((n, *density.event_shape), case.density.dtype, case.density.device)
+            expect(
+                (tuple(x.shape), x.dtype, x.device) == expected and not x.requires_grad,
+                f"sample({n}) of {tuple(x.shape)}, {x.dtype}, {x.device}, requires_grad={x.requires_grad}",
+                "{}, {}, {}, detached".format(*expected),
+                "sample runs under no_grad and returns (n, *event_shape), also for n = 0",
+            )
+
+
+def samples_come_from_the_generator(case: DensityCase) -> None:
+    density = case.sampleable
+    for t in case.times:
+        with default_rng_untouched("sample with a generator"):
+            first, again, other = (case.draw(t, FEW, stream) for stream in (0, 0, 1))
+        expect_same_bits(first, again, "samples of equally seeded generators", "draw everything from the generator")
+        expect(not torch.equal(first, other), "the same samples of different generators", "others", "the seed is fixed")
+    with default_rng_restored():
+        calls = [density.sample(FEW, case.times[-1], case.contexts(FEW)) for _ in range(2)]
+    expect(not torch.equal(*calls), "the same samples from two calls without a generator", "others", "never reseed")
+
+
+def samples_are_on_the_lattice_where_the_process_is(case: DensityCase) -> None:
+    require(case.density.lattice is not None and case.process is not None, "no lattice")
+    density, lattice = case.sampleable, case.density.lattice
+    assert lattice is not None
+    assert case.process is not None
+    times = torch.tensor(case.times, dtype=torch.float64, device=case.x.device).repeat(FEW)
+    x = density.sample(times.numel(), times, case.contexts(times.numel()), generator=case.generator())
+    off = ~lattice.on_lattice(x).flatten(1).all(1) & case.process.on_lattice(times)
+    expect(
+        not off.any(),
+        f"{int(off.sum())} samples off the lattice, the first at t = {float(times[off][:1].sum()):.3g}",
+        "lattice points wherever process.on_lattice(t)",
+        "masses belong to lattice points: round to the nearest level there, each row by its own t",
+    )
+
+
+def noisy_samples_are_neither_clamped_nor_rounded(case: DensityCase) -> None:
+    density = case.sampleable
+    require(bool(case.density_times), "there are masses at all of these times")
+    t = max(case.density_times)
+    require(t > 0.0, "no time > 0 to check")
+    n = max(1, 2048 // case.dims)
+    x = density.sample(n, t, case.contexts(n), generator=case.generator()).flatten()
+    values, counts = x.unique(return_counts=True)
+    most = int(counts.argmax())
+    expect(
+        int(counts[most]) < 4,
+        f"the value {float(values[most]):.9g} {int(counts[most])} times among {x.numel()} at t = {t:.3g}",
+        "values that do not repeat",
+        "noisy samples are real numbers: clamping them to [-1, 1] or rounding them changes their distribution",
+    )
+
+
+def stein_identities_hold(case: DensityCase) -> None:
+    require(bool(case.density_times), "there are masses at all of these times")
+    for t in case.density_times:
+        x = case.draw(t)
+        score = in_chunks(case.exact.score, x, t, case.contexts(x.shape[0])).flatten(1)
+        x = x.flatten(1)
+        pairs = (score[:, :, None] * x[:, None, :]) if case.dims <= CROSS_DIMS else (score * x)[:, :, None]
+        target = -torch.eye(case.dims).to(x) if case.dims <= CROSS_DIMS else -torch.ones(case.dims, 1).to(x)
+        where = f"over {x.shape[0]} samples at t = {t:.3g}"
+        meaning = (
+            "the score and the samples belong to different densities (or the density has jumps, and no score); "
+            "look at the sampler's use of t, its inverse, and the order of its parameters"
+        )
+        for name, values, expected in (("s", score, torch.zeros_like(score[0])), ("s x^T", pairs, target)):
+            z = (values.mean(0) - expected) / (values.std(0) / math.sqrt(x.shape[0])).clamp(min=1e-12)
+            worst = float(z.abs().max())
+            expect(worst <= Z, f"a mean of {name} {worst:.1f} standard errors off {where}", f"at most {Z}", meaning)
+
+
+def samples_follow_the_density(case: DensityCase) -> None:
+    r"""If x has the density p, then :math:`P(X_i < x_i \mid x_{-i})` is uniform for every coordinate i."""
+    density, n = case.sampleable, case.samples * len(case.times)
+    index = torch.arange(n, device=case.x.device) % len(case.times)
+    times = torch.tensor(case.times, dtype=torch.float64, device=case.x.device)[index]
+    contexts = case.contexts(n)
+    samples = density.sample(n, times, contexts, generator=case.generator(2)).double()
+    unresolved = []
+    for i, t in enumerate(case.times):
+        slices = Slices(case, t, samples[index == i], None if contexts is None else contexts[index == i])
+        ranks = slices.lattice_ranks() if case.has_masses(t) else slices.ranks()
+        if ranks is None:
+            unresolved.append(t)
+        else:
+            _expect_uniform(ranks, t)
+    require(not unresolved, f"slices are not resolved at t = {', '.join(f'{t:.3g}' for t in unresolved)}")
+
+
+def _expect_uniform(u: Tensor, t: float) -> None:
+    n = u.numel()
+    where = f"over {n} samples at t = {t:.3g}"
+    meaning = (
+        "sample and log_prob disagree: look at each row's own t, at swapped or unbounded parameters, at rounding and "
+        "clamping, at the uniform window of lattice data at t > 0, at conditionals that see themselves or later values"
+    )
+    distance = cdf_distance(u)
+    expect(
+        distance <= dkw_bound(n),
+        f"conditional ranks {distance:.4f} from uniform {where}",
+        f"at most {dkw_bound(n):.4f}",
+        meaning,
+    )
+    for name, v, mean, variance in (
+        ("location", u, 1.0 / 2.0, 1.0 / 12.0),
+        ("spread", (u - 0.5).square(), 1.0 / 12.0, 1.0 / 180.0),
+    ):
+        z = abs(float(v.mean()) - mean) / math.sqrt(variance / n)
+        expect(z <= Z, f"conditional ranks with a {name} {z:.1f} standard errors off {where}", f"at most {Z}", meaning)
+
+
+class Slices:
+    """One line through each sample, along a random coordinate."""
+
+    def __init__(self, case: DensityCase, t: float, x: Tensor, context: Tensor | None) -> None:
+        self.case, self.t, self.x, self.context = case, t, x.flatten(1), context
+        n = x.shape[0]
+        self.coordinate = torch.randint(case.dims, (n, 1), device=x.device, generator=case.generator(3))
+        self.value = self.x.gather(1, self.coordinate)
+
+    def log_prob(self, values: Tensor, rows: Tensor) -> Tensor:
+        """``log_prob`` of the samples ``rows`` with the coordinate replaced by each of ``values``, ``(rows, K)``."""
+        k = values.shape[1]
+        points = self.x[rows].repeat_interleave(k, dim=0)
+        points.scatter_(1, self.coordinate[rows].repeat_interleave(k, dim=0), values.reshape(-1, 1))
+        context = None if self.context is None else self.context[rows].repeat_interleave(k, dim=0)
+        points = points.reshape(-1, *self.case.density.event_shape)
+        return in_chunks(self.case.exact.log_prob, points, self.t, context).reshape(-1, k)
+
+    def lattice_ranks(self) -> Tensor:
+        """Ranks of the samples among all levels of their slices, randomised within their own level."""
+        lattice = self.case.density.lattice
+        assert lattice is not None
+        n = self.x.shape[0]
+        points = lattice.points(dtype=torch.float64, device=self.x.device).expand(n, -1)
+        mass = self.log_prob(points, torch.arange(n, device=self.x.device)).softmax(1)
+        jitter = torch.rand(n, 1, dtype=torch.float64, device=self.x.device, generator=self.case.generator(4))
+        return (mass.cumsum(1) - mass + jitter * mass).gather(1, lattice.nearest(self.value))[:, 0]
+
+    def ranks(self) -> Tensor | None:
+        """The share of each slice that lies below its sample, by quadrature; None if it does not settle."""
+        scale = float(self.x.std(0).mean())
+        u = torch.full_like(self.value[:, 0], math.inf)
+        moving = torch.arange(u.numel(), device=u.device)
+        for splits in (1, 2, 4, 8, 16):
+            offsets, weights = (v.to(u.device) for v in line_rule(0.0, scale, splits=splits))
+            log_p = self.log_prob(self.value[moving] + offsets, moving)
+            mass = weights * (log_p - log_p.amax(1, keepdim=True)).exp()
+            refined = mass[:, offsets < 0].sum(1) / mass.sum(1)
+            settled = (refined - u[moving]).abs() < 5e-3
+            u[moving] = refined
+            moving = moving[~settled]
+            if not moving.numel():
+                return u
+        return None
+
+
+CHECKS = (
+    samples_have_shape_and_dtype,
+    samples_come_from_the_generator,
+    samples_are_on_the_lattice_where_the_process_is,
+    noisy_samples_are_neither_clamped_nor_rounded,
+    stein_identities_hold,
+    samples_follow_the_density,
+)

@@ -1,0 +1,156 @@
+"""Checks: run alone, or all together into a report."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from unittest import SkipTest
+
+from ncml.errors import ArgumentTypeError, ConformanceError
+
+__all__ = ["Check", "CheckError", "NotApplicableError", "Report", "checks_with", "run_all"]
+
+Case = TypeVar("Case")
+Subject = TypeVar("Subject")
+
+
+class CheckError(Exception):
+    """A check does not hold; becomes a ConformanceError that names the check."""
+
+
+class NotApplicableError(SkipTest):
+    """A check says nothing about this object; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was checked. Every check of the kit is in one of the three lists: nothing is left out silently.
+
+    Args:
+        subject: What was checked, in words.
+        passed: Names of the checks that ran and passed, in order.
+        failed: Names of the checks that failed, each with what was got and what was expected.
+        not_applicable: Names of the checks that say nothing about the object, each with the reason.
+    """
+
+    subject: str
+    passed: tuple[str, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+    not_applicable: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        counts = [f"{len(self.passed)} checks passed"]
+        counts += [f"{len(self.failed)} failed"] if self.failed else []
+        counts += [f"{len(self.not_applicable)} not applicable"]
+        lines = [f"{self.subject}: {', '.join(counts)}"]
+        lines += [f"  failed          {name}: {text}" for name, text in self.failed]
+        lines += [f"  passed          {name}" for name in self.passed]
+        lines += [f"  not applicable  {name}: {reason}" for name, reason in self.not_applicable]
+        return "\n".join(lines)
+
+    def error(self, cause: BaseException | None = None) -> ConformanceError:
+        """The error that lists what failed, and has this report as its ``report``."""
+        texts = [f"check {name!r} failed: {text}" for name, text in self.failed]
+        total = len(self.passed) + len(self.failed) + len(self.not_applicable)
+        many = [f"{len(texts)} of {total} checks failed", *(f"  {text}" for text in texts)]
+        error = ConformanceError(f"{self.subject}: " + (texts[0] if len(texts) == 1 else "\n".join(many)))
+        error.report = self
+        error.__cause__ = cause
+        error.__suppress_context__ = True
+        return error
+
+
+@dataclass(frozen=True)
+class Check(Generic[Subject]):
+    """One check: call it with the object to be checked. Its name is its ``id`` and its ``str``.
+
+    Args:
+        function: What is checked, of a case.
+        prepare: Makes the case from the object: anew for each check, so that none can spoil another.
+
+    Raises:
+        ConformanceError: When called, if the check fails, or if an error of the object interrupts it.
+        unittest.SkipTest: When called, if the check says nothing about the object. Test runners, pytest among them,
+            report such a test as skipped, with the reason.
+    """
+
+    function: Callable[[Any], None]
+    prepare: Callable[[Subject], Any]
+
+    @property
+    def id(self) -> str:
+        """The name of the check."""
+        return self.function.__name__
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __call__(self, subject: Subject) -> None:
+        failure = self.failure(subject)
+        if failure is not None:
+            text, cause = failure
+            raise Report(type(subject).__name__, failed=((self.id, text),)).error(cause)
+
+    def failure(self, subject: Subject) -> tuple[str, Exception | None] | None:
+        """What failed, with the error of the object that was the cause, if any; None if nothing did."""
+        case = self.prepare(subject)
+        try:
+            self.function(case)
+        except NotApplicableError:
+            raise
+        except CheckError as failure:
+            return str(failure), failure.__cause__ if isinstance(failure.__cause__, Exception) else None
+        except Exception as error:
+            return f"got {type(error).__name__}: {error}; expected no error", error
+        return None
+
+
+def run_all(checks: Sequence[Check[Subject]], subject: Subject) -> Report:
+    """Run every check, whatever the others say.
+
+    Raises:
+        ConformanceError: At the end, if checks failed; it lists them all.
+    """
+    checks[0].prepare(subject)  # refuses bad arguments before anything runs
+    passed: list[str] = []
+    failed: list[tuple[str, str]] = []
+    not_applicable: list[tuple[str, str]] = []
+    causes: list[Exception] = []
+    for check in checks:
+        try:
+            failure = check.failure(subject)
+        except NotApplicableError as reason:
+            not_applicable.append((check.id, str(reason)))
+            continue
+        if failure is None:
+            passed.append(check.id)
+            continue
+        failed.append((check.id, failure[0]))
+        causes += [] if failure[1] is None else [failure[1]]
+    report = Report(type(subject).__name__, tuple(passed), tuple(failed), tuple(not_applicable))
+    if failed:
+        raise report.error(causes[0] if causes else None)
+    return report
+
+
+def checks_with(
+    functions: Sequence[Callable[[Case], None]],
+    prepare: Callable[..., Case],
+    options: dict[str, Any],
+) -> list[Check[Any]]:
+    """The checks of some functions, with options for their preparation.
+
+    Raises:
+        ArgumentTypeError: There is no such option.
+    """
+    known = list(inspect.signature(prepare).parameters)[1:]
+    for name in options:
+        if name not in known:
+            raise ArgumentTypeError(f"{name}: got an option of this name; expected one of {', '.join(known)}")
+
+    def prepared(subject: Any) -> Case:  # noqa: ANN401
+        return prepare(subject, **options)
+
+    return [Check(function, prepared) for function in functions]

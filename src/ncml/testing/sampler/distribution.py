@@ -1,0 +1,126 @@
+"""Checks of the distribution that a sampler leads to."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import torch
+
+from ncml.noise import GaussianProcess
+from ncml.sampling.sampler import Sampler
+from ncml.testing.cases import ROWS, SamplerCase
+from ncml.testing.expectations import expect, require
+from ncml.testing.numerics import Z
+
+COSINE = GaussianProcess(torch.cos, torch.sin, T=0.5)
+"""A process known by two functions only, whose SDE has to be found from them."""
+
+FEWER_STEPS, MORE_STEPS = 4, 64
+LOOSE, TIGHT = 0.3, 1e-4
+"""Error tolerances of adaptive samplers."""
+
+
+def distribution_at_zero(case: SamplerCase) -> None:
+    _samples_distribution(case)
+    _compare(case, case.sampler, case.process.T, None)
+
+
+def distribution_at_an_intermediate_time(case: SamplerCase) -> None:
+    _samples_distribution(case)
+    _compare(case, case.sampler, case.process.T, 0.3 * case.process.T)
+
+
+def distribution_without_closed_forms(case: SamplerCase) -> None:
+    _samples_distribution(case)
+    require(isinstance(COSINE, case.sampler.needs), f"needs a {case.sampler.needs.__name__}")
+    _compare(dataclasses.replace(case, process=COSINE), case.sampler, COSINE.T, None)
+
+
+def chains_keep_the_distribution(case: SamplerCase) -> None:
+    require(case.sampler.moves_in_place, "moves_in_place is False")
+    for t in (0.3 * case.process.T, case.process.T):
+        _compare(case, case.brief, t, t)
+
+
+def more_steps_reduce_the_error(case: SamplerCase) -> None:
+    _samples_distribution(case)
+    require(case.has_setting("steps"), "the number of steps is not a setting")
+    samplers = [case.with_settings(steps=n) for n in (FEWER_STEPS, MORE_STEPS)]
+    _expect_convergence(case, samplers, [f"{n} steps" for n in (FEWER_STEPS, MORE_STEPS)])
+
+
+def lower_tolerances_reduce_the_error(case: SamplerCase) -> None:
+    _samples_distribution(case)
+    names = [name for name in ("rtol", "atol") if case.has_setting(name)]
+    require(bool(names), "no tolerance, rtol or atol, is a setting")
+    samplers = [case.with_settings(**dict.fromkeys(names, v)) for v in (LOOSE, TIGHT)]
+    _expect_convergence(case, samplers, [f"{' = '.join(names)} = {v:g}" for v in (LOOSE, TIGHT)])
+
+
+def posterior_mean_is_exact(case: SamplerCase) -> None:
+    require(not case.sampler.samples_distribution, "samples_distribution is True")
+    processes = [p for p in (case.process, COSINE) if isinstance(p, case.sampler.needs)]
+    for process, share in itertools.product(processes, (0.3, 1.0)):
+        own, t = dataclasses.replace(case, process=process), share * process.T
+        density, x = own.density(), own.start(t=t)
+        y = case.sampler(density, x, t, generator=case.generator())
+        error = float((y - density.posterior_mean(x, t)).abs().max()) / density.std
+        expect(
+            error <= case.tolerance,
+            f"an error of {error:.3g} data standard deviations from E[x_0 | x_t] at t = {t:.3g} under {process}",
+            f"at most {case.tolerance:.3g}",
+            "a sampler with samples_distribution = False returns the posterior mean (x + sigma^2 score) / alpha",
+        )
+
+
+def _samples_distribution(case: SamplerCase) -> None:
+    require(case.sampler.samples_distribution, "samples_distribution is False")
+
+
+def _errors(case: SamplerCase, sampler: Sampler, start: float, end: float | None) -> tuple[float, float]:
+    """Error of the mean in standard deviations, and relative error of the variance."""
+    density = case.density()
+    y = sampler(density, case.start(ROWS, start), start, end, generator=case.generator(2))
+    mean, variance = density.moments(end or 0.0)
+    return abs(float(y.mean()) - mean) / math.sqrt(variance), abs(float((y - mean).square().mean()) / variance - 1.0)
+
+
+def _noise_levels(case: SamplerCase) -> tuple[float, float]:
+    """6.11 standard errors of those two."""
+    n = ROWS * math.prod(case.density().event_shape)
+    return Z / math.sqrt(n), Z * math.sqrt(2.0 / n)
+
+
+def _compare(case: SamplerCase, sampler: Sampler, start: float, end: float | None) -> None:
+    errors, noise = _errors(case, sampler, start, end), _noise_levels(case)
+    for name, error, allowed in zip(("mean", "variance"), errors, noise, strict=True):
+        expect(
+            error <= case.tolerance + allowed,
+            f"an error of {error:.3g} in the {name} at t = {end or 0.0:.3g}, starting from {start:.3g}",
+            f"at most {case.tolerance:.3g} + {allowed:.3g} (discretisation + chance)",
+            "dx = [f x - g^2 score] dt + g dw with dt < 0, or dx = [f x - g^2 score / 2] dt: look at signs, at g for "
+            "g^2, at the factor 1/2, at noise used twice; if all are right, use more steps or a larger tolerance",
+        )
+
+
+def _expect_convergence(case: SamplerCase, samplers: list[Sampler], names: list[str]) -> None:
+    coarse, fine = (sum(_errors(case, sampler, case.process.T, None)) for sampler in samplers)
+    expect(
+        fine <= max(0.5 * coarse, sum(_noise_levels(case))),
+        f"errors of {coarse:.3g} with {names[0]} and {fine:.3g} with {names[1]}",
+        "half the error or less, or none that is seen",
+        "the scheme does not converge to the distribution: a coefficient is wrong, or the steps do not reach t_end",
+    )
+
+
+CHECKS = (
+    distribution_at_zero,
+    distribution_at_an_intermediate_time,
+    distribution_without_closed_forms,
+    chains_keep_the_distribution,
+    more_steps_reduce_the_error,
+    lower_tolerances_reduce_the_error,
+    posterior_mean_is_exact,
+)

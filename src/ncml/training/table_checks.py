@@ -1,0 +1,90 @@
+"""Looks at training data before the first step: numbers that are not finite, and lattices that nobody mentioned."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ncml.density import NoiseConditionalDensity
+from ncml.errors import ArgumentError, LatticeDataWarning
+from ncml.objective import NCMLObjective
+
+__all__ = ["check_rows", "lattice_of", "warn_of_lattice_data"]
+
+MOST_POINTS = 1024  # more distinct values in a sample are no lattice worth the name
+REPEATS = 8  # on average, of every distinct value: less often says nothing
+SAMPLE = 65_536  # values looked at
+TOLERANCE = 1e-3  # of the spacing, as for values off a Lattice
+MOST_ROUNDING = 0.05  # more of the spacing cannot be told from no lattice
+CHUNK = 4096
+
+
+def check_rows(batch: Callable[[slice], Tensor], n: int, name: str) -> None:
+    """Refuse a table with NaN or infinity, naming its first bad row.
+
+    Args:
+        batch: Takes a slice of rows to their values.
+        n: Number of rows.
+        name: What the message calls the table.
+    """
+    for start in range(0, n, CHUNK):
+        x = batch(slice(start, min(n, start + CHUNK)))
+        if not x.is_floating_point() or bool(torch.isfinite(x.sum())):
+            continue
+        bad = ~torch.isfinite(x.flatten(1)).all(1)
+        if bool(bad.any()):
+            raise ArgumentError(
+                f"{name}: got NaN or infinity in row {start + int(bad.nonzero()[0])}; expected finite numbers; clean "
+                f"the data"
+            )
+
+
+def lattice_of(x: Tensor) -> tuple[int, float, float] | None:
+    """Number of points, first and last one of a lattice that all values lie on, if there is one that is plain to see.
+
+    That takes few distinct values, each of which occurs often, at distances that are multiples of the smallest.
+    """
+    values = x.detach().flatten()
+    if values.numel() > SAMPLE:  # spread over the data, in which neighbours may be alike
+        values = values[:: -(-values.numel() // SAMPLE)]
+    points, counts = values.double().cpu().unique(return_counts=True)
+    if not 2 <= len(points) <= MOST_POINTS:
+        return None
+    span = float(points[-1] - points[0])
+    gaps = points.diff()
+    distinct = torch.cat([gaps > 1e-6 * span, torch.tensor([True])])  # the others differ by rounding
+    points, gaps = points[distinct], points[distinct].diff()
+    if len(points) < 2 or values.numel() < REPEATS * len(points) or float(counts.double().median()) < 2.0:
+        return None
+    step = float(gaps.min())
+    rounding = 4.0 * torch.finfo(torch.float32).eps * float(points.abs().max()) / step
+    multiples = gaps / step
+    off = float((multiples - multiples.round()).abs().max())
+    if rounding > MOST_ROUNDING or off > max(TOLERANCE, rounding) or span / step > 65_535:
+        return None
+    return round(span / step) + 1, float(points[0]), float(points[-1])
+
+
+def warn_of_lattice_data(
+    density: NoiseConditionalDensity, objective: NCMLObjective, x: Tensor, stacklevel: int
+) -> None:
+    """Warn if data lie on a lattice that neither the density nor the objective knows."""
+    if density.lattice is not None or objective.dequantize is not None:
+        return
+    found = lattice_of(x)
+    if found is None:
+        return
+    levels, low, high = found
+    scale = ""
+    if abs(low + 1.0) > 1e-3 or abs(high - 1.0) > 1e-3:
+        scale = f", with the data as integers from 0 and scaled to [-1, 1] by Lattice({levels}).to_unit"
+    warnings.warn(
+        f"x: got data on {levels} evenly spaced values ({low:g} to {high:g}) and a {type(density).__name__} without a "
+        f"lattice: its likelihood at t = 0 is unbounded there, and training finds that out; expected "
+        f"NCMLObjective(process, dequantize=Lattice({levels})){scale}; or a density with that lattice",
+        LatticeDataWarning,
+        stacklevel=stacklevel + 1,
+    )

@@ -1,0 +1,124 @@
+"""What a ladder knows of itself, against closed forms; and of one that is no process."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from ncml import VESDE, LevelNoise, NoiseConditionalDensity
+from ncml.densities import MADE, CallableDensity, GaussianDensity, ToyLattice
+from ncml.errors import ArgumentError, UnsupportedError
+from ncml.evaluation import audit_ladder, flow_log_prob, fokker_planck_residual, time_posterior
+from tests.problems import PMF, PROCESSES, SDES, WHOLE_SDES, each_process, gaussian, mixture, plane_mixture, seeded
+from tests.statistics import assert_law
+
+F64 = torch.float64
+VP = SDES["vp"]
+
+
+@each_process
+@pytest.mark.parametrize("build", [gaussian, mixture, plane_mixture])
+def test_closed_forms_solve_the_fokker_planck_equation(process, build):
+    density = build(process)
+    t = torch.linspace(1e-3, 1.0, 12, dtype=F64) * process.T
+    x = density.sample(12, t, generator=seeded(0))
+    residual, rise = fokker_planck_residual(density, x, t)
+    assert float((residual / rise.abs().clamp(min=1.0)).abs().max()) < 1e-9
+
+
+class Widened(NoiseConditionalDensity):
+    """Planted: a ladder whose noise grows by a twentieth too fast."""
+
+    def __init__(self, inner) -> None:
+        super().__init__(inner.event_shape, inner.process)
+        self.inner = inner
+
+    dtype_follows_input = True
+
+    def forward(self, x, t, context=None, *, edges=True):
+        alpha, sigma = self.process.alpha(t), 1.05 * self.process.sigma(t)
+        std = (0.01 * alpha**2 + sigma**2).sqrt()
+        return torch.distributions.Normal(0.3 * alpha, std).log_prob(x[:, 0])
+
+
+def test_a_ladder_that_is_no_process_shows():
+    right, wrong = gaussian(VP), Widened(gaussian(VP))
+    x = right.sample(50, 0.5 * VP.T, generator=seeded(0))
+    for density, above in ((right, False), (wrong, True)):
+        residual, rise = fokker_planck_residual(density, x, 0.5 * VP.T)
+        assert (float(residual.square().mean() / rise.square().mean()) > 1e-4) == above
+
+
+def test_random_directions_estimate_the_residual():
+    density = plane_mixture(VP)
+    x = density.sample(4, VP.T, generator=seeded(0)).repeat(5000, 1)
+    residual, _ = fokker_planck_residual(density, x, VP.T, probes=1, generator=seeded(1))
+    residual = residual.reshape(5000, 4)
+    assert (residual.mean(0).abs() < 6.11 * residual.std(0) / math.sqrt(5000)).all()
+    assert float(residual.std()) > 0.0
+
+
+@pytest.mark.parametrize("processes", [SDES, WHOLE_SDES], ids=["ten levels", "whole"])
+@pytest.mark.parametrize("name", ["vp", "subvp", "ve"])
+@pytest.mark.parametrize("build", [gaussian, mixture])
+def test_the_flow_gives_the_likelihood(processes, name, build):
+    """To 1e-6 nats on Gaussians and mixtures."""
+    density = build(processes[name])
+    x = density.sample(8, 0.0, generator=seeded(0))
+    steps = 64 if processes is SDES else 1024
+    for t in (0.0, 0.3 * density.process.T):
+        assert torch.allclose(
+            flow_log_prob(density, x, t_start=t, steps=steps), density.log_prob(x, t), atol=1e-6, rtol=0
+        )
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_noise_levels_are_calibrated(name):
+    """Times drawn from the prior have uniform ranks in their posterior: a probability integral transform."""
+    process = PROCESSES[name]
+    density, k, n, g = plane_mixture(process), 20, 4000, seeded(3)
+    times = [process.T * (i + 1) / k for i in range(k)]
+    masses = torch.linspace(1.0, 2.0, k, dtype=F64)
+    index = torch.multinomial(masses, n, replacement=True, generator=g)
+    x = density.sample(n, torch.tensor(times, dtype=F64)[index], generator=g)
+    posterior = time_posterior(density, x, times, prior=masses.tolist())
+    assert torch.allclose(posterior.sum(1), torch.ones(n, dtype=F64))
+    below = posterior.cumsum(1).gather(1, index[:, None]) - posterior.gather(1, index[:, None])
+    u = below + torch.rand(n, 1, dtype=F64, generator=g) * posterior.gather(1, index[:, None])
+    assert_law(u, lambda v: v.clip(0.0, 1.0))
+    even = time_posterior(density, x, times)
+    wrong = time_posterior(density, x, times, prior=(masses.flip(0) ** 4).tolist())
+    with pytest.raises(AssertionError):  # power: the wrong prior shows
+        assert_law(wrong.cumsum(1).gather(1, index[:, None]), lambda v: v.clip(0.0, 1.0))
+    assert even.shape == (n, k)
+
+
+def test_an_audit_of_a_closed_form_and_of_an_untrained_network():
+    process = VESDE.linear(0.5)
+    density = GaussianDensity(process, torch.tensor([0.2, -0.1], dtype=F64), 0.4)
+    x = density.sample(40, 0.0, generator=seeded(0))
+    good = audit_ladder(density, x, generator=seeded(1))
+    assert float(good.ratio.max()) < 1e-9
+    assert good.flow == pytest.approx((0.0, 0.0), abs=1e-5)
+    torch.manual_seed(0)
+    poor = audit_ladder(MADE((2,), process, hidden=(16,)).double(), x, generator=seeded(1), steps=8)
+    assert float(poor.ratio.min()) > 0.05
+    assert len(str(poor).splitlines()) == 7
+    json.dumps(poor.to_dict())
+
+
+def test_what_cannot_be_audited():
+    with pytest.raises(UnsupportedError, match="density: got one under LevelNoise"):
+        fokker_planck_residual(ToyLattice(LevelNoise(17), PMF), torch.zeros(2, 1), 0.5)
+    with pytest.raises(ArgumentError, match="t: got 0"):
+        fokker_planck_residual(gaussian(VP), torch.zeros(2, 1), 0.0)
+    still = CallableDensity(lambda x, t: -0.5 * x.square().sum(1), (1,), VP)
+    with pytest.raises(UnsupportedError, match="derivative in t"):
+        fokker_planck_residual(still, torch.zeros(2, 1), VP.T)
+    with pytest.raises(ArgumentError, match="times, prior"):
+        time_posterior(gaussian(VP), torch.zeros(2, 1), [0.01], prior=[1.0, 2.0])
+    with pytest.raises(ArgumentError, match="x: got 1 rows"):
+        audit_ladder(gaussian(VP), torch.zeros(1, 1))

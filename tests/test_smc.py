@@ -1,0 +1,148 @@
+"""Sequential Monte Carlo: unbiased for any score, exact weights, what the effective sample size says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from ncml.densities import GaussianDensity
+from ncml.density import Target
+from ncml.errors import ArgumentError, UnsupportedError
+from ncml.sampling import AnnealedSMC, EulerMaruyama
+from tests.affine import noisy_moments
+from tests.problems import MEAN, PROCESSES, SDES, STD, gaussian, mixture, seeded
+from tests.statistics import Z
+
+F64 = torch.float64
+VP = SDES["vp"]
+
+
+class HalfScore(Target):
+    """A score that is deliberately wrong, of a density that is right."""
+
+    def log_density_and_score(self, x, t):
+        log_p, score = super().log_density_and_score(x, t)
+        return log_p, 0.5 * score
+
+
+def estimates(sampler: AnnealedSMC, density, kind=Target, runs: int = 300, particles: int = 100, stop=0.0):
+    """Z of many runs, and the mean effective sample size at their ends."""
+    process, z, sizes = density.process, [], []
+    for i in range(runs):
+        g = seeded(i)
+        x = density.sample(particles, process.T, generator=g)
+        info = sampler.refine(kind(density, generator=g), x, None, stop).info
+        z.append(math.exp(info["log_z"]))
+        sizes.append(float(info["effective_sample_size"].min()))
+    return torch.tensor(z, dtype=F64), sum(sizes) / runs
+
+
+def assert_unbiased(z: torch.Tensor) -> None:
+    assert abs(float(z.mean()) - 1.0) < Z * float(z.std()) / math.sqrt(len(z))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["vp", "subvp", "ve", "cosine"])
+def test_z_has_mean_one_on_closed_forms(name, threshold):
+    """With and without resampling; of Z, not of its logarithm. z = 6.11 standard errors."""
+    process = PROCESSES[name]
+    for stop in (0.0, 0.1 * process.T):
+        z, _ = estimates(AnnealedSMC(8, threshold=threshold), mixture(process), stop=stop)
+        assert_unbiased(z)
+        assert float(z.std()) < 0.1
+
+
+@pytest.mark.parametrize("dims", [8, 64])
+def test_z_has_mean_one_in_more_dimensions(dims):
+    density = GaussianDensity(VP, torch.full((dims,), MEAN, dtype=F64), STD)
+    z, size = estimates(AnnealedSMC(32), density, runs=100)
+    assert_unbiased(z)
+    assert size > 0.3
+
+
+def test_a_wrong_score_leaves_z_unbiased_and_costs_particles():
+    right, size = estimates(AnnealedSMC(8), mixture(VP))
+    wrong, smaller = estimates(AnnealedSMC(8), mixture(VP), HalfScore)
+    assert_unbiased(right)
+    assert_unbiased(wrong)
+    assert smaller < size - 0.02
+    assert float(wrong.std()) > 2.0 * float(right.std())
+
+
+def test_samples_follow_the_data_where_the_steps_alone_do_not():
+    """Four steps with half of the score: the variance of plain steps is a fifth too large, weighted ones are right."""
+    n, g = 40_000, seeded(0)
+    density = gaussian(VP)
+    x = density.sample(n, VP.T, generator=g)
+    y = AnnealedSMC(4).refine(HalfScore(density, generator=g), x).x
+    spread = float((y - MEAN).square().mean()) / STD**2
+    # Resampling makes particles dependent: allow for a third of them.
+    assert abs(spread - 1.0) < Z * math.sqrt(2.0 / (n / 3))
+
+    class Half(Target):
+        def score(self, x, t):
+            return 0.5 * super().score(x, t)
+
+    plain = EulerMaruyama(4, denoise_last=False)(Half(density, generator=g), x)
+    assert abs(float((plain - MEAN).square().mean()) / STD**2 - 1.0) > 0.2
+
+
+def test_weights_without_resampling_are_those_of_importance_sampling():
+    """Weighted moments of one run are those of the data at the end."""
+    density, g, n, stop = gaussian(VP), seeded(1), 50_000, 0.2 * VP.T
+    sampler = AnnealedSMC(4, threshold=0.0, resample_last=False)
+    refined = sampler.refine(HalfScore(density, generator=g), density.sample(n, VP.T, generator=g), None, stop)
+    weights = refined.info["log_weights"].exp()
+    assert float(weights.mean()) == pytest.approx(1.0, abs=1e-9)
+    mean, variance = noisy_moments(VP, stop)
+    for f, expected in ((refined.x[:, 0], mean), ((refined.x[:, 0] - mean).square(), variance)):
+        terms = weights * (f - expected)
+        assert abs(float(terms.mean())) < Z * float(terms.std()) / math.sqrt(n)
+
+
+def test_one_evaluation_per_step():
+    refined = AnnealedSMC(8).refine(gaussian(VP), torch.zeros(10, 1, dtype=F64), generator=seeded(0))
+    assert refined.evaluations == 10 * 9
+    assert refined.info["effective_sample_size"].shape == (8,)
+
+
+@dataclass(frozen=True)
+class _Jacobian(AnnealedSMC):
+    """Planted: the constants of the kernels are taken to cancel."""
+
+    def step(self, target, x, t, s, state):
+        y, new = super().step(target, x, t, s, state)
+        new.log_weights = new.log_weights + x[0].numel() * math.log(target.transition(s, t)[0])
+        return y, new
+
+
+@dataclass(frozen=True)
+class _OldDensity(AnnealedSMC):
+    """Planted: the density at the level that is left is forgotten."""
+
+    def step(self, target, x, t, s, state):
+        before = state.log_p
+        y, new = super().step(target, x, t, s, state)
+        new.log_weights = new.log_weights + 0.01 * before
+        return y, new
+
+
+@pytest.mark.parametrize("wrong", [_Jacobian, _OldDensity])
+def test_planted_errors_bias_z(wrong):
+    density = GaussianDensity(SDES["subvp"], torch.full((8,), MEAN, dtype=F64), STD)
+    z, _ = estimates(wrong(8, threshold=0.0), density, runs=100)
+    with pytest.raises(AssertionError):
+        assert_unbiased(z)
+
+
+def test_what_it_needs():
+    class ScoreOnly(Target):
+        has_log_density = False
+
+    with pytest.raises(UnsupportedError, match="log-density"):
+        AnnealedSMC()(ScoreOnly(gaussian(VP)), torch.zeros(2, 1))
+    with pytest.raises(ArgumentError, match="threshold: got 2"):
+        AnnealedSMC(threshold=2)
