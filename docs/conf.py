@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -9,13 +10,15 @@ import pydoc
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.errors import PycodeError
 from sphinx.ext import autosummary
+from sphinx.pycode import ModuleAnalyzer
 
 import ncml
 
@@ -120,6 +123,8 @@ def arrange(module: Any) -> None:
     names = [name for name in module.__all__ if name in package.__all__ and package is not ncml] or module.__all__
     source = Path(module.__file__).read_text(encoding="utf-8")
     matches = {name: re.search(rf"^((class|def) )?{name}\b", source, re.MULTILINE) for name in names}
+    if not hasattr(module, "__path__"):  # what a module takes from another is shown there
+        names = [name for name in names if matches[name]]
     module.__all__ = sorted(names, key=lambda name: match.start() if (match := matches[name]) else len(source))
 
 
@@ -131,9 +136,11 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nod
     module, _, last = target.rpartition(".")
     if module.partition(".")[0] in sys.stdlib_module_names:
         return nodes.reference("", "", content, refuri=f"https://docs.python.org/3/library/{module}.html#{target}")
-    found = pydoc.locate(target if target.startswith("ncml.") else f"{node.get('py:module', 'ncml')}.{target}")
+    found: Any = pydoc.locate(target if target.startswith("ncml.") else f"{node.get('py:module', 'ncml')}.{target}")
     if found is None:
         return None
+    if isinstance(found, (TypeVar, ParamSpec)):
+        return content
     python = env.domains.python_domain
     for name in python.objects:
         if name.endswith("." + last) and pydoc.locate(name) is found:
@@ -142,7 +149,9 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nod
 
 
 def is_private(base: type) -> bool:
-    return base.__name__.startswith("_") or "._" in base.__module__
+    """Whether a class of the library is one that it does not export."""
+    package = ".".join(base.__module__.split(".")[:2])
+    return package.startswith("ncml.") and base.__name__ not in sys.modules[package].__all__
 
 
 def public_bases(app: Sphinx, name: str, obj: type, options: Any, bases: list[type]) -> None:
@@ -152,10 +161,25 @@ def public_bases(app: Sphinx, name: str, obj: type, options: Any, bases: list[ty
     bases[:] = [base for base in bases if base is not object]
 
 
+def written(name: str, value: Any) -> list[str]:
+    """The text below a module's variable, wherever it is defined."""
+    for module in [module for key, module in sys.modules.items() if key.startswith("ncml.")]:
+        if vars(module).get(name) is value:
+            with contextlib.suppress(PycodeError):
+                analyzer = ModuleAnalyzer.for_module(module.__name__)
+                if ("", name) in analyzer.find_attr_docs():
+                    return [*analyzer.find_attr_docs()["", name]]
+    return []
+
+
 def tidy(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Put right what was taken for something else."""
     if what == "module" and lines:
         lines[0] = re.sub(r"^\d\. ", "", lines[0])  # the five ideas are numbered; here it would start a list
+    if what == "data" and not (isinstance(obj, type) or callable(obj)):  # else it is the text of its type
+        lines[:] = written(name.rpartition(".")[2], obj) or lines
+    for i, line in enumerate(lines):
+        lines[i] = re.sub(r"(?<![*\\`])\*\*(?=\w+\))", r"\*\*", line)  # a parameter, and no bold type
     if what == "property":
         for i, line in enumerate(lines):
             if line.startswith(":type: "):  # Napoleon takes a first line "a: b" for a type and its description

@@ -6,16 +6,22 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
+from ncml.cli import main
+from ncml.data import ImageSource
 from ncml.errors import ArgumentError, CheckpointError, NCMLError
-from ncml.training import load_state, open_checkpoint, save_checkpoint
+from ncml.training import TrainConfig, load_density, load_state, open_checkpoint, read_metrics, save_checkpoint
 from ncml.training.checkpoint import find_checkpoint, manifest_text
+from ncml.training.config import from_dict, to_dict
+from ncml.training.migration import migrated_config
 
 MODEL = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1.5, dtype=torch.float64)}
 TRAINING = {"parameter.a": torch.zeros(2, 3)}
@@ -168,6 +174,48 @@ def test_a_newer_format_is_named(saved):
     resealed(saved, format=3)
     with pytest.raises(CheckpointError, match="format 3; expected at most 2"):
         open_checkpoint(saved)
+
+
+# A run that version 0.1 left: NCPN with features=4, T at two levels, three steps on digits.
+
+OLD = Path(__file__).parent / "runs" / "version_0_1"
+OLD_LOG_PROB = {  # of its first four mixed test images, as version 0.1 gave them
+    0.0: [-29.872093200683594, -29.17014503479004, -14.8696928024292, -12.930408477783203],
+    0.01: [-81.24219512939453, -80.42768859863281, -87.41926574707031, -88.80482482910156],
+}
+OLD_LOSSES = [76.35563349723816, 76.37086772918701]  # of the steps 4 and 5, as version 0.1 went on
+
+
+def test_a_checkpoint_of_version_01_is_the_same_model():
+    density, config, kind, checkpoint = load_density(OLD)
+    assert (checkpoint.step, checkpoint.info["training_examples"]) == (3, 1437)
+    assert (config.model.name, config.model.settings.features, config.noise.std_in_levels) == ("ncpn", 4, 2.0)
+    assert (kind.shape, kind.levels, len(kind.classes)) == ((1, 8, 8), 17, 10)
+    x = ImageSource("digits").load(train=False).mixed(4).batch(slice(None))
+    for t, expected in OLD_LOG_PROB.items():
+        assert density.log_prob(x, t).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_of_version_01_goes_on(tmp_path):
+    shutil.copytree(OLD, tmp_path / "run")
+    assert main(["train", "--out", str(tmp_path / "run"), "--resume", "--optim.steps", "5"]) == 0
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["loss"] for line in lines[-2:]] == pytest.approx(OLD_LOSSES, rel=1e-5)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["model"]["name"] == "ncpn"
+    assert "network" not in stored
+    assert main(["sample", str(tmp_path / "run"), "--images", "1", "--steps", "1"]) == 0
+
+
+def test_every_setting_of_version_01_has_a_place():
+    network = {"preset": "small", "heads": 2, "classes": True, "label_dropout": 0.3, "compile": True}
+    old = {"network": {**network, "checkpoint": True}, "noise": {"process": "ve", "levels": 3.0, "times": "zero"}}
+    new = from_dict(TrainConfig, migrated_config(old))
+    assert (new.model.classes, new.model.compile, new.model.recompute) == (True, True, True)
+    assert (new.model.settings.preset, new.model.settings.heads) == ("small", 2)
+    assert new.model.settings.label_dropout == 0.3
+    assert (new.noise.std_in_levels, new.noise.process, new.noise.times) == (3.0, "ve", "zero")
+    assert migrated_config(to_dict(new)) == to_dict(new)  # today's is left alone
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", "{", '{"manifest": 3, "sha256": ""}', "[" * 100_000])

@@ -10,7 +10,7 @@ import torch
 from ncml import VESDE, VPSDE
 from ncml.densities import MADE, CallableDensity, GaussianDensity
 from ncml.density import ComposedTarget, Target, guided
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
 from ncml.sampling import AdaptiveHeun, EulerMaruyama, MetropolisLangevin
 from tests.problems import SDES, seeded
 from tests.statistics import Z, assert_law, assert_mean, assert_variance, normal_cdf
@@ -123,3 +123,38 @@ def test_what_does_not_fit_together():
 
     with pytest.raises(UnsupportedError, match="log-density"):
         MetropolisLangevin()(ComposedTarget((1.0, ScoreOnly(expert(0.0, 1.0)))), torch.zeros(2, 1, dtype=F64))
+
+
+def test_products_of_products_share_counts_and_failures():
+    def log_p(x, t):
+        return -x.square().sum(1) * torch.where(x[:, 0] > 2.0, math.nan, 1.0)
+
+    inner = ComposedTarget((1.0, Target(CallableDensity(log_p, (1,), VE))))
+    outer = ComposedTarget((1.0, inner), (0.5, Target(expert(0.0, 0.5))))
+    x = torch.tensor([[0.5], [3.0], [-0.5]], dtype=F64)
+    refined = EulerMaruyama(4).refine(outer, x, generator=seeded(0), on_failure="keep")
+    assert refined.info["failed"].tolist() == [1]
+    assert refined.evaluations == 2 * 4 * 3
+
+
+def test_parts_of_no_weight_are_left_out_and_infinite_gains_are_failures():
+    def box(x, t):
+        return torch.where(x[:, 0].abs() <= 1.0, 0.0 * x[:, 0], -math.inf)
+
+    uniform, x = Target(CallableDensity(box, (1,), VE)), torch.full((2, 1), 1.5, dtype=F64)
+    with_none = ComposedTarget((1.0, Target(expert(0.0, 1.0))), (0.0, uniform))
+    target, _ = with_none.bound(x, 0.5)
+    assert target.log_density(x, 0.5).isfinite().all()
+    assert target.evaluations == 2
+    taken, _ = ComposedTarget((1.0, Target(expert(0.0, 1.0))), (-1.0, uniform)).bound(x, 0.5)
+    with pytest.raises(NonFiniteError, match="log-density: got NaN or infinity"):
+        taken.log_density_and_score(x, 0.5)
+    for weights in ((math.nan,), (0.0,)):
+        with pytest.raises(ArgumentError, match="parts: got"):
+            ComposedTarget(*((w, Target(expert(0.0, 1.0))) for w in weights))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
+def test_labels_without_a_sign_have_no_null(dtype):
+    with pytest.raises(ArgumentError, match="null: got None"):
+        guided(expert(0.0, 1.0), torch.ones(3, dtype=dtype), 1.0)

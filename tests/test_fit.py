@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 import torch
 
-from ncml import VPSDE, NCMLObjective, NoiseConditionalDensity
+from ncml import VPSDE, Lattice, NCMLObjective, NoiseConditionalDensity
 from ncml.densities import MADE, MAF
-from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, NonFiniteError
 from ncml.objective import AtZero
 from ncml.training import fit
+from ncml.training.table_checks import lattice_of
 
 PROCESS = VPSDE.at_noise(0.2)
 
@@ -136,3 +138,90 @@ def test_what_is_no_objective_and_no_tensor_is_refused():
         fit(density, NCMLObjective, x)
     with pytest.raises(ArgumentTypeError, match="x: got list; expected one tensor of all training data"):
         fit(density, NCMLObjective(process), [x])
+
+
+# Data that lie on a lattice that nobody mentioned.
+
+
+def lattice_data(levels, n=500, low=-1.0, high=1.0, seed=0):
+    k = torch.randint(levels, (n, 2), generator=torch.Generator().manual_seed(seed))
+    return low + (high - low) * k / (levels - 1)
+
+
+def without_second_level():
+    """Levels 0, 2, 3, ...: the others are still multiples of one spacing apart."""
+    x = lattice_data(9, 1000, 0.0, 8.0)
+    return x[(x != 1.0).all(1)]
+
+
+LATTICES = {
+    "digits": (lambda: lattice_data(17), 17, False),
+    "bits": (lambda: lattice_data(2), 2, False),
+    "bytes": (lambda: lattice_data(256, 5000), 256, False),
+    "unscaled bytes": (lambda: lattice_data(256, 5000, 0.0, 255.0), 256, True),
+    "from 0 to 1": (lambda: lattice_data(256, 5000, 0.0, 1.0), 256, True),
+    "missing levels": (without_second_level, 9, True),
+    "standardised": (lambda: (lattice_data(17) - 0.3) / 0.7, 17, True),
+}
+
+
+@pytest.mark.parametrize("name", LATTICES)
+def test_lattice_data_are_warned_of(name):
+    make, levels, scaled = LATTICES[name]
+    x = make()
+    with pytest.warns(LatticeDataWarning, match=rf"unbounded.*dequantize=Lattice\({levels}\)") as caught:
+        fit(maf(), NCMLObjective(PROCESS), x, steps=1)
+    assert len(caught) == 1
+    assert ("to_unit" in str(caught[0].message)) == scaled
+    assert caught[0].filename == __file__  # at the user's call
+
+
+def test_the_remedy_of_the_warning_works():
+    x = lattice_data(17)
+    fit(maf(), NCMLObjective(PROCESS, dequantize=Lattice(17)), x, steps=1)
+    made = MADE((2,), PROCESS, lattice=Lattice(17), hidden=(8,))
+    fit(made, NCMLObjective(PROCESS), x, steps=1)
+
+
+def real_numbers():
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(2000, 2, generator=generator)
+    yield "normal", normal
+    yield "half precision", normal.half().float()
+    yield "rounded to three digits", (normal * 1000).round() / 1000
+    yield "bootstrap", normal[torch.randint(50, (2000,), generator=generator)]
+    yield "few distinct", torch.tensor([[0.0, 1.0], [2.5, 3.7]])[torch.randint(2, (2000,), generator=generator)]
+    yield "constant", torch.ones(2000, 2)
+    yield "tiny", torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0]])
+    yield "tiny lattice", lattice_data(256, 20)
+    yield "a grid, once", torch.linspace(-1.0, 1.0, 500)[:, None].expand(500, 2) * torch.tensor([1.0, 0.37])
+    yield "a ring", ring(2000)
+    mixed = normal.clone()
+    mixed[:, 0] = mixed[:, 0].round()
+    yield "one column of integers", mixed
+    yield "zeros among numbers", torch.where(normal.abs() < 0.5, 0.0, normal)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in real_numbers()])
+def test_real_numbers_are_no_lattice(name):
+    """Warnings are errors here."""
+    x = dict(real_numbers())[name]
+    fit(maf(), NCMLObjective(PROCESS), x, steps=1, batch_size=8)
+
+
+def test_a_large_table_is_looked_at_quickly():
+    x = torch.randn(2_000_000, 2, generator=torch.Generator().manual_seed(0))
+    start = time.perf_counter()
+    assert lattice_of(x) is None
+    assert time.perf_counter() - start < 1.0
+
+
+def test_a_bad_row_is_named_by_its_place_in_the_table():
+    x = torch.randn(9000, 2)
+    x[567, 1] = float("nan")
+    x[8999, 0] = float("inf")
+    density = maf()
+    before = copy.deepcopy(density.state_dict())
+    with pytest.raises(ArgumentError, match="x: got NaN or infinity in row 567"):
+        fit(density, NCMLObjective(PROCESS), x, batch_size=32)
+    assert all(torch.equal(before[k], v) for k, v in density.state_dict().items())

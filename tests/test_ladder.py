@@ -10,7 +10,7 @@ import torch
 
 from ncml import VESDE, LevelNoise, NoiseConditionalDensity
 from ncml.densities import MADE, CallableDensity, GaussianDensity, ToyLattice
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
 from ncml.evaluation import audit_ladder, flow_log_prob, fokker_planck_residual, time_posterior
 from tests.problems import PMF, PROCESSES, SDES, WHOLE_SDES, each_process, gaussian, mixture, plane_mixture, seeded
 from tests.statistics import assert_law
@@ -122,3 +122,25 @@ def test_what_cannot_be_audited():
         time_posterior(gaussian(VP), torch.zeros(2, 1), [0.01], prior=[1.0, 2.0])
     with pytest.raises(ArgumentError, match="x: got 1 rows"):
         audit_ladder(gaussian(VP), torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("own", ["vp", "linear-ve", "cosine"])
+def test_a_density_under_another_process_is_one_ladder_as_well(own):
+    """Its times have derivatives, also at T and where the inverse is found by bisection."""
+    process = PROCESSES[own]
+    target = VESDE.at_noise(float(process.sigma(process.T) / process.alpha(process.T)) * (1.0 - 1e-9))
+    density = mixture(process).under(target)
+    x = density.sample(20, target.T, generator=seeded(0))
+    for t in (target.T, 0.4 * target.T):
+        residual, rise = fokker_planck_residual(density, x, t)
+        assert float(rise.abs().max()) > 0.01
+        assert float(residual.abs().max()) < 1e-6 * float(rise.abs().max())
+
+
+def test_rows_that_no_level_explains_are_named():
+    def box(x, t):
+        return torch.where(x[:, 0].abs() <= 1.0, 0.0, -math.inf)
+
+    density = CallableDensity(box, (1,), VP)
+    with pytest.raises(NonFiniteError, match=r"x: got 1 rows .*index 1"):
+        time_posterior(density, torch.tensor([[0.0], [5.0]]), [0.0, VP.T])

@@ -558,3 +558,55 @@ def test_grid_samplers_hold_their_settings_only():
         if isinstance(sampler, GridSampler):
             with pytest.raises(AttributeError):
                 sampler.steps = 3
+
+
+# What a review found.
+
+
+def test_rows_that_are_not_finite_have_failed_from_the_start():
+    density = plane_mixture(VP)
+    x = start(density).index_fill(0, torch.tensor([2]), math.nan)
+    refined = EulerMaruyama(8).refine(density, x, generator=seeded(1), on_failure="keep")
+    assert refined.info["failed"].tolist() == [2]
+    with pytest.raises(ArgumentError, match=r"x: got 2 non-finite values.*on_failure='keep'"):
+        EulerMaruyama(8)(density, x)
+
+
+class Box(CallableDensity):
+    """Uniform on a square, zero outside: log p is -inf there, and that is no failure."""
+
+    def __init__(self, dims: int = 2) -> None:
+        def log_p(x, t):
+            inside = (x.abs() <= 1.0).all(1)
+            return torch.where(inside, 0.0 * x.sum(1), -math.inf)
+
+        super().__init__(log_p, (dims,), VP, sample=lambda n, t, c, g: 2 * torch.rand(n, dims, generator=g) - 1)
+
+
+def test_where_the_density_is_zero_nothing_has_failed():
+    refined = MetropolisLangevin(4, moves=2).refine(Box(), torch.zeros(50, 2), generator=seeded(0), on_failure="keep")
+    assert "failed" not in refined.info
+    assert (refined.x.abs() <= 1.05).all()
+
+
+def test_slow_rows_of_an_adaptive_solver_cost_the_others_nothing():
+    density = GaussianMixtureDensity(VP, (0.5, 0.5), torch.tensor([-0.5, 0.5], dtype=F64), (0.01, 0.2))
+    x = torch.tensor([[-0.5], [0.0], [0.5]], dtype=F64)
+    sampler = AdaptiveHeun(1e-4, 1e-4)
+    steps = sampler.refine(density, x).info["steps"]
+    enough = replace(sampler, max_steps=int(steps.max()))
+    assert same_bits(enough(density, x), sampler(density, x))
+    fewer = replace(sampler, max_steps=int(steps.max()) - 1)
+    with pytest.raises(NonFiniteError, match="max_steps: got 1 of 3 rows"):
+        fewer(density, x)
+    kept = fewer.refine(density, x, on_failure="keep")
+    assert kept.info["failed"].tolist() == [int(steps.argmax())]
+    assert int(kept.x.isfinite().sum()) == 2
+
+
+def test_bad_ways_to_fail_are_refused_before_anything_is_drawn():
+    generator = seeded(0)
+    for t_start in (None, 0.0):
+        with pytest.raises(ArgumentError, match="on_failure: got 'bogus'"):
+            generate(gaussian(VP), 3, t_start=t_start, generator=generator, on_failure="bogus")
+    assert torch.equal(generator.get_state(), seeded(0).get_state())

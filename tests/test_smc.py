@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from ncml.densities import GaussianDensity
-from ncml.density import Target
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.densities import CallableDensity, GaussianDensity
+from ncml.density import ComposedTarget, Target
+from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
 from ncml.sampling import AnnealedSMC, EulerMaruyama
 from tests.affine import noisy_moments
 from tests.problems import MEAN, PROCESSES, SDES, STD, gaussian, mixture, seeded
@@ -146,3 +146,46 @@ def test_what_it_needs():
         AnnealedSMC()(ScoreOnly(gaussian(VP)), torch.zeros(2, 1))
     with pytest.raises(ArgumentError, match="threshold: got 2"):
         AnnealedSMC(threshold=2)
+
+
+def labelled(x, t, context):
+    return torch.distributions.Normal(context.double(), 0.3).log_prob(x[:, 0])
+
+
+def test_particles_of_different_contexts_are_refused():
+    """They take each other's places; a product looks at all of its parts."""
+    density = CallableDensity(labelled, (1,), VP)
+    x = torch.zeros(4, 1, dtype=F64)
+    assert AnnealedSMC(2)(density, x, context=torch.ones(4)).shape == (4, 1)
+    with pytest.raises(ArgumentError, match="context: got rows that differ"):
+        AnnealedSMC(2)(density, x, context=torch.tensor([1.0, 1.0, -1.0, 1.0]))
+    parts = (1.0, Target(gaussian(VP))), (1.0, Target(density, context=torch.tensor([1.0, 1.0, -1.0, 1.0])))
+    with pytest.raises(ArgumentError, match="context: got rows that differ"):
+        AnnealedSMC(2)(ComposedTarget(*parts), x)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.99])
+def test_particles_that_fail_are_lost_once(threshold):
+    """Their share of Z is gone, and no more, however often the others are resampled."""
+    inner = gaussian(VP)
+    cut = MEAN + 2.0 * STD
+
+    def log_p(x, t):
+        return inner(x, t) * torch.where((x[:, 0] > cut) & (t < 0.5 * VP.T), math.nan, 1.0)
+
+    density = CallableDensity(log_p, (1,), VP)
+    g = seeded(0)
+    x = inner.sample(20_000, VP.T, generator=g)
+    refined = AnnealedSMC(8, threshold=threshold).refine(density, x, generator=g, on_failure="keep")
+    assert refined.x.isfinite().all()  # resampled at the end: only the living are left
+    assert -0.12 < refined.info["log_z"] < -0.01
+    last = AnnealedSMC(8, threshold=threshold, resample_last=False).refine(density, x, generator=g, on_failure="keep")
+    assert (last.info["log_weights"][last.x[:, 0].isnan()] == -math.inf).all()
+
+
+def test_particles_without_any_mass_are_an_error():
+    def log_p(x, t):
+        return torch.where(x[:, 0].abs() <= 1.0, 0.0 * x[:, 0], -math.inf)
+
+    with pytest.raises(NonFiniteError, match="particles: got weights of 0 for all 8"):
+        AnnealedSMC(8)(CallableDensity(log_p, (1,), VP), torch.full((8, 1), 1.9, dtype=F64))

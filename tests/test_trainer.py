@@ -6,19 +6,23 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from ncml import VPSDE, GaussianProcess, NCMLObjective, NoiseConditionalDensity
-from ncml.densities import GaussianDensity
-from ncml.errors import ArgumentError, CheckpointError, NonFiniteError, UnsupportedError
+from ncml import VPSDE, GaussianProcess, Lattice, NCMLObjective, NoiseConditionalDensity
+from ncml.data import Arrays
+from ncml.densities import MAF, GaussianDensity
+from ncml.densities.maf import MAFSettings
+from ncml.errors import ArgumentError, CheckpointError, LatticeDataWarning, NonFiniteError, UnsupportedError
 from ncml.noise import LevelNoise
 from ncml.objective import AtZero, ImportanceTimes, UniformTimes
 from ncml.training import (
     EMA,
     DataKind,
+    ModelConfig,
     OptimConfig,
     Periodic,
     Trainer,
@@ -82,6 +86,25 @@ def test_draws_know_weights_and_other_processes_noise():
     inside = batch.weight[batch.t > 0]
     assert set(batch.weight[batch.t == 0].tolist()) == {1.0}
     assert {round(w, 5) for w in inside.tolist()} <= {2.0, round(2 / 3, 5)}
+
+
+def test_dequantisation_is_drawn_last():
+    """The other draws are those of an objective without it, and the uniforms a function of seed and step."""
+    lattice = Lattice(17)
+
+    def batches(dequantize, step=3):
+        objective = NCMLObjective(PROCESS, dequantize=dequantize)
+        return BatchDraws(10, (1, 2, 2), objective, 4, 0)(step)
+
+    plain, with_uniform = batches(None), batches(lattice)
+    assert plain.uniform is None
+    assert all(torch.equal(getattr(plain, f), getattr(with_uniform, f)) for f in ("rows", "t", "weight", "noise"))
+    assert with_uniform.uniform.shape == with_uniform.noise.shape
+    assert torch.equal(with_uniform.uniform, batches(lattice).uniform)
+    assert not torch.equal(with_uniform.uniform, batches(lattice, 4).uniform)
+    parts = [with_uniform.part(i, 2).part(j, 2).uniform for i in range(2) for j in range(2)]
+    assert torch.equal(torch.cat(parts), with_uniform.uniform)
+    assert plain.part(0, 2).uniform is None
 
 
 def test_streams_are_different():
@@ -184,6 +207,63 @@ def test_bits_per_dim_of_the_log(tmp_path):
     line = numbers(tmp_path)[0]
     assert line["bits_per_dim"] == pytest.approx(float(bits.mean()), rel=1e-6)
     assert line["bits_per_dim_zero"] == pytest.approx(float(zero), rel=1e-6)
+
+
+FLOW = ModelConfig("maf", settings=MAFSettings(transforms=1, hidden=(16,)))
+
+
+def test_a_flow_is_dequantised_with_the_draws_of_the_step(tmp_path):
+    """The loss of the first step against plain torch; in parts as in one; the log's bits/dim as of the lattice."""
+    config = replace(CONFIG, model=FLOW, optim=replace(CONFIG.optim, steps=1, ema=0.0))
+    t = trainer(tmp_path / "a", config)
+    assert t.objective.dequantize == Lattice(17)
+    model, batch = t.density, t.draws(0)
+    x = t.examples.batch(batch.rows)
+    y = x + (2.0 * batch.uniform - 1.0) * Lattice(17).half_width
+    nll = -model(model.process.perturb(y, batch.t, noise=batch.noise), batch.t).detach()
+    t.run()
+    line = numbers(tmp_path / "a")[0]
+    assert line["loss"] == pytest.approx(float(nll.mean()), rel=1e-6)
+    assert line["bits_per_dim"] == pytest.approx(float(nll.mean()) / (64 * math.log(2)) - math.log2(2 / 16), rel=1e-6)
+    parts = trainer(tmp_path / "b", changed(config, optim={"accumulate": 4}))
+    parts.run()
+    assert numbers(tmp_path / "b")[0]["loss"] == pytest.approx(line["loss"], rel=1e-5)
+
+
+def test_a_resumed_flow_is_the_same_flow(tmp_path):
+    config = replace(CONFIG, model=FLOW)
+    whole = trainer(tmp_path / "whole", changed(config, run={"keep": 9}))
+    whole.run()
+    part = trainer(tmp_path / "part", config)
+    part.load(open_checkpoint(tmp_path / "whole" / "checkpoints" / "step_00000002"))
+    part.run()
+    a, b = open_checkpoint(tmp_path / "whole"), open_checkpoint(tmp_path / "part")
+    assert same_state(a.training(), b.training())
+
+
+def test_lattice_data_without_a_lattice_are_warned_of(tmp_path):
+    base = trainer(tmp_path)
+    density = MAF((1, 8, 8), base.density.process, transforms=1, hidden=(8,))
+    values = base.examples.batch(slice(0, 200))
+    for examples in (Arrays(values), Arrays((values + 1.0) * 8.0)):
+        arguments = (base.fabric, density, NCMLObjective(density.process), examples, tmp_path, base.optim)
+        with pytest.warns(LatticeDataWarning, match=r"17 evenly spaced values.*dequantize=Lattice\(17\)"):
+            Trainer(*arguments, base.run_config)
+
+
+def test_a_bad_row_is_named_before_the_first_step(tmp_path):
+    class Table(Arrays):
+        """A data set that does not look at its values."""
+
+        def __post_init__(self):
+            pass
+
+    base = trainer(tmp_path)
+    density = MAF((3,), base.density.process, transforms=1, hidden=(8,))
+    x = torch.randn(10_000, 3)
+    x[5678, 1] = math.nan
+    with pytest.raises(ArgumentError, match="examples: got NaN or infinity in row 5678"):
+        Trainer(base.fabric, density, NCMLObjective(density.process), Table(x), tmp_path, base.optim, base.run_config)
 
 
 def test_it_learns(tmp_path):

@@ -25,9 +25,7 @@ from ncml.training.build import describe
 
 CONFIG = TrainConfig(
     data=ImageSource(name="digits"),
-    model=ModelConfig(
-        settings=NCPNSettings(features=8, blocks=1, resolutions=2, heads=2, components=2, dropout=0.1)
-    ),
+    model=ModelConfig(settings=NCPNSettings(features=8, blocks=1, resolutions=2, heads=2, components=2, dropout=0.1)),
     noise=NoiseConfig(std_in_levels=2.0),
     optim=OptimConfig(steps=6, batch_size=8, warmup=2, ema=0.9),
     run=RunConfig(accelerator="cpu", threads=1, log_every=2, save_every=2, validate_every=0, sample_every=0),

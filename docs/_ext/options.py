@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -57,6 +58,7 @@ class Options(Directive):
             if key in self.options.get("skip", "").split():
                 continue
             written = renamed.get(key) or prefix + (key.replace("_", "-") if prefix.startswith("--") else key)
+            words = re.sub(r"\*\*(?=\w+\))", r"\*\*", words)  # a parameter, and no bold type
             meaning, messages = self.state.inline_text(words, self.lineno)
             body += row([nodes.literal(text=written)], [nodes.literal(text=default)] if default else [], meaning)
             body[-1][-1] += messages

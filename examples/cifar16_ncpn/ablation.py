@@ -125,8 +125,9 @@ def main() -> None:
     options = parser.parse_args()
 
     warmup = min(100, options.steps // 10)
+    source = ImageSource("folder", options.data, size=32, pool=2, cache=options.cache)
     base = TrainConfig(
-        data=ImageSource("folder", options.data, size=32, pool=2, cache=options.cache),
+        data=source,
         model=ModelConfig("ncpn", settings=NCPNSettings(preset="tiny", heads=0)),
         optim=OptimConfig(steps=options.steps, batch_size=32, learning_rate=2e-3, warmup=warmup, ema=0.99),
         run=RunConfig(seed=options.seed, threads=1, log_every=50, save_every=10**9, keep=1),
@@ -137,7 +138,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "results.json").exists():
             config = replace(base, noise=replace(base.noise, **noise))
-            run(variant, config, folder, lambda train: base.data.load(train=train), options.images)
+            run(variant, config, folder, lambda train: source.load(train=train), options.images)
         reports.append(json.loads((folder / "results.json").read_text()))
         print(variant, {name: round(bits["mean"], 4) for name, bits in reports[-1]["results"].items()}, flush=True)
     write_report(options.out / "ablation.json", {"variants": reports, "environment": environment()})

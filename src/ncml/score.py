@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_count, check_floating, check_generator
+from ncml.checks import HALF, Time, check_count, check_floating, check_generator
 from ncml.density import (
     check_arguments,
     check_log_density,
@@ -105,9 +105,9 @@ def hutchinson_divergence(
         Tensor ``(B,)``, detached.
     """
     check_count(probes, "probes")
-    check_generator(generator, x.device)
     with torch.inference_mode(False), torch.enable_grad():
         x = _leaf(x, False)
+        check_generator(generator, x.device)
         score = inner_density(density).score(x, t, context, create_graph=True)
         total = x.new_zeros(x.shape[0])
         for i in range(probes):
@@ -136,9 +136,9 @@ def sliced_score_matching(
     Returns:
         Tensor ``(B,)``.
     """
-    check_generator(generator, x.device)
     with torch.inference_mode(False), torch.enable_grad():
         x = _leaf(x, True)
+        check_generator(generator, x.device)
         score = inner_density(density).score(x, t, context, create_graph=True)
         v = random_direction(x, probe, generator)
         (hv,) = torch.autograd.grad((score * v).sum(), x, create_graph=True)
@@ -147,6 +147,8 @@ def sliced_score_matching(
 
 def _leaf(x: Tensor, keep_graph: bool) -> Tensor:
     check_floating(x, "x")
+    if x.dtype in HALF:  # computed in float32, as by the density
+        x = x.float()
     if keep_graph and x.requires_grad:
         return x
     return x.detach().clone().requires_grad_()

@@ -146,9 +146,9 @@ class CentredBatch(EulerMaruyama):
 class OneErrorForAll(AdaptiveHeun):
     """Every row takes the steps of the worst."""
 
-    def _attempt(self, target, x, t, h, end):
-        x, better, error, s = super()._attempt(target, x, t, h, end)
-        return x, better, error.amax().expand_as(error), s
+    def attempt(self, target, x, t, s, live, memory):
+        y, error = super().attempt(target, x, t, s, live, memory)
+        return y, error.amax().expand_as(error)
 
 
 class AllOrNothing(EulerMaruyama):

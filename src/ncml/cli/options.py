@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import tyro
 
 from ncml.errors import ArgumentError
-from ncml.training.models import ModelConfig, model_settings, takes_more
+from ncml.training.models import MODELS, ModelConfig, model_settings, takes_more
 
 __all__ = ["model_config", "model_options"]
 
-OPTIONS = """Which model to train, and its settings.
+OPTIONS = f"""Which model to train, and its settings.
 
 Args:
-    name: ncpn (images), maf (a flow) or made; or package.module:function for a model of your own, called as
+    name: {", ".join(MODELS)}; or package.module:function for a model of your own, called as
         function(event_shape, process, lattice, **settings).
     classes: Condition on the class of each example.
     compile: Compile the model with torch.compile; of ncpn the block that it repeats.

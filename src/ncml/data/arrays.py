@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,18 +137,20 @@ def read_arrays(path: PathLike, *, train: bool = True, levels: int | None = None
 def _load(path: Path) -> dict[str, Any]:
     """All arrays of a file by their names; that of a ``.npy`` is ``x``."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
-                return {name: loaded[name] for name in loaded.files}
-        return {"x": loaded}
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {"x": loaded}
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); expected a .npz or .npy file") from error
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy's and zipfile's readers of damaged files raise errors of many kinds
         hint = "; save arrays of numbers, not of objects" if "pickle" in str(error).lower() else ""
         raise DatasetError(
             f"{path}: got a file that is not a .npz or .npy file of numbers, or is damaged ({error}){hint}"
         ) from error
+    for name, x in arrays.items():
+        if not isinstance(x, np.ndarray):  # numpy hands over what is no array as bytes
+            raise DatasetError(f"{path}: {name}: got a member that is not an array; save the file with numpy.savez")
+    return arrays
 
 
 def _find(arrays: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
@@ -188,9 +189,10 @@ def _split(path: Path, arrays: dict[str, Any], train: bool, test_fraction: float
     tests = min(n - 1, max(1, round(test_fraction * n))) if test_fraction > 0.0 else 0
     rows = order[tests:] if train else order[:tests]
     if not len(rows):
+        count, purpose = "one row" if n == 1 else f"{n} rows", "train" if train else "test"
         raise DatasetError(
-            f"{path}: got {n} rows and test_fraction={test_fraction}, which leave none to "
-            f"{'train' if train else 'test'} on; expected more of either, or arrays x_train and x_test"
+            f"{path}: got {count} and test_fraction={test_fraction}, which leave none to {purpose} on; expected more "
+            f"of either, or arrays x_train and x_test"
         )
     return whole, x[rows], None if labels is None else labels[rows], [x]
 

@@ -278,6 +278,7 @@ SOURCES = {
         SourceKind("array", ArraySource, _read_array),
     )
 }
+"""Every source of data, by its name."""
 
 
 def source_settings(name: object) -> type[DataSource]:

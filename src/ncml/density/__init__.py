@@ -1,6 +1,7 @@
 """2. The noise conditional density: what log p_t(x) is; its interface, capabilities and checks."""
 
 from ncml.density.checks import check_arguments, check_draw, check_log_density, check_score, process_by_name
+from ncml.density.composed import ComposedTarget, guided
 from ncml.density.entry import check_process, inner_density, process_of, score_of, unwrapped
 from ncml.density.interface import (
     AutoregressiveDensity,
@@ -10,7 +11,7 @@ from ncml.density.interface import (
     gradient,
 )
 from ncml.density.modes import eval_mode, evaluating, usable
-from ncml.density.target import ComposedTarget, Target, guided
+from ncml.density.target import Target
 
 __all__ = [
     "AutoregressiveDensity",

@@ -52,7 +52,10 @@ def check_process(density: nn.Module, process: NoiseProcess) -> None:
     if own is None or own == process:
         return
     remedy = ""
-    if isinstance(own, GaussianProcess) and isinstance(process, GaussianProcess):
+    pair = (own, process)
+    if all(isinstance(p, GaussianProcess) and float(p.sigma(0.0)) == 0.0 for p in pair):
+        assert isinstance(own, GaussianProcess)
+        assert isinstance(process, GaussianProcess)
         if float(process.log_snr(process.T)) >= float(own.log_snr(own.T)):
             remedy = "; density.under(process) is the same density, read under the other process"
         else:

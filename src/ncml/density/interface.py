@@ -238,7 +238,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
                 the density's own process.
 
         Raises:
-            UnsupportedError: One of the two processes is not Gaussian.
+            UnsupportedError: One of the two processes is not Gaussian, or is noisy at t = 0.
             ArgumentError: The other process has more noise at its T than this density knows.
         """
         from ncml.density.under import under_process

@@ -1,7 +1,7 @@
 r""":math:`p_t` for one call: a density bound to its process, context and source of randomness.
 
-Samplers see nothing else. What changes the distribution (guidance, conditioning, products) is a subclass
-that stands around another target and answers with another score.
+Samplers see nothing else. What changes the distribution (guidance, conditioning, products) is a target too, that
+answers with another score: a subclass, or one around others (:class:`~ncml.density.ComposedTarget`).
 """
 
 from __future__ import annotations
@@ -9,22 +9,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_generator, per_example
+from ncml.checks import Time, check_finite, check_generator, per_example
 from ncml.density.checks import check_arguments
 from ncml.density.entry import inner_density, process_of, score_of
 from ncml.density.interface import gradient
 from ncml.density.modes import evaluating, usable
-from ncml.errors import ArgumentError, NonFiniteError
+from ncml.errors import NonFiniteError
 from ncml.noise import Lattice, NoiseProcess, as_time
 
-__all__ = ["ComposedTarget", "OnFailure", "Target", "guided"]
+__all__ = ["OnFailure", "Target"]
 
 OnFailure = Literal["raise", "keep"]
 
@@ -73,7 +72,7 @@ class Target:
         self.process: Any = process_of(density, process)
         self.lattice: Lattice | None = inner.lattice
         self.context, self.generator = context, generator
-        self.dtype, self.on_failure = inner.dtype, "raise"
+        self.dtype, self.device, self.on_failure = inner.dtype, inner.device, "raise"
         self._inner, self._index = inner, None
         self._counts = _Counts()
         self._buffer: Tensor | None = None
@@ -82,19 +81,42 @@ class Target:
 
     _index: Tensor | None
 
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return self._inner.event_shape
+
+    @property
+    def rows_differ(self) -> bool:
+        """Whether the context of some row is another than that of the first: rows are then not exchangeable."""
+        return self.context is not None and len(self.context) > 0 and bool((self.context != self.context[:1]).any())
+
     # What a call begins with; the checked edge of samplers uses it.
 
     def bound(self, x: Tensor, t: Time, *, on_failure: OnFailure = "raise") -> tuple[Target, Tensor]:
-        """This target for one call that starts at ``x``, with counts of its own; and a checked copy of ``x``."""
-        x, _, context = check_arguments(self._inner, x, t, self.context)
+        """This target for one call that starts at ``x``, with counts of its own; and a checked copy of ``x``.
+
+        Rows that are not finite have failed from the start, where failures are kept.
+        """
+        x, _, context = check_arguments(self._inner, x, t, self.context, finite=False)
+        if on_failure == "raise":
+            check_finite(x, "x", "leave these rows out, or pass on_failure='keep'")
         check_generator(self.generator, x.device)
         target = copy.copy(self)
         with torch.inference_mode(False):  # tensors that autograd can use
             x = x.detach().clone()
             target.context = None if context is None else usable(context)
-        target.dtype, target.on_failure = x.dtype, on_failure
+        target.dtype, target.device, target.on_failure = x.dtype, x.device, on_failure
         target._counts, target._buffer, target._size = _Counts(), None, len(x)
+        if on_failure == "keep":
+            target.give_up(~torch.isfinite(x.flatten(1)).all(1))
         return target, x
+
+    def in_call_of(self, other: Target) -> Target:
+        """This target as a part of another one's call: counts and failures are that one's. For targets around it."""
+        target = copy.copy(self)
+        target._counts, target._size, target.on_failure = other._counts, other._size, other.on_failure
+        return target
 
     def with_generator(self, generator: torch.Generator | None) -> Target:
         """The same target with another source of randomness."""
@@ -127,7 +149,7 @@ class Target:
         # A finite sum proves finite terms in one pass; only a failure needs a second look.
         if self._counts.failed is not None or not math.isfinite(score.sum().item()):
             bad = ~torch.isfinite(score.flatten(1)).all(1)
-            return score.masked_fill(per_example(self._note(bad, times, "score"), score), math.nan)
+            return score.masked_fill(per_example(self.noted(bad, times, "score"), score), math.nan)
         return score
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
@@ -152,7 +174,7 @@ class Target:
         outside = log_p == -math.inf
         score = score.masked_fill(per_example(outside, score), 0.0)
         bad = log_p.isnan() | (log_p == math.inf) | ~torch.isfinite(score.flatten(1)).all(1)
-        failed = self._note(bad, times, "log-density or score")
+        failed = self.noted(bad, times, "log-density or score")
         return log_p.masked_fill(failed, math.nan), score.masked_fill(per_example(failed, score), math.nan)
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
@@ -199,7 +221,7 @@ class Target:
 
     def uniform(self, n: int) -> Tensor:
         """``n`` uniforms on [0, 1) in the dtype of the call."""
-        return torch.rand(n, dtype=self.dtype, device=self._inner.device, generator=self.generator)
+        return torch.rand(n, dtype=self.dtype, device=self.device, generator=self.generator)
 
     # What was spent, and what failed.
 
@@ -218,6 +240,24 @@ class Target:
         failed = self._counts.failed
         return failed if failed is None or self._index is None else failed[self._index]
 
+    def give_up(self, bad: Tensor) -> Tensor:
+        """Count some of these rows, ``(B,)`` bool, as failed; returns all of these that have."""
+        counts = self._counts
+        if counts.failed is None:
+            if not bool(bad.any()):
+                return bad
+            counts.failed = torch.zeros(self._size, dtype=torch.bool, device=bad.device)
+        if self._index is None:
+            counts.failed |= bad
+            return counts.failed
+        counts.failed[self._index] |= bad
+        return counts.failed[self._index]
+
+    def resampled(self, rows: Tensor) -> None:
+        """Say that row i of the call now is a copy of what row ``rows[i]`` was: failures go with it."""
+        if self._counts.failed is not None:
+            self._counts.failed = self._counts.failed[rows]
+
     def _entering(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """What the density is called with: times ``(B,)``, and zeros for the rows that have failed."""
         n, counts, dtype = x.shape[0], self._counts, x.dtype  # which is that of the call: at least float32
@@ -232,10 +272,10 @@ class Target:
         log_p = log_p.detach()
         if self._counts.failed is None and math.isfinite(float(log_p.sum())):
             return log_p
-        failed = self._note(log_p.isnan() | (log_p == math.inf), times, "log-density")
+        failed = self.noted(log_p.isnan() | (log_p == math.inf), times, "log-density")
         return log_p.masked_fill(failed, math.nan)
 
-    def _note(self, bad: Tensor, times: Tensor, what: str) -> Tensor:
+    def noted(self, bad: Tensor, times: Tensor, what: str) -> Tensor:
         """Refuse bad rows, or remember them; returns all of these rows that have failed."""
         if self.on_failure == "raise" and bool(bad.any()):
             rows = bad.nonzero().flatten()
@@ -247,130 +287,4 @@ class Target:
                 f"at a lower t_start, take more steps, or pass on_failure='keep', which gives up these rows only: they "
                 f"are where the model is worst"
             )
-        if self.on_failure == "raise":
-            return bad
-        if self._counts.failed is None:
-            self._counts.failed = torch.zeros(self._size, dtype=torch.bool, device=bad.device)
-        if self._index is None:
-            self._counts.failed |= bad
-            return self._counts.failed
-        self._counts.failed[self._index] |= bad
-        return self._counts.failed[self._index]
-
-
-class ComposedTarget(Target):
-    r"""The product :math:`\prod_j p_{j,t}^{w_j}`, up to a constant: experts, differences, guidance.
-
-    Score and log-density are the weighted sums of the parts'. The product of noisy densities is not the noisy product
-    (Du et al., 2023, "Reduce, reuse, recycle"): at t = 0 the two are equal, and samplers that move by the log-density
-    at each level (:class:`~ncml.sampling.MetropolisLangevin`) follow it there, while a reverse SDE does so nearly.
-
-    Args:
-        parts: Pairs of a weight and a target, of one process and event shape; the first one's lattice and
-            generator are those of the product. Negative weights take something away.
-
-    Raises:
-        ArgumentError: No parts, or parts that do not fit together.
-
-    Example:
-        >>> process = VPSDE.at_noise(0.5)
-        >>> one, other = (GaussianDensity(process, [m], 0.3) for m in (-0.2, 0.2))
-        >>> both = ComposedTarget((1.0, Target(one)), (1.0, Target(other)))
-        >>> ncml.sampling.EulerMaruyama(16)(both, torch.zeros(4, 1)).shape
-        torch.Size([4, 1])
-    """
-
-    def __init__(self, *parts: tuple[float, Target]) -> None:
-        if not parts or not all(isinstance(part, Target) for _, part in parts):
-            raise ArgumentError(f"parts: got {parts!r}; expected pairs of a weight and a Target, at least one")
-        first = parts[0][1]
-        super().__init__(first.density, process=first.process, context=first.context, generator=first.generator)
-        for _, part in parts[1:]:
-            if part.process != first.process or part._inner.event_shape != first._inner.event_shape:
-                raise ArgumentError(
-                    f"parts: got {part._inner.event_shape} under {part.process} beside {first._inner.event_shape} "
-                    f"under {first.process}; expected one event shape and process; see density.under(process)"
-                )
-        self.parts = parts
-
-    @property
-    def has_log_density(self) -> bool:  # type: ignore[override]
-        return all(part.has_log_density for _, part in self.parts)
-
-    def bound(self, x: Tensor, t: Time, *, on_failure: OnFailure = "raise") -> tuple[Target, Tensor]:
-        target, y = super().bound(x, t, on_failure=on_failure)
-        assert isinstance(target, ComposedTarget)
-        parts = [(weight, part.bound(x, t, on_failure=on_failure)[0]) for weight, part in self.parts]
-        for _, part in parts:
-            part._counts = target._counts
-        target.parts = tuple(parts)
-        return target, y
-
-    def rows(self, index: Tensor) -> Target:
-        target = super().rows(index)
-        assert isinstance(target, ComposedTarget)
-        target.parts = tuple((weight, part.rows(index)) for weight, part in self.parts)
-        return target
-
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for _, part in self.parts:
-                stack.enter_context(part.evaluating())
-            yield
-
-    def score(self, x: Tensor, t: Time) -> Tensor:
-        return _summed([weight * part.score(x, t) for weight, part in self.parts])
-
-    def log_prob(self, x: Tensor, t: Time) -> Tensor:
-        return _summed([weight * part.log_prob(x, t) for weight, part in self.parts])
-
-    def log_density(self, x: Tensor, t: Time) -> Tensor:
-        return _summed([weight * part.log_density(x, t) for weight, part in self.parts])
-
-    def log_density_and_score(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        both = [(weight, *part.log_density_and_score(x, t)) for weight, part in self.parts]
-        return _summed([w * log_p for w, log_p, _ in both]), _summed([w * score for w, _, score in both])
-
-
-def guided(
-    density: nn.Module,
-    context: Tensor,
-    weight: float,
-    *,
-    null: Tensor | None = None,
-    process: NoiseProcess | None = None,
-    generator: torch.Generator | None = None,
-) -> ComposedTarget:
-    r"""Classifier-free guidance: the target :math:`p_t(x \mid c)^{1 + w} / p_t(x)^w` (Ho and Salimans, 2022).
-
-    Args:
-        density: A density that was trained with some labels dropped (``label_dropout``).
-        context: What to condition on, one row per example.
-        weight: The w; 0 is the conditional density itself.
-        null: The context that means none; by default the label -1 for every row of integer labels.
-        process: The density's process; its own if None.
-        generator: Source of randomness.
-
-    Returns:
-        A target, to be given to a sampler in place of the density.
-
-    Raises:
-        ArgumentError: A context that is not of integer labels, without ``null``.
-    """
-    if null is None:
-        if not isinstance(context, Tensor) or context.is_floating_point():
-            raise ArgumentError(
-                "null: got None with a context that is no tensor of labels; expected the context of none"
-            )
-        null = torch.full_like(context, -1)
-    parts = ((1.0 + weight, context), (-float(weight), null))
-    targets = [(w, Target(density, process=process, context=c, generator=generator)) for w, c in parts]
-    return ComposedTarget(*targets)
-
-
-def _summed(terms: list[Tensor]) -> Tensor:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+        return bad if self.on_failure == "raise" else self.give_up(bad)

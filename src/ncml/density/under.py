@@ -88,8 +88,12 @@ class _Under(NoiseConditionalDensity):
         own = self.density.process
         assert isinstance(own, GaussianProcess)
         wide = t.double()
-        log_snr = self.process.log_snr(wide).clamp(min=float(own.log_snr(own.T)))
-        own_time = own.time_at_log_snr(log_snr)
+        log_snr = self.process.log_snr(wide)
+        own_time = own.time_at_log_snr(log_snr.detach().clamp(min=float(own.log_snr(own.T))))
+        if log_snr.requires_grad:  # the inverse is found without a graph; its derivative is 1 over that of log_snr
+            leaf = own_time.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(own.log_snr(leaf).sum(), leaf)
+            own_time = own_time + (log_snr - log_snr.detach()) / slope
         return own_time.to(t.dtype), (own.alpha(own_time) / self.process.alpha(wide)).to(x.dtype)
 
 

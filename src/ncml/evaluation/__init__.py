@@ -1,4 +1,4 @@
-"""Evaluation: likelihood, robustness, out-of-distribution detection, Fréchet distance, reports, figures."""
+"""Evaluation: likelihood, robustness, out-of-distribution detection, Fréchet distance, figures."""
 
 from ncml.evaluation.classifier import Classifier, TrainedClassifier, train_classifier
 from ncml.evaluation.fid import fid
@@ -23,7 +23,6 @@ from ncml.evaluation.robustness import (
     level_noise_table,
     robustness_curve,
 )
-from ncml.report import environment, write_report
 
 __all__ = [
     "AUROC",
@@ -39,7 +38,6 @@ __all__ = [
     "bits_per_dim",
     "crossing_time",
     "delta_log_p",
-    "environment",
     "features_of",
     "fid",
     "flow_log_prob",
@@ -55,5 +53,4 @@ __all__ = [
     "save_grid",
     "time_posterior",
     "train_classifier",
-    "write_report",
 ]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ncml.checks import Time, check_count, check_generator
 from ncml.density import NoiseConditionalDensity, check_arguments, evaluating, inner_density, usable
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
 from ncml.noise import GaussianProcess
 from ncml.progress import progress_bar
 from ncml.report import jsonable
@@ -58,6 +58,7 @@ def time_posterior(
 
     Raises:
         ArgumentError: No times, or masses that do not fit them.
+        NonFiniteError: A row has no mass at any of the times.
     """
     inner = inner_density(density)
     masses = [1.0] * len(times) if prior is None else [float(m) for m in prior]
@@ -71,7 +72,13 @@ def time_posterior(
             y, at, given = check_arguments(inner, x, float(t), context)
             columns.append(density(y, at, given, edges=False).double())
     log_prior = torch.tensor(masses, dtype=torch.float64, device=columns[0].device).log()
-    return (torch.stack(columns, 1) + log_prior).softmax(1)
+    joint = torch.stack(columns, 1) + log_prior
+    if bool((nowhere := ~(joint.amax(1) > -math.inf)).any()):
+        raise NonFiniteError(
+            f"x: got {int(nowhere.sum())} rows where the density is 0 or NaN at every time, the first at index "
+            f"{int(nowhere.nonzero()[0])}; expected rows that some noise level explains"
+        )
+    return joint.softmax(1)
 
 
 def fokker_planck_residual(
@@ -137,8 +144,8 @@ def flow_log_prob(
     .. math:: \log p_t(x) = \log p_T(x_T) + \int_t^T \nabla\cdot\left(f x - \tfrac12 g^2 s\right) d\tau
 
     A model of scores has no other likelihood; here one call of the density gives it, and the difference of the two
-    says how consistent the ladder is. Runge and Kutta's method of order 4 in :math:`\sqrt t`, four scores and
-    divergences a step.
+    says how consistent the ladder is. The Runge-Kutta method of order 4 in :math:`\sqrt t`, with four divergences a
+    step.
 
     Args:
         density: A density under a Gaussian process.
@@ -154,8 +161,8 @@ def flow_log_prob(
     inner = inner_density(density)
     process = _gaussian(inner)
     check_count(steps, "steps")
-    check_generator(generator, x.device)
     y, _, context = check_arguments(inner, x, t_start, context)
+    check_generator(generator, y.device)
     dims = y[0].numel() if len(y) else 0
 
     def flow(x: Tensor, root: float) -> tuple[Tensor, Tensor]:
@@ -242,8 +249,8 @@ def audit_ladder(
     if len(x) < 2:
         raise ArgumentError(f"x: got {len(x)} rows; expected at least 2")
     if times is None:
-        top = float(process.sigma(process.T))
-        times = [float(process.time_at(top * i / 5)) for i in range(1, 6)]
+        low, top = float(process.sigma(0.0)), float(process.sigma(process.T))
+        times = [float(process.time_at(low + (top - low) * i / 5)) for i in range(1, 6)]
     residuals, derivatives = [], []
     for t in progress_bar(list(times), progress, "Fokker-Planck"):
         noisy = process.perturb(x, t, generator=generator)

@@ -210,7 +210,7 @@ class LinearSDE(GaussianProcess):
     r"""A Gaussian process that solves :math:`dx = f(t)\,x\,dt + g(t)\,dw` from the data at :math:`t=0`.
 
     Subclasses are frozen dataclasses with a field ``T`` and implement :meth:`alpha`, :meth:`sigma`,
-    :meth:`drift_coefficient` and :meth:`diffusion`; they may override :meth:`transition` and
+    :meth:`drift_coefficient` and :meth:`diffusion`; they may override :meth:`~ncml.GaussianProcess.transition` and
     ``invert_sigma`` with closed forms that do not cancel.
     """
 

@@ -68,6 +68,9 @@ class NCMLObjective:
             raise ArgumentTypeError(
                 f"dequantize: got {type(self.dequantize).__name__}; expected the Lattice of the data, or None"
             )
+        own = self.process.lattice if isinstance(self.process, DiscreteProcess) else self.dequantize
+        if self.dequantize is not None and own != self.dequantize:
+            raise ArgumentError(f"dequantize: got {self.dequantize}; expected {own}, the lattice of {self.process}")
         if self.reduction not in ("mean", "sum", "none"):
             raise ArgumentError(f"reduction: got {self.reduction!r}; expected 'mean', 'sum' or 'none'")
 

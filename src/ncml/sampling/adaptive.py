@@ -21,7 +21,7 @@ __all__ = ["AdaptiveHeun", "AdaptiveSDE", "AdaptiveSampler"]
 
 @dataclass(frozen=True)
 class AdaptiveSampler(Sampler):
-    r"""A solver whose rows choose their steps by themselves: subclasses write :meth:`attempt`.
+    r"""A solver whose rows choose their steps by themselves: subclasses write ``attempt``.
 
     A step is taken if the root mean square over the row of its error, in units of what is tolerated, is at most 1;
     the next step, or the next try, is :math:`0.9\, h\, E^{-\text{power}}`. On the way to t = 0 the last step leads
@@ -33,7 +33,7 @@ class AdaptiveSampler(Sampler):
         max_steps: Steps tried, taken or not, after which to give up.
 
     Raises:
-        NonFiniteError: Rows that are not at the end after ``max_steps``; with ``on_failure="keep"`` as well.
+        NonFiniteError: Rows that are not at the end after ``max_steps``, unless failures are kept.
     """
 
     rtol: float = 1e-3
@@ -78,9 +78,12 @@ class AdaptiveSampler(Sampler):
         h = torch.full_like(t, self.first_step * (start - end))
         tried, taken = (torch.zeros(len(x), dtype=torch.long, device=x.device) for _ in range(2))
         memory = self.begin(x)
+
+        def under_way() -> Tensor:
+            return t > end if target.failed is None else (t > end) & ~target.failed
+
         for _ in range(self.max_steps):
-            moving = t > end if target.failed is None else (t > end) & ~target.failed
-            live = moving.nonzero().flatten()
+            live = under_way().nonzero().flatten()
             if not live.numel():
                 break
             s = torch.maximum((t - h).clamp(min=end), self.nearest(memory, t))
@@ -93,11 +96,13 @@ class AdaptiveSampler(Sampler):
             tried[live] += 1
             taken[rows] += 1
             keep(t.clone(), x)
-        else:
+        slow = under_way()
+        if bool(slow.any()) and target.on_failure == "raise":
             raise NonFiniteError(
-                f"max_steps: got {int((t > end).sum())} of {len(x)} rows that are not at t = {end:.6g} after "
-                f"{self.max_steps} steps; expected all; raise rtol, atol or max_steps"
+                f"max_steps: got {int(slow.sum())} of {len(x)} rows that are not at t = {end:.6g} after "
+                f"{self.max_steps} steps; expected all; raise rtol, atol or max_steps, or pass on_failure='keep'"
             )
+        target.give_up(slow)
         if to_zero:
             x = target.denoise(x, end)
             keep(0.0, x)

@@ -67,6 +67,8 @@ class DDIM(_Exponential):
         steps, grid, denoise_last: See :class:`~ncml.sampling.GridSampler`; the grid is even in log-SNR.
     """
 
+    steps: int = 128
+
     def step(self, target: Target, x: Tensor, t: float, s: float, state: None) -> tuple[Tensor, None]:
         ahead, (_, h) = self.ahead(target, x, t, s, None)
         return self.flow(target, x, ahead, t, s, h), None
@@ -94,7 +96,7 @@ class DPMSolverSDE(_Exponential):
     .. math:: x_s = \frac{\sigma_s}{\sigma_t} e^{-h}\, x_t + \alpha_s (1 - e^{-2h})\, D
               + \sigma_s \sqrt{1 - e^{-2h}}\, z
 
-    The same step as :class:`Ancestral`'s, in other words.
+    The same step as :class:`~ncml.sampling.Ancestral`'s, in other words.
 
     Args:
         steps, grid, denoise_last: See :class:`~ncml.sampling.GridSampler`; the grid is even in log-SNR.

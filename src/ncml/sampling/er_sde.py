@@ -109,7 +109,7 @@ class ERSDE(GridSampler):
         return y.mul_(alpha_s), past
 
     def _integrals(self, a: float, b: float) -> tuple[float, float]:
-        """c_1 and c_2, by Gauss and Legendre's rule in log sigma."""
+        """c_1 and c_2, by Gauss-Legendre quadrature in log sigma."""
         centre, half = 0.5 * (math.log(a) + math.log(b)), 0.5 * (math.log(a) - math.log(b))
         sigma = np.exp(centre + half * NODES)
         weight = half * WEIGHTS * sigma / np.array([self.scale(float(v)) for v in sigma])

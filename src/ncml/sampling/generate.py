@@ -13,7 +13,7 @@ from ncml.density.target import OnFailure
 from ncml.errors import ArgumentError, ArgumentTypeError, FailedRowsWarning, UnsupportedError
 from ncml.noise import NoiseProcess
 from ncml.sampling.euler_maruyama import EulerMaruyama
-from ncml.sampling.sampler import Sampler, one_time
+from ncml.sampling.sampler import Sampler, check_on_failure, one_time
 
 __all__ = ["generate"]
 
@@ -65,6 +65,7 @@ def generate(
             f"refine samples of your own with sampler(density, x)"
         )
     check_count(n, "n", minimum=0)
+    check_on_failure(on_failure)
     check_generator(generator, inner.device)
     t = process.T if t_start is None else one_time(t_start, "t_start", process.T)
     if t == 0.0:
@@ -82,8 +83,8 @@ def generate(
             warnings.warn(
                 f"generate: {len(refined.info['failed'])} of {n} samples failed during the refinement and are NaN",
                 FailedRowsWarning,
-                stacklevel=2,
+                stacklevel=3,  # past the decorator
             )
-    if inner.lattice is None or not (stop == 0.0 or bool(process.on_lattice(stop))):
+    if inner.lattice is None or not bool(process.on_lattice(stop)):
         return x
     return torch.where(x.isnan(), x, inner.lattice.quantize(x.nan_to_num()))

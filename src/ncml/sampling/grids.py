@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 Grid = Callable[[GaussianProcess, float, float, int], Sequence[float]]
+"""A function ``(process, start, stop, steps)`` that returns the times of a walk."""
 
 FLOOR = 1e-3
 """Noise at which the last step to t = 0 begins, relative to where the way began."""
@@ -88,6 +89,10 @@ class Given:
 
     times: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if not all(isinstance(t, (int, float)) and math.isfinite(t) for t in self.times):
+            raise ArgumentError(f"times: got {self.times!r}; expected finite numbers")
+
     def __call__(self, process: GaussianProcess, start: float, stop: float, steps: int) -> list[float]:
         inner = sorted({float(t) for t in self.times if stop < t < start}, reverse=True)
         return [start, *inner, stop]
@@ -103,7 +108,7 @@ def as_grid(grid: Grid | str) -> Grid:
         return GRIDS[grid]
     if isinstance(grid, str):
         raise ArgumentError(f"grid: got {grid!r}; expected one of {', '.join(map(repr, GRIDS))}, or a function")
-    if not callable(grid):
+    if not callable(grid) or isinstance(grid, type):
         raise ArgumentTypeError(f"grid: got {grid!r}; expected a function (process, start, stop, steps), or a name")
     return grid
 

@@ -64,7 +64,8 @@ def sample_in_parallel(
         block: Gauss-Seidel iteration: only so many positions beyond the proven ones are redrawn in a pass, so that
             what lies far ahead does not follow values that are still wrong. None for all of them, Jacobi iteration.
         tolerance: Positions count as agreeing if they differ by this many standard deviations of the noise at t, or
-            less. 0 (default) is exact; more is an approximation, for draws that are refined afterwards.
+            less. 0 (default) gives those of ``sample``, up to rounding; more is an approximation, for draws that are
+            refined afterwards.
         progress: Show a progress bar (needs tqdm).
 
     Returns:

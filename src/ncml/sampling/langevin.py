@@ -115,6 +115,8 @@ class MetropolisLangevin(_Annealed):
             x = torch.where(per_example(taken, x), y, x)
             log_p, score = torch.where(taken, log_q, log_p), torch.where(per_example(taken, x), score_y, score)
             accepted += taken
+        if target.failed is not None:
+            accepted = accepted[~target.failed]
         return x, [*rates, accepted.mean() / self.moves]
 
     def info(self, state: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from ncml.checks import check_count, check_positive
 from ncml.density import Target
-from ncml.errors import ArgumentTypeError
+from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.sampling.euler_maruyama import EulerMaruyama
 from ncml.sampling.sampler import GridSampler
 
@@ -47,8 +47,22 @@ class PredictorCorrector(GridSampler):
             raise ArgumentTypeError(
                 f"predictor: got {self.predictor!r}; expected a GridSampler, such as EulerMaruyama()"
             )
+        if self.predictor.rows_interact:
+            raise ArgumentError(
+                f"predictor: got {type(self.predictor).__name__}, whose particles have weights; expected a sampler of "
+                f"single rows"
+            )
         check_count(self.moves, "moves", minimum=0)
         check_positive(self.ratio, "ratio")
+
+    @property
+    def needs_log_density(self) -> bool:  # type: ignore[override]
+        """As the predictor."""
+        return self.predictor.needs_log_density
+
+    def check(self, target: Target, start: float, stop: float) -> None:
+        super().check(target, start, stop)
+        replace(self.predictor, steps=self.steps, grid=self.grid).check(target, start, stop)
 
     def step(self, target: Target, x: Tensor, t: float, s: float, state: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
         x, state = self.predictor.step(target, x, t, s, state)

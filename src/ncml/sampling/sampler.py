@@ -31,7 +31,7 @@ from ncml.noise import GaussianProcess, NoiseProcess
 from ncml.progress import progress_counter
 from ncml.sampling.grids import Grid, as_grid, checked_times
 
-__all__ = ["LATTICE_STOP", "GridSampler", "Keep", "Refined", "Sampler", "one_time"]
+__all__ = ["LATTICE_STOP", "GridSampler", "Keep", "Refined", "Sampler", "check_on_failure", "one_time"]
 
 LATTICE_STOP = 0.3
 """Noise, in levels, at which refinement of lattice data stops by default (the head's resolution)."""
@@ -49,8 +49,8 @@ class Refined:
         t: Where they are.
         evaluations: Rows that the density evaluated in all; divided by ``len(x)`` the cost of a sample.
         path: With ``path=True`` the start and the state after every step, as pairs of time and samples.
-        info: What the sampler has to say (acceptance, steps of each row, ...); ``"failed"``, the rows that failed and
-            are NaN, if there are any.
+        info: What the sampler has to say (acceptance, steps of each row, ...), and nothing where it had nothing to do;
+            ``"failed"``, the rows that failed and are NaN, if there are any.
     """
 
     x: Tensor
@@ -102,7 +102,7 @@ class Sampler(abc.ABC):
             keep: To be called after each step, with the time reached (or one per row) and the samples there.
 
         Returns:
-            Samples at ``stop``, and what else there is to say (see :attr:`Refined.info`).
+            Samples at ``stop``, and what else there is to say (``info`` of :class:`~ncml.Refined`).
         """
 
     def check(self, target: Target, start: float, stop: float) -> None:  # noqa: B027 -- most have nothing to add
@@ -126,7 +126,7 @@ class Sampler(abc.ABC):
         progress: bool = False,
         on_failure: OnFailure = "raise",
     ) -> Tensor:
-        """The samples of :meth:`refine`, which see."""
+        """The samples of :meth:`refine`; arguments and errors are those."""
         return self.refine(
             density,
             x,
@@ -183,8 +183,7 @@ class Sampler(abc.ABC):
         """
         target = self.bind(density, process, context, generator)
         start, stop = self.times_of_call(target, t_start, t_end)
-        if on_failure not in ("raise", "keep"):
-            raise ArgumentError(f"on_failure: got {on_failure!r}; expected 'raise' or 'keep'")
+        check_on_failure(on_failure)
         target, x = target.bound(x, start, on_failure=on_failure)
         kept: list[tuple[float | Tensor, Tensor]] = [(start, x.clone())] if path else []
         if x.shape[0] == 0 or (start == stop and not self.moves_in_place):
@@ -270,7 +269,7 @@ class Sampler(abc.ABC):
 
 @dataclass(frozen=True)
 class GridSampler(Sampler):
-    """A sampler that takes the steps of a grid: subclasses write :meth:`step`.
+    """A sampler that takes the steps of a grid: subclasses write :meth:`~ncml.GridSampler.step`.
 
     Args:
         steps: Number of steps, at least 1; for lattice densities refined with ``t_end=None`` the last step, by
@@ -303,7 +302,7 @@ class GridSampler(Sampler):
         """
 
     def info(self, state: Any) -> dict[str, Any]:  # noqa: ANN401
-        """What the last state has to say to the user (see :attr:`Refined.info`)."""
+        """What the last state has to say to the user (``info`` of :class:`~ncml.Refined`)."""
         return {}
 
     def check(self, target: Target, start: float, stop: float) -> None:
@@ -330,6 +329,12 @@ class GridSampler(Sampler):
 
 def _ends_clean(process: NoiseProcess) -> bool:
     return isinstance(process, GaussianProcess) and float(process.sigma(0.0)) == 0.0
+
+
+def check_on_failure(on_failure: str) -> None:
+    """Refuse anything but the two ways to treat rows that fail."""
+    if on_failure not in ("raise", "keep"):
+        raise ArgumentError(f"on_failure: got {on_failure!r}; expected 'raise' or 'keep'")
 
 
 def one_time(t: float | Tensor, name: str, T: float) -> float:

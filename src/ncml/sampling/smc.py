@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ncml.checks import check_probability
 from ncml.density import Target
+from ncml.errors import ArgumentError, NonFiniteError
 from ncml.sampling.grids import Grid
 from ncml.sampling.sampler import GridSampler, Keep
 
@@ -42,7 +43,8 @@ class AnnealedSMC(GridSampler):
     enough particles. This takes likelihoods, which a model of scores does not have. One evaluation per step.
 
     ``info`` has ``log_weights`` (normalised to mean 1, of the particles returned), ``log_z``, the logarithm of an
-    estimate of :math:`Z_{end}/Z_{start}` whose mean is 1 (of Z, not of its logarithm), and
+    estimate of :math:`Z_{end}/Z_{start}` whose mean is 1 (of Z, not of its logarithm; particles that fail are lost
+    to it), and
     ``effective_sample_size``, a share per step: what it says of the *model* is whether its ladder is one process. The
     weights degenerate in many dimensions: use it up to 64 or so.
 
@@ -66,24 +68,38 @@ class AnnealedSMC(GridSampler):
         super().__post_init__()
         check_probability(self.threshold, "threshold")
 
+    def check(self, target: Target, start: float, stop: float) -> None:
+        super().check(target, start, stop)
+        if target.rows_differ:
+            raise ArgumentError(
+                "context: got rows that differ; expected one context for all particles, which take each other's "
+                "places; make one call per context"
+            )
+
     def run(self, target: Target, x: Tensor, start: float, stop: float, keep: Keep) -> tuple[Tensor, dict[str, Any]]:
-        log_p, score = target.log_density_and_score(x, start)
-        state = _Particles(log_p, score, torch.zeros_like(log_p))
+        state = self._first(target, x, start)
         times = self.times(target.process, start, stop)
         for i, s in enumerate(times[1:]):
             if s == 0.0 and self.denoise_last and target.sigma(0.0) == 0.0:
                 x = target.denoise(x, times[i])
             else:
                 x, state = self.step(target, x, times[i], s, state)
+            if self.resample_last and s == stop:
+                x = self._resampled(target, x, state)
             keep(s, x)
-        if self.resample_last:
-            x = self._resampled(target, x, state)
         log_z = state.log_z + float(state.log_weights.logsumexp(0)) - math.log(len(x))
         weights = state.log_weights - state.log_weights.logsumexp(0) + math.log(len(x))
         sizes = torch.tensor(state.sizes, dtype=torch.float64)
         return x, {"log_weights": weights, "log_z": log_z, "effective_sample_size": sizes}
 
-    def step(self, target: Target, x: Tensor, t: float, s: float, state: _Particles) -> tuple[Tensor, _Particles]:
+    def _first(self, target: Target, x: Tensor, t: float) -> _Particles:
+        log_p, score = target.log_density_and_score(x, t)
+        return _Particles(log_p, score, torch.where(log_p > -math.inf, 0.0, -math.inf))
+
+    def step(
+        self, target: Target, x: Tensor, t: float, s: float, state: _Particles | None
+    ) -> tuple[Tensor, _Particles]:
+        state = self._first(target, x, t) if state is None else state
         if state.sizes and state.sizes[-1] < self.threshold:
             x = self._resampled(target, x, state)
         scale, std = target.transition(s, t)
@@ -96,6 +112,11 @@ class AnnealedSMC(GridSampler):
         backward = -0.5 * z.flatten(1).square().sum(1) + dims * math.log(scale)
         gain = log_p + forward - state.log_p - backward
         weights = (state.log_weights + gain).nan_to_num(-math.inf, -math.inf, -math.inf)
+        if not float(weights.max()) > -math.inf:
+            raise NonFiniteError(
+                f"particles: got weights of 0 for all {len(x)} at t = {s:.6g}; expected one that has mass there; take "
+                f"more particles or steps, or another start"
+            )
         share = weights.softmax(0)
         sizes = [*state.sizes, float(1.0 / (share.square().sum() * len(x)))]
         return y, _Particles(log_p, score, weights, state.log_z, sizes)
@@ -108,4 +129,5 @@ class AnnealedSMC(GridSampler):
         state.log_z += float(state.log_weights.logsumexp(0)) - math.log(n)
         state.log_p, state.score = state.log_p[rows], state.score[rows]
         state.log_weights = torch.zeros_like(state.log_weights)
+        target.resampled(rows)
         return x[rows]

@@ -23,6 +23,7 @@ import torch
 from ncml.densities.made import MADESettings
 from ncml.densities.maf import MAFSettings
 from ncml.densities.ncpn import NCPNSettings
+from ncml.densities.transformer import CausalTransformerSettings
 from ncml.density import NoiseConditionalDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import Lattice, NoiseProcess
@@ -44,7 +45,13 @@ class ModelSettings(Protocol):
         """The model, with random weights."""
 
 
-MODELS: dict[str, type[Any]] = {"ncpn": NCPNSettings, "maf": MAFSettings, "made": MADESettings}
+MODELS: dict[str, type[Any]] = {
+    "ncpn": NCPNSettings,
+    "maf": MAFSettings,
+    "made": MADESettings,
+    "causal-transformer": CausalTransformerSettings,
+}
+"""The bundled models: their names, and the dataclasses of their settings."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ class ModelConfig:
     In TOML the model's own settings stand beside the others, ``[model] name = "maf"``, ``transforms = 3``.
 
     Args:
-        name: ncpn (images), maf (a flow) or made; or package.module:function for a model of your own, called as
-            function(event_shape, process, lattice, **settings).
+        name: ncpn (images), causal-transformer (sequences), maf (a flow) or made; or package.module:function for a
+            model of your own, called as function(event_shape, process, lattice, **settings).
         classes: Condition on the class of each example.
         compile: Compile the model with torch.compile; of ncpn the block that it repeats.
         recompute: Recompute blocks in the backward pass instead of keeping their activations, if the model can.

@@ -53,7 +53,9 @@ def check_density(
     (importance sampling) up to 10. Beyond, only agreement with the density's own samples can be checked:
     build the same architecture with a small event shape to check the rest.
 
-    TIME
+    Measured on one core: 0.1 s for a Gaussian, 2 s for a MADE of 8 units in 2 dimensions, 90 s for one of the
+    default size, 30 s for a MAF of the default size in 6 dimensions. Nearly all of it goes into the integral (1 or 2
+    dimensions) and into ``samples_follow_the_density``, whose share is proportional to ``samples``.
 
     Args:
         density: The density. More is checked of a :class:`~ncml.SampleableDensity` or an

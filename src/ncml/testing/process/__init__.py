@@ -25,7 +25,7 @@ def check_noise_process(
 ) -> Report:
     """Check that a noise process keeps its contract, and that its closed forms belong together.
 
-    Takes about TIME. Statistical checks have a false-alarm probability of 1e-9 each, and a fixed seed.
+    Takes a tenth of a second at most. Statistical checks have a false-alarm probability of 1e-9 each, and a fixed seed.
 
     Args:
         process: The process. Beyond the interface of :class:`~ncml.NoiseProcess`, more is checked of a

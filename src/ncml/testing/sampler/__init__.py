@@ -30,7 +30,9 @@ def check_sampler(
     comparison allows ``tolerance`` for discretisation on top of 6.11 standard errors (false-alarm
     probability 1e-9). The contract is checked with at most 8 steps, the distribution with the sampler's own.
 
-    TIME
+    Measured on one core: below 1 s for samplers of up to 256 scores, 5 s for the defaults of
+    :class:`~ncml.sampling.MetropolisLangevin` (576 scores), 25 s for those of
+    :class:`~ncml.sampling.AnnealedLangevin` (4,096 scores).
 
     Args:
         sampler: The sampler, with as many steps as ``tolerance`` needs.

@@ -1,0 +1,404 @@
+"""Sources of data: arrays of numbers beside images, one table, and nothing that is unpickled."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import random
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from ncml import Lattice
+from ncml.cli import main
+from ncml.data import (
+    SOURCES,
+    Arrays,
+    ArraySource,
+    DataSource,
+    Images,
+    ImageSource,
+    SourceKind,
+    read_arrays,
+    source_settings,
+)
+from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
+from ncml.training import TrainConfig, load_density, read_metrics
+from ncml.training.config import from_dict
+
+X = np.random.default_rng(0).normal(size=(40, 3))
+K = np.random.default_rng(1).integers(0, 5, (40, 2, 2))
+SHORT = """
+    --optim.steps 3 --optim.batch-size 8 --optim.warmup 1 --run.threads 1 --run.accelerator cpu --run.log-every 1
+    --run.validate-images 6 --run.samples 2
+"""
+SHORT = SHORT.split()
+
+
+# The data set.
+
+
+def test_rows_of_real_numbers():
+    x = torch.from_numpy(X)
+    arrays = Arrays(x, torch.arange(40), classes=tuple(map(str, range(40))))
+    assert (len(arrays), arrays.shape, arrays.lattice) == (40, (3,), None)
+    rows = torch.tensor([7, 0, 7])
+    assert torch.equal(arrays.batch(rows), x[rows].float())
+    assert torch.equal(arrays.batch(slice(2, 4), dtype=torch.float64), x[2:4])
+    some = arrays.subset(rows)
+    assert torch.equal(some.values, x[rows])
+    assert torch.equal(some.labels, rows)
+    mixed = arrays.mixed()
+    assert sorted(mixed.labels.tolist()) == list(range(40)) != mixed.labels.tolist()
+    assert torch.equal(arrays.mixed(5).values, mixed.values[:5])
+
+
+def test_levels_of_any_shape():
+    arrays = Arrays(torch.from_numpy(K), lattice=Lattice(5))
+    assert torch.equal(arrays.batch(slice(None)), Lattice(5).to_unit(torch.from_numpy(K)))
+    assert arrays.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "lattice", "error", "words"),
+    [
+        (torch.zeros(3), None, ArgumentError, "shape"),
+        (torch.zeros(0, 3), None, ArgumentError, "shape"),
+        (torch.zeros(3, 2, dtype=torch.long), None, ArgumentTypeError, "floating"),
+        (torch.zeros(3, 2), Lattice(5), ArgumentTypeError, "integers"),
+        (torch.zeros(3, 2, dtype=torch.bool), None, ArgumentTypeError, "bool"),
+        (torch.full((3, 2), 5), Lattice(5), ArgumentError, "0 .. 4"),
+        (torch.full((3, 2), -1), Lattice(5), ArgumentError, "0 .. 4"),
+        (torch.tensor([[1.0], [2.0], [float("nan")], [float("inf")]]), None, ArgumentError, "2 of 4 rows.*row 2"),
+    ],
+)
+def test_what_is_no_data_is_refused(values, lattice, error, words):
+    with pytest.raises(error, match=f"values: .*{words}"):
+        Arrays(values, lattice=lattice)
+
+
+def test_large_finite_numbers_are_fine():
+    """Their sum is not."""
+    assert len(Arrays(torch.full((4, 2), 3e38))) == 4
+
+
+# Files.
+
+
+def test_two_splits(tmp_path):
+    y = np.arange(40) % 4
+    names = {"x_train": X[:30], "x_test": X[30:], "y_train": y[:30], "y_test": y[30:]}
+    np.savez(tmp_path / "a.npz", **names)
+    train, test = (read_arrays(tmp_path / "a.npz", train=train) for train in (True, False))
+    assert torch.equal(train.values, torch.from_numpy(X[:30]).float())
+    assert torch.equal(test.labels, torch.from_numpy(y[30:]))
+    assert train.classes == test.classes == ("0", "1", "2", "3")
+    np.savez_compressed(tmp_path / "b.npz", train=X[:30], test=X[30:])
+    assert torch.equal(read_arrays(tmp_path / "b.npz").values, train.values)
+    assert read_arrays(tmp_path / "b.npz").labels is None
+
+
+@pytest.mark.parametrize("write", [lambda p: np.save(p / "f.npy", X), lambda p: np.savez(p / "f.npz", x=X)])
+def test_one_array_is_split_once(tmp_path, write):
+    write(tmp_path)
+    (path,) = tmp_path.iterdir()
+    train, test = (read_arrays(path, train=train, test_fraction=0.25) for train in (True, False))
+    assert (len(train), len(test)) == (30, 10)
+    everything = torch.cat([train.values, test.values])
+    assert torch.equal(everything.sort(0).values, torch.from_numpy(X).float().sort(0).values)
+    assert torch.equal(read_arrays(path, train=False, test_fraction=0.25).values, test.values)
+    assert not torch.equal(test.values, torch.from_numpy(X[:10]).float())
+
+
+def test_labels_follow_their_rows(tmp_path):
+    np.savez(tmp_path / "a.npz", X=np.arange(40.0)[:, None], labels=np.arange(40))
+    for train in (True, False):
+        arrays = read_arrays(tmp_path / "a.npz", train=train)
+        assert torch.equal(arrays.values[:, 0].long(), arrays.labels)
+        assert len(arrays.classes) == 40
+
+
+def test_integers_have_a_lattice_which_both_splits_share(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=np.minimum(K, 2), x_test=K)
+    assert read_arrays(tmp_path / "a.npz").lattice == read_arrays(tmp_path / "a.npz", train=False).lattice == Lattice(5)
+    assert read_arrays(tmp_path / "a.npz", levels=9).lattice == Lattice(9)
+    assert read_arrays(tmp_path / "a.npz").values.dtype == torch.uint8
+    np.save(tmp_path / "b.npy", K.astype(np.uint16) * 1000)
+    wide = read_arrays(tmp_path / "b.npy")
+    assert wide.lattice == Lattice(4001)
+    assert int(wide.values.max()) == 4000
+    np.save(tmp_path / "c.npy", np.arange(40) % 3)  # one value a row
+    assert read_arrays(tmp_path / "c.npy").shape == (1,)
+
+
+def test_other_byte_orders_and_layouts(tmp_path):
+    for i, x in enumerate((X.astype(">f8"), np.asfortranarray(X), X.astype(np.float16))):
+        np.savez(tmp_path / f"{i}.npz", x_train=x, x_test=x)
+        expected = torch.from_numpy(np.ascontiguousarray(x.astype(np.float32)))
+        assert torch.equal(read_arrays(tmp_path / f"{i}.npz").values, expected)
+
+
+class Canary:
+    def __reduce__(self):
+        return (os.mkdir, (os.environ["NCML_CANARY"],))
+
+
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
+    canary = tmp_path / "canary"
+    monkeypatch.setenv("NCML_CANARY", str(canary))
+    objects = np.array([Canary()], dtype=object)
+    np.save(tmp_path / "a.npy", objects, allow_pickle=True)
+    np.savez(tmp_path / "b.npz", x=objects)
+    (tmp_path / "c.npy").write_bytes(pickle.dumps(Canary()))
+    for name in ("a.npy", "b.npz", "c.npy"):
+        with pytest.raises(DatasetError, match=name):
+            read_arrays(tmp_path / name)
+    assert not canary.exists()
+    pickle.loads((tmp_path / "c.npy").read_bytes())  # power: the canary does sing
+    assert canary.exists()
+
+
+NAN = X.copy()
+NAN[12, 1] = np.nan
+
+BAD = {
+    "text": ({"x": np.array([["a"], ["b"]])}, {}, "x: got dtype"),
+    "complex": ({"x": X * 1j}, {}, "x: got dtype complex"),
+    "empty": ({"x": np.zeros((0, 2))}, {}, r"x: got shape \(0, 2\)"),
+    "no data": ({"z": X, "q": X}, {}, "got the arrays q, z; expected x"),
+    "one split": ({"x_train": X}, {}, "x_train"),
+    "other columns": ({"x_train": X, "x_test": X[:, :2]}, {}, "x_test"),
+    "other types": ({"x_train": X, "x_test": X.astype(np.float32)}, {}, "x_test"),
+    "nan": ({"x_train": NAN, "x_test": X}, {}, "x_train: values: got NaN or infinity in 1 of 40 rows.*row 12"),
+    "too large": ({"x_train": X * 1e300, "x_test": X}, {}, "x_train: values: got NaN or infinity"),
+    "negative": ({"x": K - 1}, {}, "integers from -1"),
+    "all zero": ({"x": 0 * K}, {}, "integers up to 0"),
+    "codes": ({"x": K * 100_000}, {}, "integers up to 400000"),
+    "few levels": ({"x": K}, {"levels": 3}, "integers up to 4; expected at most 2"),
+    "levels of floats": ({"x": X}, {"levels": 3}, "floating numbers and levels=3"),
+    "short labels": ({"x": X, "y": np.arange(3)}, {}, "3 labels in y; expected 40"),
+    "float labels": ({"x": X, "y": np.zeros(40)}, {}, "y: got float64"),
+    "negative labels": (
+        {"x_train": X, "x_test": X, "y_train": -np.ones(40, int), "y_test": np.zeros(40, int)},
+        {},
+        "-1",
+    ),
+    "half the labels": ({"x_train": X, "x_test": X, "y_train": np.zeros(40, int)}, {}, "labels of one split"),
+    "one row": ({"x": X[:1]}, {}, "got one row"),
+}
+
+
+@pytest.mark.parametrize(("arrays", "settings", "message"), BAD.values(), ids=BAD)
+def test_bad_arrays_are_named(tmp_path, arrays, settings, message):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(DatasetError, match=message) as error:
+        read_arrays(tmp_path / "bad.npz", train="one row" not in message, **settings)
+    assert "bad.npz" in str(error.value)
+
+
+def test_damaged_files_are_named(tmp_path):
+    """Cut short anywhere, or with bytes changed: an error that names the file, or what was saved."""
+    stream = io.BytesIO()
+    np.savez(stream, x_train=X, x_test=X)
+    whole, path, draw = stream.getvalue(), tmp_path / "f.npz", random.Random(0)
+    files = [whole[:n] for n in range(0, len(whole), 97)]
+    for _ in range(300):
+        raw = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            raw[draw.randrange(len(raw))] = draw.randrange(256)
+        files.append(bytes(raw))
+    refused = 0
+    for raw in files:
+        path.write_bytes(raw)
+        try:
+            assert read_arrays(path).shape == (3,)
+        except DatasetError as error:
+            assert "f.npz" in str(error)  # noqa: PT017 -- either is right
+            refused += 1
+    assert refused > 100
+    for name, raw in {"empty.npy": b"", "text.npy": b"hello", "zip.npz": b"PK"}.items():
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(DatasetError, match=name):
+            read_arrays(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "z.npz", "w") as file:
+        file.writestr("x.npy", b"not an array")
+    with pytest.raises(DatasetError, match=r"z\.npz"):
+        read_arrays(tmp_path / "z.npz")
+    with pytest.raises(DatasetError, match="nowhere"):
+        read_arrays(tmp_path / "nowhere.npz")
+
+
+# Settings, and the table.
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"file": "a.npz", "name": "mnist"},
+        {"file": "a.npz", "limit": 0},
+        {"file": "a.npz", "levels": 1},
+        {"file": "a.npz", "test_fraction": 1.0},
+    ],
+)
+def test_bad_settings(settings):
+    with pytest.raises(ArgumentError):
+        ArraySource(**settings)
+
+
+def test_a_limit_and_another_place(tmp_path):
+    np.savez(tmp_path / "a.npz", x=X)
+    source = ArraySource(file=Path("nowhere.npz"), limit=7).moved(tmp_path / "a.npz")
+    assert len(source.load(train=True)) == 7
+    assert len(source.load(train=False)) == 4
+    assert ImageSource("folder", Path("a")).moved(Path("b")).folder == Path("b")
+
+
+def test_unknown_sources_list_the_known_ones(capsys, tmp_path):
+    with pytest.raises(ArgumentError, match="data.name: got 'audio'; expected one of " + ", ".join(SOURCES)):
+        source_settings("audio")
+    assert main(["train", "--data.name", "audio", "--out", str(tmp_path / "run")]) == 2
+    assert ", ".join(SOURCES) in capsys.readouterr().err
+    with pytest.raises(ArgumentError, match=r"data\.pool"):
+        from_dict(TrainConfig, {"data": {"name": "array", "file": "a.npz", "pool": 2}})
+
+
+def test_a_source_is_one_entry(tmp_path, monkeypatch):
+    """Settings, a reader and an entry of the table: the program knows it."""
+
+    @dataclass(frozen=True)
+    class Circles(DataSource):
+        """Points on circles.
+
+        Args:
+            name: circles.
+            radius: Of the circle.
+        """
+
+        name: str = "circles"
+        radius: float = 1.0
+
+        place: ClassVar[str] = "folder"
+
+        def load(self, *, train, progress=False):
+            return SOURCES[self.name].read(self, train, progress)
+
+    def read(source, train, progress):
+        angle = torch.linspace(0.0, 6.28, 100 if train else 20)
+        return Arrays(source.radius * torch.stack([angle.cos(), angle.sin()], 1))
+
+    monkeypatch.setitem(SOURCES, "circles", SourceKind("circles", Circles, read))
+    run = str(tmp_path)
+    arguments = ["--data.name", "circles", "--data.radius", "0.5", "--model.name", "maf", "--model.transforms", "1"]
+    assert main(["train", "--out", run, *SHORT, *arguments]) == 0
+    assert load_density(run)[1].data == Circles(radius=0.5)
+    assert main(["evaluate", run, "--ood-images", "8"]) == 0
+
+
+def test_images_are_as_before():
+    images = ImageSource("digits").load(train=True)
+    assert isinstance(images, Images)
+    assert images.lattice == Lattice(17)
+    assert images.classes == SOURCES["digits"].classes
+
+
+# Through the program.
+
+
+@pytest.mark.parametrize("model", ["maf", "made"])
+def test_a_table_of_real_numbers(tmp_path, capsys, model):
+    np.savez(tmp_path / "a.npz", x=X, y=np.arange(40) % 3)
+    run = tmp_path / "run"
+    arguments = ["--data.name", "array", "--data.file", str(tmp_path / "a.npz"), "--model.name", model]
+    arguments += ["--model.hidden", "8", "8", "--model.classes", "--run.validate-every", "3"]
+    assert main(["train", "--out", str(run), *SHORT, *arguments]) == 0
+    density, config, kind, _ = load_density(run)
+    assert (kind.shape, kind.levels, kind.classes) == ((3,), None, ("0", "1", "2"))
+    test = config.data.load(train=False)
+    some = test.mixed(6)
+    expected = float(density.log_prob(some.batch(slice(None)), 0.0, some.labels).detach().mean())
+    log = [line["validation"] for line in read_metrics(run / "metrics.jsonl") if "validation" in line]
+    assert log == [{"log_prob": pytest.approx(expected, rel=1e-5)}]
+    assert f"log p = {expected:.3f} nats per example" in capsys.readouterr().out
+    drawn = np.load(run / "samples_00000003.npy", allow_pickle=False)
+    assert drawn.shape == (2, 3)
+    assert main(["sample", str(run), "--images", "5", "--class", "1", "--steps", "3"]) == 0
+    samples = np.load(run / "samples-1" / "samples.npy", allow_pickle=False)
+    assert (samples.shape, samples.dtype) == ((5, 3), np.float32)
+    assert not list(run.rglob("*.png"))
+    settings = json.loads((run / "samples-1" / "sample.json").read_text())["settings"]
+    assert settings["noise_unit"] == "data"
+    assert settings["noise"] == pytest.approx(0.25 * kind.std, rel=1e-5)
+    assert main(["sample", str(run), "--noise", "9"]) == 2
+    assert "noise: got 9; expected 0 to" in capsys.readouterr().err
+    assert main(["evaluate", str(run)]) == 2  # outliers have no label
+    assert main(["evaluate", str(run), "--ood-images", "0"]) == 0
+    report = json.loads((run / "evaluation" / "report.json").read_text())
+    whole = density.log_prob(test.mixed().batch(slice(None)), 0.0, test.mixed().labels)
+    assert report["log_prob"]["mean"] == pytest.approx(float(whole.detach().mean()), rel=1e-5)
+    assert "bits_per_dim" not in report
+    assert "robustness" not in report
+    for wrong in (["complete", str(run)], ["evaluate", str(run), "--ood-images", "0", "--samples", "8"]):
+        assert main(wrong) == 2
+
+
+def test_a_table_of_integers(tmp_path):
+    """Exact bits of an autoregressive model with the lattice, and integers out."""
+    np.save(tmp_path / "k.npy", K)
+    run = tmp_path / "run"
+    arguments = ["--data.name", "array", "--data.file", str(tmp_path / "k.npy"), "--model.name", "made"]
+    assert main(["train", "--out", str(run), *SHORT, *arguments, "--model.hidden", "8"]) == 0
+    assert load_density(run)[0].lattice == Lattice(5)
+    assert main(["sample", str(run), "--images", "6", "--steps", "3"]) == 0
+    samples = np.load(run / "samples" / "samples.npy", allow_pickle=False)
+    assert (samples.shape, samples.dtype) == ((6, 2, 2), np.uint8)
+    assert samples.max() <= 4
+    assert main(["evaluate", str(run), "--ood-images", "4"]) == 0
+    report = json.loads((run / "evaluation" / "report.json").read_text())
+    assert report["bits_per_dim"]["0"]["bits"]["kind"] == "exact"
+    (tmp_path / "k.npy").rename(tmp_path / "moved.npy")
+    assert main(["evaluate", str(run), "--ood-images", "0"]) == 2
+    assert main(["evaluate", str(run), "--ood-images", "0", "--data.file", str(tmp_path / "moved.npy")]) == 0
+
+
+def test_images_in_an_array(tmp_path):
+    """Arrays of the shape of images are images: pictures, completions, a classifier's distances."""
+    generator = np.random.default_rng(0)
+    names = {"x_train": (24, 1, 8, 8), "x_test": (12, 1, 8, 8)}
+    arrays = {name: generator.integers(0, 16, shape) for name, shape in names.items()}
+    np.savez(tmp_path / "a.npz", **arrays, y_train=np.arange(24) % 2, y_test=np.arange(12) % 2)
+    run = tmp_path / "run"
+    arguments = ["--data.name", "array", "--data.file", str(tmp_path / "a.npz"), "--model.features", "8"]
+    arguments += ["--model.heads", "0", "--model.classes"]
+    assert main(["train", "--out", str(run), *SHORT, *arguments]) == 0
+    assert (run / "samples_00000003.png").exists()
+    assert main(["complete", str(run), "--images", "2", "--draws", "1", "--steps", "2"]) == 0
+    few = ["--samples", "4", "--steps", "1", "--classifier-steps", "2", "--curve-images", "0", "--ood-images", "4"]
+    assert main(["evaluate", str(run), *few]) == 0
+    report = json.loads((run / "evaluation" / "report.json").read_text())
+    assert set(report["frechet"]["distances"]) == {"test images", "direct", "two-part"}
+
+
+def test_ncpn_on_a_table_is_refused_before_training(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", X)
+    arguments = ["--data.name", "array", "--data.file", str(tmp_path / "x.npy"), "--out", str(tmp_path / "run")]
+    assert main(["train", *SHORT, *arguments]) == 2
+    assert "model.name: got 'ncpn' and data without a lattice" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_without_a_file(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--data.name", "array", "--help"])
+    assert stop.value.code == 0
+    assert "--data.file" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--data.name", "array"])
+    assert "--data.file" in capsys.readouterr().err
