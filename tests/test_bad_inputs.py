@@ -175,7 +175,7 @@ BAD_X: dict[str, tuple[type[Exception], str, Callable[[World], object]]] = {
     ),
     "nan": (
         ArgumentError,
-        r"x: got 2 non-finite values, the first at \(1, 2\); clean the data",
+        r"x: got 2 non-finite values, the first at \(1, 2\); ",
         lambda w: _with(w.x, NAN, (1, 2), (3, 0)),
     ),
     "inf": (

@@ -191,6 +191,11 @@ class SamplerCase:
     def generator(self, stream: int = 0) -> torch.Generator:
         return generator_on(torch.device("cpu"), self.seed + stream)
 
+    def contexts(self) -> Tensor:
+        """A context for a few rows, another one for each unless they interact."""
+        context = torch.linspace(-1.0, 1.0, FEW, dtype=torch.float64)[:, None]
+        return context[:1].expand_as(context) if self.sampler.rows_interact else context
+
     def start(self, rows: int = FEW, t: float | None = None) -> Tensor:
         """Exact samples at ``t`` (default T), float64."""
         density = self.density()

@@ -118,7 +118,7 @@ def density_runs_in_eval_mode(case: SamplerCase) -> None:
 
 def context_reaches_the_density(case: SamplerCase) -> None:
     density = case.density()
-    context = torch.linspace(-1.0, 1.0, FEW, dtype=torch.float64)[:, None]
+    context = case.contexts()
     case.brief(density, case.start(), context=context, generator=case.generator())
     # A call may be of some of the rows.
     arrived = [c.context is not None and bool(torch.isin(c.context, context).all()) for c in density.calls]

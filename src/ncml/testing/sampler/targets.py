@@ -11,7 +11,7 @@ from ncml.checks import Time
 from ncml.density import Target
 from ncml.noise import Lattice, NoiseProcess
 from ncml.sampling.sampler import LATTICE_STOP
-from ncml.testing.cases import FEW, SamplerCase
+from ncml.testing.cases import SamplerCase
 from ncml.testing.expectations import expect, expect_close, expect_refused, expect_same_bits, require
 from ncml.testing.reference import KnownGaussian, OrnsteinUhlenbeck
 
@@ -75,7 +75,7 @@ def unfit_processes_are_refused(case: SamplerCase) -> None:
 
 def targets_take_the_place_of_densities(case: SamplerCase) -> None:
     x = case.start()
-    context = torch.linspace(-1.0, 1.0, FEW, dtype=torch.float64)[:, None]
+    context = case.contexts()
     expect_same_bits(
         case.brief(Target(case.density(), context=context), x, generator=case.generator()),
         case.brief(case.density(), x, context=context, generator=case.generator()),
