@@ -610,3 +610,15 @@ def test_bad_ways_to_fail_are_refused_before_anything_is_drawn():
         with pytest.raises(ArgumentError, match="on_failure: got 'bogus'"):
             generate(gaussian(VP), 3, t_start=t_start, generator=generator, on_failure="bogus")
     assert torch.equal(generator.get_state(), seeded(0).get_state())
+
+
+def test_a_step_that_returns_no_pair_is_told_so_and_results_print_briefly():
+    class NoState(EulerMaruyama):
+        def step(self, target, x, t, s, state):
+            return x
+
+    with pytest.raises(ArgumentTypeError, match=r"NoState.step: got a Tensor"):
+        NoState()(gaussian(VP), torch.zeros(2, 1))
+    refined = AdaptiveHeun().refine(gaussian(VP), torch.zeros(2, 1), path=True)
+    assert "(2, 1) at t = 0" in repr(refined)
+    assert "info: steps, accepted" in repr(refined)

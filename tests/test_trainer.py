@@ -510,6 +510,7 @@ class Tied(NoiseConditionalDensity):
         return -(self.b(self.a(x.flatten(1))) - 1.0).square().sum(1)
 
 
+@pytest.mark.filterwarnings("ignore::ncml.errors.LatticeDataWarning")
 def test_tied_parameters_are_resumed_exactly(tmp_path):
     base = trainer(tmp_path / "x")
 
@@ -527,6 +528,7 @@ def test_tied_parameters_are_resumed_exactly(tmp_path):
     assert same_state(open_checkpoint(tmp_path / "whole").training(), open_checkpoint(tmp_path / "part").training())
 
 
+@pytest.mark.filterwarnings("ignore::ncml.errors.LatticeDataWarning")
 def test_nothing_to_train(tmp_path):
     t = trainer(tmp_path)
     density = GaussianDensity(t.density.process, torch.zeros(1, 8, 8), 0.5)

@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Sequence
 
+from ncml import __version__
 from ncml.errors import NCMLError
 
 __all__ = ["main"]
@@ -20,11 +21,16 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     from ncml.cli.commands import run_command
 
+    arguments = list(sys.argv[1:] if args is None else args)
+    if arguments == ["--version"]:
+        print(f"ncml {__version__}")
+        return 0
+
     for stream in (sys.stdout, sys.stderr):  # an e with an accent is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return run_command(list(sys.argv[1:] if args is None else args))
+        return run_command(arguments)
     except (NCMLError, OSError) as error:
         print(f"ncml: {error}", file=sys.stderr)
         return 2

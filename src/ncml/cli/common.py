@@ -105,7 +105,10 @@ def need_sampling(density: NoiseConditionalDensity, what: str) -> SampleableDens
         UnsupportedError: It cannot.
     """
     if not isinstance(density, SampleableDensity):
-        raise UnsupportedError(f"{what}: got a {type(density).__name__}, which cannot sample; expected one that can")
+        raise UnsupportedError(
+            f"{what}: got a {type(density).__name__}, which cannot sample; expected an "
+            f"ncml.SampleableDensity, which has a method sample"
+        )
     return density
 
 

@@ -96,9 +96,10 @@ def _check_capabilities(run: OpenRun, settings: EvaluateSettings, ood: Path | No
         UnsupportedError: The model lacks a capability.
     """
     if settings.ood_images and run.config.model.classes and not getattr(run.density, "label_dropout", 0.0):
+        remedy = "train with model.label_dropout > 0, or " if hasattr(run.density, "label_dropout") else ""
         raise ArgumentError(
-            "ood_images: got some, and a model that never saw an example without its label; expected one trained with "
-            "model.label_dropout > 0, since outliers have no label; or --ood-images 0"
+            f"ood_images: got {settings.ood_images}, and a model that never saw an example without its label; expected "
+            f"0, since outliers have no label; {remedy}use --ood-images 0"
         )
     if ood is not None and not run.kind.is_image:
         raise UnsupportedError(f"ood: got {ood}, and data of shape {run.kind.shape}; expected none: it is for images")

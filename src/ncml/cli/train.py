@@ -28,11 +28,11 @@ from ncml.training import (
     open_checkpoint,
 )
 from ncml.training.build import describe, parameter_count
-from ncml.training.checkpoint import find_checkpoint
+from ncml.training.checkpoint import Checkpoint, find_checkpoint
 from ncml.training.config import to_dict
-from ncml.training.noise import describe_noise
+from ncml.training.noise import check_times, describe_noise
 
-__all__ = ["SETTINGS", "check_resumed", "train"]
+__all__ = ["SETTINGS", "check_data", "check_resumed", "train"]
 
 SETTINGS = "config.json"
 FREE = {
@@ -60,6 +60,7 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
     kind = DataKind.of(examples)
     density = build_density(settings, kind)
     objective = build_objective(settings.noise, density, kind)
+    check_times(objective, settings.noise)
 
     latest: dict[str, float] = {}
 
@@ -93,7 +94,9 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
         use_labels=settings.model.classes,
     )
     if resume and _has_checkpoint(out):
-        trainer.load(open_checkpoint(out))
+        checkpoint = open_checkpoint(out)
+        check_data(checkpoint, kind, len(examples))
+        trainer.load(checkpoint)
     if first:  # from here on the folder holds a run
         out.mkdir(parents=True, exist_ok=True)
         write_report(out / SETTINGS, to_dict(settings))
@@ -123,6 +126,27 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
         said = _likelihood_in_words(latest, density, kind)
         print(f"Trained {trainer.step} steps in {trainer.seconds:.0f} s in all; everything is in {out}.{said}")
     return 0
+
+
+def check_data(checkpoint: Checkpoint, kind: DataKind, n: int) -> None:
+    """Refuse to go on with other data than the run began with: a moved file is fine, another one is another run.
+
+    Raises:
+        ArgumentError: Another shape, lattice, classes or number of examples.
+    """
+    stored = dict(checkpoint.info.get("data") or {})
+    own = {**to_dict(kind), "training_examples": n}
+    stored["training_examples"] = checkpoint.info.get("training_examples", n)
+    differences = [
+        f"{name} is {own[name]}, not {stored[name]}"
+        for name in ("shape", "levels", "classes", "training_examples")
+        if name in stored and own[name] != stored[name]
+    ]
+    if differences:
+        raise ArgumentError(
+            f"data: got other data than the run began with: {'; '.join(differences)}; expected the same; look at "
+            f"data.folder and data.file, or start another run"
+        )
 
 
 def check_resumed(before: TrainConfig, after: TrainConfig) -> None:
@@ -206,9 +230,13 @@ def _announce(
     if objective.dequantize is not None:
         print("It has no lattice: levels are dequantised, and likelihoods are bounds (<=).")
     if settings.run.sample_every and not isinstance(density, SampleableDensity):
-        print(f"A {type(density).__name__} cannot sample: no samples are drawn meanwhile.")
+        print(f"A {type(density).__name__} is no SampleableDensity: no samples are drawn meanwhile.")
     if kind.classes and not settings.model.classes:
         print(f"Their {len(kind.classes)} classes are not used; --model.classes conditions on them.")
+    if optim.warmup >= optim.steps:
+        print(f"The learning rate is still rising at the end: optim.warmup is {optim.warmup} steps.")
+    if step >= optim.steps:
+        print(f"Step {step} of {optim.steps} is done already: there is nothing left to train.")
     verb = f"Going on after step {step}, up to" if step else "Training:"
     print(f"{verb} {optim.steps} steps of {optim.batch_size} {what} into {out}.", flush=True)
 

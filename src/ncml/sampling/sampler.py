@@ -40,7 +40,7 @@ Keep = Callable[[float | Tensor, Tensor], None]
 """What ``run`` calls after each step, with the time (or one per row) and the samples there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Refined:
     """What a refinement gives back.
 
@@ -58,6 +58,11 @@ class Refined:
     evaluations: int = 0
     path: tuple[tuple[float | Tensor, Tensor], ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        path = f", path of {len(self.path)}" if self.path else ""
+        said = f", info: {', '.join(self.info)}" if self.info else ""
+        return f"Refined(x {tuple(self.x.shape)} at t = {self.t:.6g}, {self.evaluations:,} evaluations{path}{said})"
 
 
 class Sampler(abc.ABC):
@@ -322,7 +327,12 @@ class GridSampler(Sampler):
             if s == 0.0 and tweedie_last:
                 x = target.denoise(x, t)
             else:
-                x, state = self.step(target, x, t, s, state)
+                result = self.step(target, x, t, s, state)
+                if not isinstance(result, tuple) or len(result) != 2:  # of one's own: the slip of old habits
+                    raise ArgumentTypeError(
+                        f"{type(self).__name__}.step: got a {type(result).__name__}; expected a pair, return x, state"
+                    )
+                x, state = result
             keep(s, x)
         return x, self.info(state)
 

@@ -8,6 +8,7 @@ keyword parameters are its settings.
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import functools
 import importlib
@@ -87,6 +88,12 @@ class ModelConfig:
             )
         if self.more and not takes_more(self.name):
             raise ArgumentError(f"model.{next(iter(self.more))}: got a setting that {self.name!r} does not have")
+        taken = {*OWN, *(f.name for f in dataclasses.fields(kind)), *_first_three(self.name)}
+        if clash := sorted(taken & set(self.more)):
+            raise ArgumentError(
+                f"model.set: got {clash[0]!r}, which has an option of its own or belongs to the program; expected a "
+                f"further setting of {self.name!r}; use --model.{clash[0]} if there is one"
+            )
 
     @classmethod
     def read(cls, data: Mapping[str, Any], where: str) -> ModelConfig:
@@ -136,6 +143,11 @@ def model_settings(name: str) -> type[Any]:
     if name in MODELS:
         return MODELS[name]
     return _settings_of(_imported(name), name)
+
+
+def _first_three(name: str) -> list[str]:
+    """What a function calls the event shape, the process and the lattice."""
+    return [] if name in MODELS else list(inspect.signature(_imported(name)).parameters)[:3]
 
 
 def takes_more(name: str) -> bool:
@@ -209,7 +221,13 @@ def _call(
                 f"classes, their number; or leave --model.classes out"
             )
         given["classes"] = classes
-    density = function(shape, process, lattice, **given, **config.more)
+    try:
+        density = function(shape, process, lattice, **given, **config.more)
+    except TypeError as error:  # a setting of another name or type, most often
+        raise ArgumentError(
+            f"model.name: got an error from {config.name!r} with the settings {given | dict(config.more)} ({error}); "
+            f"expected settings that it takes"
+        ) from error
     if not isinstance(density, NoiseConditionalDensity):
         raise ArgumentTypeError(
             f"model.name: got {config.name!r}, which returned {type(density).__name__}; expected a "
@@ -271,18 +289,20 @@ def _settings_of(function: Callable[..., Any], name: str) -> type[Any]:
             f"model.name: got {name!r} with the parameters ({', '.join(p.name for p in parameters)}); expected a "
             f"function of (event_shape, process, lattice, **settings)"
         )
-    source = function.__init__ if inspect.isclass(function) else function
     try:
-        hints = get_type_hints(source)
+        hints = get_type_hints(_annotated(function))
     except NameError as error:
-        raise ArgumentTypeError(f"model.name: got {name!r} with a type that is not known ({error})") from error
+        raise ArgumentTypeError(
+            f"model.name: got {name!r} with a type that is not known ({error}); expected types that can be looked up; "
+            f"import them outside of TYPE_CHECKING"
+        ) from error
     fields: list[Any] = []
     for p in parameters:
         if p in positional[:3] or p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) or p.name == "classes":
             continue
         if p.name in OWN or p.name == "set":
             raise ArgumentError(f"model.name: got {name!r} with a setting {p.name!r}, which every model has; rename it")
-        hint = hints.get(p.name, type(p.default) if p.default not in (p.empty, None) else Any)
+        hint = _as_plain(hints.get(p.name), p.default)
         if not _is_plain(hint):
             if p.default is p.empty:
                 raise ArgumentTypeError(
@@ -292,9 +312,32 @@ def _settings_of(function: Callable[..., Any], name: str) -> type[Any]:
             continue  # not for a file or a command line: its default stays
         default = tuple(p.default) if isinstance(p.default, list) else p.default
         fields.append((p.name, hint) if p.default is p.empty else (p.name, hint, field(default=default)))
-    kind = dataclasses.make_dataclass(f"{function.__name__}_settings", fields, frozen=True, kw_only=True)
+    called = getattr(function, "__name__", type(function).__name__)
+    kind = dataclasses.make_dataclass(f"{called}_settings", fields, frozen=True, kw_only=True)
     kind.__doc__ = inspect.getdoc(function)
     return kind
+
+
+def _annotated(function: Callable[..., Any]) -> Any:  # noqa: ANN401 -- what has the annotations
+    """Where the types of the parameters of a function, class, partial or callable object are written."""
+    if isinstance(function, functools.partial):
+        return _annotated(function.func)
+    if inspect.isclass(function):
+        return function.__init__
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
+def _as_plain(hint: Any, default: Any) -> Any:  # noqa: ANN401 -- a type
+    """The type of a setting as a file has it: lists and sequences are tuples, int or float is float."""
+    if hint is None or hint in (tuple, list):
+        if isinstance(default, (tuple, list)) and default:
+            return tuple[type(default[0]), ...]  # type: ignore[misc]
+        return Any if default in (inspect.Parameter.empty, None) else type(default)
+    if get_origin(hint) in (list, collections.abc.Sequence):
+        return tuple[get_args(hint)[0], ...]  # type: ignore[misc]
+    if get_origin(hint) in (Union, types.UnionType) and set(get_args(hint)) == {int, float}:
+        return float
+    return hint
 
 
 def _is_plain(hint: Any) -> bool:  # noqa: ANN401 -- a type

@@ -16,6 +16,7 @@ from ncml.objective import (
     ImportanceTimes,
     LadderTimes,
     LogUniformTimes,
+    NCMLObjective,
     TimeSampler,
     UniformTimes,
     WeightedTimes,
@@ -25,6 +26,7 @@ __all__ = [
     "NoiseConfig",
     "build_process",
     "build_times",
+    "check_times",
     "default_noise",
     "describe_noise",
     "last_trained_time",
@@ -123,6 +125,8 @@ class NoiseConfig:
             raise ArgumentError(
                 f"noise.lambdas: got {len(self.lambdas)}; expected {len(self.ladder)}, one for each time of the ladder"
             )
+        if self.times == "zero" and self.weight == "t":
+            raise ArgumentError("noise.weight: got 't' with times='zero', whose weight is 0; expected 'one'")
         if self.times == "importance" and not self.bins:
             raise ArgumentError("noise.bins: got none with times='importance'; expected at least one")
         if self.process in ("linear-ve", "level-noise") and self.preset is not None:
@@ -227,6 +231,15 @@ def build_times(noise: NoiseConfig) -> TimeSampler:
     except ArgumentError as error:
         raise ArgumentError(f"noise.{error}") from error
     return times if noise.weight == "one" else WeightedTimes(times, torch.clone)
+
+
+def check_times(objective: NCMLObjective, noise: NoiseConfig) -> None:
+    """Refuse times that the process does not have, by the name of their setting, before a run begins."""
+    setting = {"uniform": "t_min", "log-uniform": "std_min", "ladder": "ladder"}.get(noise.times, "times")
+    try:
+        objective.draw_times(1, generator=torch.Generator().manual_seed(0))
+    except ArgumentError as error:
+        raise ArgumentError(f"noise.{setting}: {error}") from error
 
 
 def last_trained_time(noise: NoiseConfig, process: NoiseProcess) -> float:

@@ -128,11 +128,11 @@ class Trainer:
             )
         if use_labels and examples.labels is None:
             raise ArgumentError("use_labels: got True and examples without labels; expected one label per example")
-        if getattr(examples, "lattice", None) is None:  # integers are finite, and have their lattice
+        if getattr(examples, "lattice", None) is None:  # integers are finite
             check_rows(lambda rows: examples.batch(torch.arange(rows.start, rows.stop)), len(examples), "examples")
-            if fabric.is_global_zero:
-                some = torch.arange(0, len(examples), -(-len(examples) // LOOKED_AT))
-                warn_of_lattice_data(density, objective, examples.batch(some), stacklevel=2)
+        if fabric.is_global_zero:
+            some = torch.arange(0, len(examples), -(-len(examples) // LOOKED_AT))
+            warn_of_lattice_data(density, objective, examples.batch(some), stacklevel=2)
         self.fabric, self.density, self.examples = fabric, density, examples
         self.objective = replace(objective, reduction="none")
         self.folder, self.optim, self.run_config = folder, optim, run
@@ -171,6 +171,8 @@ class Trainer:
                 f"folder: got {self.folder}, which has {later[-1]}, later than step {self.step}; expected to go on "
                 f"from there (load it), or another folder"
             )
+        if self.fabric.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
         log = MetricsLog(self.folder / "metrics.jsonl", self.step) if self.fabric.is_global_zero else None
         bar = self._bar(progress)
         with StopSignals() as signals, torch.random.fork_rng(self._cuda_devices()):

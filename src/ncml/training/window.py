@@ -33,25 +33,28 @@ class Window:
         self._start()
 
     def _start(self) -> None:
-        # Loss, its examples; negative log-likelihood at t = 0, its examples; in float64, on the device.
-        self.sums: Tensor = torch.zeros(4, dtype=torch.float64)
+        # Loss, its examples; negative log-likelihood at t = 0, its examples; the same at every t, without weights; in
+        # float64, on the device.
+        self.sums: Tensor = torch.zeros(6, dtype=torch.float64)
 
     @torch.no_grad()
     def add(self, terms: Tensor, t: Tensor, weight: Tensor) -> None:
         """Take in the weighted terms of the loss."""
         terms = terms.detach().double()
-        zero = ((t == 0) & (weight > 0)).double()
-        nll = torch.where(zero > 0, terms / weight.double().clamp(min=1e-300), 0.0)
+        seen = (weight > 0).double()  # what has no weight does not show in the terms
+        zero = seen * (t == 0)
+        nll = torch.where(seen > 0, terms / weight.double().clamp(min=1e-300), 0.0)
         count = torch.full_like(terms, 1.0)
-        new = torch.stack([terms.sum(), count.sum(), (zero * nll).sum(), zero.sum()])
+        new = torch.stack([terms.sum(), count.sum(), (zero * nll).sum(), zero.sum(), nll.sum(), seen.sum()])
         self.sums = self.sums.to(new.device) + new
 
     def close(self, fabric: Fabric) -> dict[str, float]:
         """Means over all processes, and a new start."""
-        loss, n, zero, n_zero = reduced(fabric, self.sums, "sum").tolist()
+        loss, n, zero, n_zero, nll, n_seen = reduced(fabric, self.sums, "sum").tolist()
         line = {"loss": loss / max(n, 1.0), "gradient_norm": self.norm}
         if self.lattice is not None:
-            line["bits_per_dim"] = self._bits(loss, n)
+            if n_seen:
+                line["bits_per_dim"] = self._bits(nll, n_seen)
             if n_zero:
                 line["bits_per_dim_zero"] = self._bits(zero, n_zero)
         self._start()
@@ -75,4 +78,6 @@ class Window:
 
     def restore(self, state: list[float]) -> None:
         """Go on from :meth:`state`."""
+        loss, n, *_ = state
+        state = state if len(state) == 6 else [*state, loss, n]  # version 0.1 had four, and no weights
         self.sums = torch.tensor(state, dtype=torch.float64)
