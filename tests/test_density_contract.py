@@ -523,3 +523,9 @@ def test_half_precision_densities_are_refused_by_name():
     made = MADE((3,), VPSDE(T=0.05), hidden=(8,)).to(torch.bfloat16)
     with pytest.raises(ArgumentTypeError, match=r"^density: got"):
         made.log_prob(torch.zeros(2, 3, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("lattice", [256, "8 bit"])
+def test_a_lattice_that_is_none_is_refused_when_the_density_is_built(lattice):
+    with pytest.raises(ArgumentTypeError, match="lattice: got"):
+        MADE((3,), VPSDE.at_noise(0.1), lattice=lattice)

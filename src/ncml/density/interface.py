@@ -87,6 +87,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             raise ArgumentTypeError(
                 f"process: got {type(process).__name__}; expected a NoiseProcess, such as VPSDE.at_noise(0.1)"
             )
+        if lattice is not None and not isinstance(lattice, Lattice):
+            raise ArgumentTypeError(f"lattice: got {lattice!r}; expected a Lattice, such as Lattice(256), or None")
         if lattice is not None and process is None:
             raise ArgumentTypeError(
                 "process: got None with a lattice; expected a NoiseProcess, which knows when data are on it"
