@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from browser import DESKTOP, PHONE, SITE, chromium, served
+
 from checks import load, view
 
 PAGES = ["index", "learn/images", "gallery/index", "gallery/plot_1_two_moons", "reference/index", "reference/noise"]

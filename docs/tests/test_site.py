@@ -6,11 +6,11 @@ import doctest
 import re
 from pathlib import Path
 
-import checks
 import pytest
 from browser import DESKTOP, PHONE, SITE
 from playwright.sync_api import expect
 
+import checks
 import ncml
 from tests.test_docs import public_modules
 
