@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -257,19 +256,13 @@ def test_any_wrapper_is_what_is_called(name, depth):
     assert all(p.grad is None for p in density.parameters())
 
 
-@contextmanager
-def unchanged(module: nn.Module):
-    flags = [m.training for m in module.modules()]
-    yield
-    assert [m.training for m in module.modules()] == flags
-
-
 @pytest.mark.parametrize("name", [name for name in CALLS if name not in ("call", "objective")])
 def test_wrappers_get_their_own_training_flags_back(name):
     wrapper = Wrapper(network())
     wrapper.module.net.eval()
-    with unchanged(wrapper):
-        CALLS[name](wrapper, points())
+    flags = [m.training for m in wrapper.modules()]
+    CALLS[name](wrapper, points())
+    assert [m.training for m in wrapper.modules()] == flags
 
 
 # Two processes.

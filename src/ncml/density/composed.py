@@ -106,10 +106,7 @@ class ComposedTarget(Target):
 
     def _checked(self, log_p: Tensor, t: Time) -> Tensor:
         """Taking away a density that is 0 leaves infinity, which is a failure."""
-        if math.isfinite(float(log_p.sum())):
-            return log_p
-        times = t if isinstance(t, Tensor) else torch.full_like(log_p, t)
-        return log_p.masked_fill(self.noted(log_p.isnan() | (log_p == math.inf), times, "log-density"), math.nan)
+        return self.noted_log_density(log_p, t if isinstance(t, Tensor) else torch.full_like(log_p, t))
 
 
 def guided(

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from ncml.density.interface import NoiseConditionalDensity, gradient
 from ncml.errors import ArgumentError, ArgumentTypeError
-from ncml.noise import GaussianProcess, NoiseProcess
+from ncml.noise import NoiseProcess
+from ncml.noise.gaussian import clean_at_zero
 
 __all__ = ["check_process", "inner_density", "process_of", "score_of", "unwrapped"]
 
@@ -52,10 +53,7 @@ def check_process(density: nn.Module, process: NoiseProcess) -> None:
     if own is None or own == process:
         return
     remedy = ""
-    pair = (own, process)
-    if all(isinstance(p, GaussianProcess) and float(p.sigma(0.0)) == 0.0 for p in pair):
-        assert isinstance(own, GaussianProcess)
-        assert isinstance(process, GaussianProcess)
+    if clean_at_zero(own) and clean_at_zero(process):
         if float(process.log_snr(process.T)) >= float(own.log_snr(own.T)):
             remedy = "; density.under(process) is the same density, read under the other process"
         else:

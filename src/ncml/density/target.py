@@ -156,13 +156,13 @@ class Target:
         """The likelihood ``(B,)`` in nats, with the lattice's edges where the process keeps data on it."""
         y, times = self._entering(x, t)
         log_p: Tensor = self.density(y, times, self.context)
-        return self._noted(log_p, times)
+        return self.noted_log_density(log_p, times)
 
     def log_density(self, x: Tensor, t: Time) -> Tensor:
         """The log-density ``(B,)`` in nats, without lattice edges."""
         y, times = self._entering(x, t)
         log_p: Tensor = self.density(y, times, self.context, edges=False)
-        return self._noted(log_p, times)
+        return self.noted_log_density(log_p, times)
 
     def log_density_and_score(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """Both from one call of the density; where the density is zero, the score given is 0."""
@@ -268,7 +268,8 @@ class Target:
         failed = counts.failed if self._index is None else counts.failed[self._index]
         return x.masked_fill(per_example(failed, x), 0.0), times
 
-    def _noted(self, log_p: Tensor, times: Tensor) -> Tensor:
+    def noted_log_density(self, log_p: Tensor, times: Tensor) -> Tensor:
+        """``log_p``, where -infinity is a value; NaN and infinity are refused, or remembered and NaN."""
         log_p = log_p.detach()
         if self._counts.failed is None and math.isfinite(float(log_p.sum())):
             return log_p

@@ -103,9 +103,14 @@ class _SampleableUnder(_Under, SampleableDensity):
     def sample(
         self, n: int, t: Time = 0.0, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
+        return self._drawn(n, t, context, generator)
+
+    def _drawn(
+        self, n: int, t: Time, context: Tensor | None, generator: torch.Generator | None, **more: Tensor | None
+    ) -> Tensor:
         t, context = check_draw(self, n, t, context, generator)
         own_time, ratio = self._translated(t, torch.empty((), dtype=self.dtype))
-        x = self.density.sample(n, own_time, context, generator=generator)
+        x = self.density.sample(n, own_time, context, generator=generator, **more)
         return x / per_example(ratio, x)
 
 
@@ -134,7 +139,4 @@ class _AutoregressiveUnder(_SampleableUnder, AutoregressiveDensity):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        t, context = check_draw(self, n, t, context, generator)
-        own_time, ratio = self._translated(t, torch.empty((), dtype=self.dtype))
-        x = self.density.sample(n, own_time, context, generator=generator, noise=noise)
-        return x / per_example(ratio, x)
+        return self._drawn(n, t, context, generator, noise=noise)

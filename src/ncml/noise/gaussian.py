@@ -6,6 +6,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ncml.checks import Time, check_finite, check_floating, check_positive, chec
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise.process import NoiseProcess, as_time
 
-__all__ = ["GaussianProcess", "LinearSDE"]
+__all__ = ["GaussianProcess", "LinearSDE", "clean_at_zero"]
 
 
 class GaussianProcess(NoiseProcess):
@@ -196,6 +197,11 @@ class GaussianProcess(NoiseProcess):
         alpha, sigma, clean = (per_example(v, x) for v in (self.alpha(t), self.sigma(t), self.on_lattice(t)))
         # The selection keeps t = 0 bit for bit: -0.0 + 0.0 would lose its sign.
         return torch.where(clean, x, (alpha * x + sigma * z).to(x.dtype))
+
+
+def clean_at_zero(process: NoiseProcess) -> TypeGuard[GaussianProcess]:
+    """Whether the process is Gaussian and starts at the data, without noise."""
+    return isinstance(process, GaussianProcess) and float(process.sigma(0.0)) == 0.0
 
 
 def _slope(values: Tensor, t: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def generate(
         x = inner.sample(n, 0.0, context, generator=generator)
     else:  # refused before anything is drawn, if at all
         target = sampler.bind(density, process, context, generator)
-        stop = sampler.times_of_call(target, t, t_end)[1]
+        *_, stop = sampler.times_of_call(target, t, t_end)
         x = inner.sample(n, t, context, generator=generator)
         refined = sampler.refine(target, x, t, t_end, generator=generator, progress=progress, on_failure=on_failure)
         x = refined.x

@@ -14,7 +14,15 @@ from ncml.density import Target
 from ncml.sampling.grids import Grid
 from ncml.sampling.sampler import GridSampler
 
-__all__ = ["AnnealedLangevin", "MetropolisLangevin"]
+__all__ = ["AnnealedLangevin", "MetropolisLangevin", "langevin_moves"]
+
+
+def langevin_moves(target: Target, x: Tensor, s: float, epsilon: float, moves: int) -> Tensor:
+    r"""Moves :math:`x \leftarrow x + \epsilon\, \nabla\log p_s(x) + \sqrt{2\epsilon}\, z`, which write to ``x``."""
+    for _ in range(moves if epsilon > 0.0 else 0):  # without noise there is no level to move at
+        score = target.score(x, s)
+        x = x.add_(score, alpha=epsilon).add_(target.normal(x), alpha=math.sqrt(2.0 * epsilon))
+    return x
 
 
 @dataclass(frozen=True)
@@ -64,12 +72,7 @@ class AnnealedLangevin(_Annealed):
 
     def step(self, target: Target, x: Tensor, t: float, s: float, state: None) -> tuple[Tensor, None]:
         x, epsilon = self.carried(target, x, t, s)
-        if epsilon == 0.0:  # there is no noise level to move at
-            return x, None
-        for _ in range(self.moves):
-            score = target.score(x, s)
-            x = x.add_(score, alpha=epsilon).add_(target.normal(x), alpha=math.sqrt(2.0 * epsilon))
-        return x, None
+        return langevin_moves(target, x, s, epsilon, self.moves), None
 
 
 @dataclass(frozen=True)

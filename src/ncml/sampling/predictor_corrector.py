@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from ncml.checks import check_count, check_positive
 from ncml.density import Target
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.sampling.euler_maruyama import EulerMaruyama
+from ncml.sampling.langevin import langevin_moves
 from ncml.sampling.sampler import GridSampler
 
 __all__ = ["PredictorCorrector"]
@@ -67,10 +67,7 @@ class PredictorCorrector(GridSampler):
     def step(self, target: Target, x: Tensor, t: float, s: float, state: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
         x, state = self.predictor.step(target, x, t, s, state)
         epsilon = 2.0 * (self.ratio * target.sigma(s)) ** 2
-        for _ in range(self.moves if epsilon > 0.0 else 0):
-            score = target.score(x, s)
-            x = x.add_(score, alpha=epsilon).add_(target.normal(x), alpha=math.sqrt(2.0 * epsilon))
-        return x, state
+        return langevin_moves(target, x, s, epsilon, self.moves), state
 
     def info(self, state: Any) -> dict[str, Any]:  # noqa: ANN401
         return self.predictor.info(state)

@@ -28,6 +28,7 @@ from ncml.density import Target, process_by_name
 from ncml.density.target import OnFailure
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import GaussianProcess, NoiseProcess
+from ncml.noise.gaussian import clean_at_zero
 from ncml.progress import progress_counter
 from ncml.sampling.grids import Grid, as_grid, checked_times
 
@@ -187,14 +188,13 @@ class Sampler(abc.ABC):
             NonFiniteError: A score is NaN or infinite; the message says in which rows, at which t and step.
         """
         target = self.bind(density, process, context, generator)
-        start, stop = self.times_of_call(target, t_start, t_end)
+        start, rest, stop = self.times_of_call(target, t_start, t_end)
         check_on_failure(on_failure)
         target, x = target.bound(x, start, on_failure=on_failure)
         kept: list[tuple[float | Tensor, Tensor]] = [(start, x.clone())] if path else []
         if x.shape[0] == 0 or (start == stop and not self.moves_in_place):
             return Refined(x, stop, 0, tuple(kept))
 
-        rest = self._rest(target, start, stop) if t_end is None else stop
         bar = progress_counter(progress, type(self).__name__, self.expected_steps())
 
         def keep(t: float | Tensor, x: Tensor) -> None:
@@ -229,11 +229,10 @@ class Sampler(abc.ABC):
             given = {"process": process, "context": context}
             if names := [name for name, value in given.items() if value is not None]:
                 raise ArgumentError(f"{names[0]}: got one with a target; expected None: the target has its own")
-            target, name = density, type(density).__name__
+            target = density if generator is None else density.with_generator(generator)
+            name = type(density).__name__
         else:
-            target, name = Target(density, process=process, context=context), "density"
-        if generator is not None or not isinstance(density, Target):
-            target = target.with_generator(generator)
+            target, name = Target(density, process=process, context=context, generator=generator), "density"
         if not isinstance(target.process, self.needs):
             raise UnsupportedError(
                 f"process: got {type(target.process).__name__}; {type(self).__name__} expected a "
@@ -246,8 +245,8 @@ class Sampler(abc.ABC):
             )
         return target
 
-    def times_of_call(self, target: Target, t_start: float | None, t_end: float | None) -> tuple[float, float]:
-        """Checked times of a call: where it starts and stops."""
+    def times_of_call(self, target: Target, t_start: float | None, t_end: float | None) -> tuple[float, float, float]:
+        """Checked times of a call: where it starts, where the sampler itself stops, and where the samples end up."""
         T = target.process.T
         start = T if t_start is None else one_time(t_start, "t_start", T)
         stop = 0.0 if t_end is None else one_time(t_end, "t_end", T)
@@ -259,14 +258,15 @@ class Sampler(abc.ABC):
             raise ArgumentError(
                 f"t_end: got {stop:.6g}; expected at most t_start = {start:.6g}: samplers go towards the data"
             )
-        self.check(target, start, self._rest(target, start, stop) if t_end is None else stop)
-        return start, stop
+        rest = self._rest(target, start, stop) if t_end is None else stop
+        self.check(target, start, rest)
+        return start, rest, stop
 
     def _rest(self, target: Target, start: float, stop: float) -> float:
         """Where the sampler itself stops: for lattice data at 0.3 level, below which only Tweedie's step is sound."""
         process = target.process
         # A process with noise left at t = 0 has nothing to denoise there: its p_0 is noisy.
-        if target.lattice is None or not self.samples_distribution or not _ends_clean(process):
+        if target.lattice is None or not self.samples_distribution or not clean_at_zero(process):
             return stop
         sigma = LATTICE_STOP * target.lattice.width
         return start if sigma >= float(process.sigma(start)) else float(process.time_at(sigma))
@@ -322,7 +322,7 @@ class GridSampler(Sampler):
 
     def run(self, target: Target, x: Tensor, start: float, stop: float, keep: Keep) -> tuple[Tensor, dict[str, Any]]:
         state = None
-        tweedie_last = self.denoise_last and start > stop and _ends_clean(target.process)
+        tweedie_last = self.denoise_last and start > stop and clean_at_zero(target.process)
         for t, s in itertools.pairwise(self.times(target.process, start, stop)):
             if s == 0.0 and tweedie_last:
                 x = target.denoise(x, t)
@@ -335,10 +335,6 @@ class GridSampler(Sampler):
                 x, state = result
             keep(s, x)
         return x, self.info(state)
-
-
-def _ends_clean(process: NoiseProcess) -> bool:
-    return isinstance(process, GaussianProcess) and float(process.sigma(0.0)) == 0.0
 
 
 def check_on_failure(on_failure: str) -> None:
