@@ -23,11 +23,14 @@ from ncml.evaluation.robustness import (
     level_noise_table,
     robustness_curve,
 )
+from ncml.evaluation.two_sample import ClassifierTest, EnergyTest, classifier_test, energy_distance, energy_test
 
 __all__ = [
     "AUROC",
     "Classifier",
+    "ClassifierTest",
     "DeltaLogP",
+    "EnergyTest",
     "LadderAudit",
     "LevelNoiseRow",
     "RobustnessCurve",
@@ -36,8 +39,11 @@ __all__ = [
     "auroc",
     "auroc_interval",
     "bits_per_dim",
+    "classifier_test",
     "crossing_time",
     "delta_log_p",
+    "energy_distance",
+    "energy_test",
     "features_of",
     "fid",
     "flow_log_prob",
