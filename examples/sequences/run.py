@@ -102,8 +102,8 @@ class Size:
 SIZES = {
     ("made", "paths"): Size(3000, 256, 256, 2),
     ("made", "recordings"): Size(3000, 256, 512, 2),
-    ("transformer", "paths"): Size(1500, 128, 64, 3),
-    ("transformer", "recordings"): Size(1500, 128, 64, 3),
+    ("transformer", "paths"): Size(1500, 64, 64, 3, draws=20_000),
+    ("transformer", "recordings"): Size(1500, 64, 64, 3, draws=20_000),
 }
 
 
@@ -277,8 +277,11 @@ def main() -> None:
     floor = measures(data, data.validation[:4000], data.test)
     write_report(folder / "floor.json", {"floor": floor, "limit": data.limit, "quick": args.quick})
     for way in WAYS:
-        tried = [(judged(run(args.model, size, data, s, folder, True)), s) for s in TRIED[way]]
-        best = min(tried, key=lambda pair: pair[0])[1]
+        tried = TRIED[way]
+        if args.model == "transformer" and way == "fixed":
+            tried = tried[1:2]  # the level in the middle, untried: its runs take long
+        reports = [run(args.model, size, data, s, folder, True) for s in tried] if len(tried) > 1 else []
+        best = tried[min(range(len(reports)), key=lambda i: judged(reports[i]))] if reports else tried[0]
         for seed in args.seeds:
             run(args.model, size, data, replace(best, seed=seed), folder, False)
 

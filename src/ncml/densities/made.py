@@ -106,7 +106,7 @@ class MADE(AutoregressiveDensity):
         return self.head.log_prob(outputs, values, on_lattice).sum(1)
 
     def log_conditionals(self, x: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
-        """The terms of ``log_prob``: of each value given those before it, in the shape of ``x``, in nats; for inspection.
+        """The terms of ``log_prob``: of each value given those before it, shape of ``x``, in nats; for inspection.
 
         Arguments and errors as for :meth:`ncml.NoiseConditionalDensity.log_prob`.
         """
