@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,6 @@ def cells(values: list[float]) -> str:
 
 def likelihood(entry: dict[str, Any], way: str, recordings: bool) -> str:
     """Per value at t = 0: bits above none for recordings, nats otherwise; dash where it was never trained."""
-    import math
-
     rows = []
     for run in final(entry, way):
         if "0" not in run["nats"]:
@@ -278,7 +277,7 @@ def draw_mechanism(data: dict[str, Any], file: Path) -> None:
                         color=COLOURS[way],
                         label=label if seed == "0" else None,
                     )
-        problem, length, model = name.rsplit("-", 2)
+        problem, _, model = name.rsplit("-", 2)
         axis.set_title(f"{problem}, {MODELS[model]}", fontsize=9)
         axis.set_xlabel("values behind the error")
         axis.set_yscale("symlog", linthresh=0.1)

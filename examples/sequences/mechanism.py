@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from problems import Problem, problem
-from run import SIZES, Settings, Size, load
 from torch import Tensor
 
 from ncml.densities import MADE, CausalTransformer
 from ncml.density import AutoregressiveDensity
 from ncml.report import environment, write_report
+from run import SIZES, Settings, Size, load
 
 ERRORS = (0.1, 0.3)  # forced upon one value, in units of the data
 DISTANCES = 16
