@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from scipy import stats
 from sklearn import datasets
 
 from ncml.cli import main
-from ncml.cli.demo import DemoSettings, _generator, run_demo
+from ncml.cli.demo import DemoSettings, run_demo
 from ncml.cli.demo_paths import kernel, run_paths
 from ncml.data import load_digits
 from ncml.report import jsonable
@@ -67,7 +66,7 @@ def test_the_truth_about_paths_is_exact():
     settings = replace(TINY.paths, samples=2000)
     covariance = kernel(settings).numpy()
     exact = stats.multivariate_normal(cov=covariance).entropy() / settings.length
-    report, shown = run_paths(settings, partial(_generator, TINY), False)
+    report, shown = run_paths(settings, TINY.generator, False)
     assert report["exact nats"] == pytest.approx(exact, rel=1e-10)
     second = np.diff(np.eye(settings.length), n=2, axis=0)
     rms = np.sqrt(np.trace(second @ covariance @ second.T) / len(second))
@@ -126,7 +125,7 @@ def test_every_stream_of_random_numbers_depends_on_the_seed():
     """Torch keeps 32 bits of a seed: streams must differ within them, also for large seeds."""
     purposes = ("batch", "sample", "level noise", "outliers", "curve", "model")
     first = {
-        (seed, purpose): float(torch.rand((), generator=_generator(replace(TINY, seed=seed), purpose)))
+        (seed, purpose): float(torch.rand((), generator=replace(TINY, seed=seed).generator(purpose)))
         for seed in (0, 1, 2**32, 10**12)
         for purpose in purposes
     }

@@ -6,7 +6,6 @@ import hashlib
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,6 +76,12 @@ class DemoSettings:
     classifier_steps: int = 400
     paths: PathsSettings = field(default_factory=PathsSettings)
 
+    def generator(self, purpose: str) -> torch.Generator:
+        """Independent streams by purpose: adding one never shifts another."""
+        # A hash, since torch keeps only the lower 32 bits of a seed.
+        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
     def smoke(self) -> DemoSettings:
         """The same program at a size that takes seconds and proves nothing."""
         return replace(
@@ -121,7 +126,7 @@ def run_demo(settings: DemoSettings, progress: bool = False) -> tuple[dict[str, 
         The report (JSON-able by :func:`ncml.report.write_report`), and what the figure shows.
     """
     start = time.perf_counter()
-    paths, shown_paths = run_paths(settings.paths, partial(_generator, settings), progress)
+    paths, shown_paths = run_paths(settings.paths, settings.generator, progress)
     print(f"smooth paths: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     data = load_digits()
     process = VPSDE.at_noise(settings.noise_levels * data.lattice.width)
@@ -140,7 +145,7 @@ def run_demo(settings: DemoSettings, progress: bool = False) -> tuple[dict[str, 
     distances, accuracy = _frechet(settings, data, samples)
     times = torch.linspace(0.0, process.T, CURVE_POINTS, dtype=torch.float64)
     curves = {
-        name: robustness_curve(model, data.test, times, generator=_generator(settings, "curve"))
+        name: robustness_curve(model, data.test, times, generator=settings.generator("curve"))
         for name, model in models.items()
     }
     report = {
@@ -151,7 +156,7 @@ def run_demo(settings: DemoSettings, progress: bool = False) -> tuple[dict[str, 
         "data": {"name": "scikit-learn digits", "train": len(data.train), "test": len(data.test)},
         "parameters": sum(p.numel() for p in models["NCML"].parameters()),
         "bits_per_dim": {
-            name: level_noise_table(model, data.test, PIS, generator=_generator(settings, "level noise"))
+            name: level_noise_table(model, data.test, PIS, generator=settings.generator("level noise"))
             for name, model in models.items()
         },
         "auroc": {name: _ood(settings, data, model) for name, model in models.items()},
@@ -165,17 +170,10 @@ def run_demo(settings: DemoSettings, progress: bool = False) -> tuple[dict[str, 
     return report, {"paths": shown_paths, "data": data.test[:SHOWN], "samples": first, "curves": curves}
 
 
-def _generator(settings: DemoSettings, purpose: str) -> torch.Generator:
-    """Independent streams by purpose: adding one never shifts another."""
-    # A hash, since torch keeps only the lower 32 bits of a seed.
-    digest = hashlib.sha256(f"{settings.seed}/{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-
-
 def _train(settings: DemoSettings, data: ImageData, objective: NCMLObjective, name: str, progress: bool) -> MADE:
     # Initialisation and dropout draw from torch's global state, which callers keep.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_generator(settings, "model").initial_seed())
+        torch.manual_seed(settings.generator("model").initial_seed())
         model = MADE(
             tuple(data.train.shape[1:]),
             objective.process,
@@ -191,7 +189,7 @@ def _train(settings: DemoSettings, data: ImageData, objective: NCMLObjective, na
             steps=settings.steps,
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
-            generator=_generator(settings, "batch"),
+            generator=settings.generator("batch"),
             progress=progress,
             label=f"training by {name}",
         )
@@ -201,7 +199,7 @@ def _train(settings: DemoSettings, data: ImageData, objective: NCMLObjective, na
 def _samples(settings: DemoSettings, models: dict[str, MADE], progress: bool) -> dict[str, list[Tensor]]:
     """Sets of samples by how they were drawn."""
     sampler = EulerMaruyama(steps=settings.refine_steps)
-    generator = _generator(settings, "sample")
+    generator = settings.generator("sample")
     sets: dict[str, list[Tensor]] = {name: [] for name in ("ML direct", "NCML direct", "NCML noisy", "NCML two-part")}
     for _ in progress_bar(range(settings.sample_seeds), progress, "sampling"):
         for name, model in models.items():
@@ -248,7 +246,7 @@ def _frechet(
 
 def _ood(settings: DemoSettings, data: ImageData, model: MADE) -> dict[str, dict[str, Any]]:
     """AUROC of the test images against three sets of images that are not digits."""
-    generator = _generator(settings, "outliers")
+    generator = settings.generator("outliers")
     levels, shape = data.lattice.levels, data.test.shape
     constant = torch.randint(levels, (shape[0], 1, 1, 1), generator=generator).expand(shape)
     outliers = {

@@ -45,7 +45,7 @@ class PathsSettings:
     kernel_length: float = 6.0
     nugget: float = 1e-4
     train: int = 20000
-    steps: int = 2000
+    steps: int = 3000
     batch_size: int = 256
     learning_rate: float = 2e-3
     hidden: tuple[int, ...] = (256, 256)
@@ -53,7 +53,7 @@ class PathsSettings:
     sigma_max: float = 1.0
     sigma_min: float = 5e-3
     p_zero: float = 0.15
-    t_start: float = 0.1
+    t_start: float = 0.02
     refine_steps: int = 32
     samples: int = 2000
 
@@ -141,6 +141,7 @@ def _train(
         steps=settings.steps,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
+        clip_norm=20.0,  # nats: windows of many values have large gradients
         generator=generator("paths, batch"),
         progress=progress,
         label=f"paths by {name}",
