@@ -3,9 +3,9 @@
     python examples/sequences/run.py --problem paths-1e-4 --model made --out runs/sequences
     python examples/sequences/run.py --problem recordings --folder FOLDER --model transformer --out runs/sequences
 
-Three settings of each way of training are tried with one seed and judged on validation windows; the best one of each is
+Some settings of each way of training are tried with one seed and judged on validation windows; the best one of each is
 trained with three others. Noise level and solver of two-part samples are chosen on validation windows, run by run, and
-looked at once on test windows. A run that is there already is not run again. summary.py draws the page from the files.
+looked at once on test windows. A run that is there already is not run again. docs/results/sequences.py draws the page.
 """
 
 from __future__ import annotations
@@ -77,12 +77,14 @@ TRIED: dict[str, tuple[Settings, ...]] = {
     "ml": (
         Settings("ml", TUNING_SEED),
         Settings("ml", TUNING_SEED, learning_rate=1e-3),
+        Settings("ml", TUNING_SEED, learning_rate=4e-3),
         Settings("ml", TUNING_SEED, weight_decay=0.1, dropout=0.1),
     ),
     "fixed": tuple(Settings("fixed", TUNING_SEED, sigma=s) for s in (0.02, 0.05, 0.1)),
     "ncml": (
         Settings("ncml", TUNING_SEED),
         Settings("ncml", TUNING_SEED, learning_rate=1e-3),
+        Settings("ncml", TUNING_SEED, weight_decay=0.1, dropout=0.1),
         Settings("ncml", TUNING_SEED, p_zero=0.4),
     ),
 }
