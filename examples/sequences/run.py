@@ -73,18 +73,18 @@ class Settings:
         return "-".join([self.way, *(f"{k}{v:g}" for k, v in parts.items()), f"seed{self.seed}"])
 
 
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+REGULARISED = {"weight_decay": 0.1, "dropout": 0.1}
 TRIED: dict[str, tuple[Settings, ...]] = {
     "ml": (
-        Settings("ml", TUNING_SEED),
-        Settings("ml", TUNING_SEED, learning_rate=1e-3),
-        Settings("ml", TUNING_SEED, learning_rate=4e-3),
-        Settings("ml", TUNING_SEED, weight_decay=0.1, dropout=0.1),
+        *(Settings("ml", TUNING_SEED, learning_rate=rate) for rate in RATES),
+        Settings("ml", TUNING_SEED, **REGULARISED),
+        Settings("ml", TUNING_SEED, learning_rate=4e-3, **REGULARISED),
     ),
     "fixed": tuple(Settings("fixed", TUNING_SEED, sigma=s) for s in (0.02, 0.05, 0.1)),
     "ncml": (
-        Settings("ncml", TUNING_SEED),
-        Settings("ncml", TUNING_SEED, learning_rate=1e-3),
-        Settings("ncml", TUNING_SEED, weight_decay=0.1, dropout=0.1),
+        *(Settings("ncml", TUNING_SEED, learning_rate=rate) for rate in RATES),
+        Settings("ncml", TUNING_SEED, **REGULARISED),
         Settings("ncml", TUNING_SEED, p_zero=0.4),
     ),
 }
