@@ -2,7 +2,7 @@
 
 from ncml.density.checks import check_arguments, check_draw, check_log_density, check_score, process_by_name
 from ncml.density.composed import ComposedTarget, guided
-from ncml.density.entry import check_process, inner_density, process_of, score_of, unwrapped
+from ncml.density.entry import check_process, density_and_score_of, inner_density, process_of, score_of, unwrapped
 from ncml.density.interface import (
     AutoregressiveDensity,
     NoiseConditionalDensity,
@@ -25,6 +25,7 @@ __all__ = [
     "check_noise",
     "check_process",
     "check_score",
+    "density_and_score_of",
     "eval_mode",
     "evaluating",
     "gradient",
