@@ -1,6 +1,13 @@
 """2. The noise conditional density: what log p_t(x) is; its interface, capabilities and checks."""
 
-from ncml.density.checks import check_arguments, check_draw, check_log_density, check_score, process_by_name
+from ncml.density.checks import (
+    at_zero_only,
+    check_arguments,
+    check_draw,
+    check_log_density,
+    check_score,
+    process_by_name,
+)
 from ncml.density.composed import ComposedTarget, guided
 from ncml.density.entry import check_process, density_and_score_of, inner_density, process_of, score_of, unwrapped
 from ncml.density.interface import (
@@ -19,6 +26,7 @@ __all__ = [
     "NoiseConditionalDensity",
     "SampleableDensity",
     "Target",
+    "at_zero_only",
     "check_arguments",
     "check_draw",
     "check_log_density",

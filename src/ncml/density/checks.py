@@ -73,7 +73,11 @@ def checked_sample(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(sample)
     def checked(
-        self: SampleableDensity, n: int, t: Time = 0.0, context: Tensor | None = None, **options: Any
+        self: SampleableDensity,
+        n: int,
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        **options: Any,  # noqa: ANN401
     ) -> Tensor:
         times, context = check_draw(self, n, t, context, options.get("generator"))
         plain = options.keys() <= {"generator", "noise", "progress"}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import check_count, check_generator, check_positive
-from ncml.density import unwrapped
+from ncml.density import inner_density, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.objective import NCMLObjective
 from ncml.progress import progress_bar
@@ -65,8 +65,11 @@ def fit(
         )
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(
-            f"x: got {type(x).__name__}; expected one tensor of all training data; stack the examples of a data set"
+            f"x: got {type(x).__name__}; expected one tensor of all training data: "
+            f"torch.as_tensor(numpy.asarray(x)), or the stacked examples of a data set"
         )
+    if not isinstance(density, nn.Module):
+        inner_density(density)  # says what it is, and what to give
     check_count(steps, "steps")
     check_count(batch_size, "batch_size")
     check_positive(learning_rate, "learning_rate")

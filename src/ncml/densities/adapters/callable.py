@@ -241,8 +241,8 @@ def _check_callable(name: str, function: object, of: str) -> None:
 def _checked(log_p: Any, x: Tensor) -> Tensor:  # noqa: ANN401 -- whatever a function of someone else returns
     if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1]:
         raise ArgumentError(
-            f"module: got {_shape_of(log_p)}; expected one tensor of log-densities, ({x.shape[0]},): the sum over event "
-            f"dimensions, not over the batch, and nothing besides"
+            f"module: got {_shape_of(log_p)}; expected one tensor of log-densities, ({x.shape[0]},), and nothing else: "
+            f"summed over event dimensions, not over the batch"
         )
     return log_p
 

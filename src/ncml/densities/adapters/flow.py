@@ -131,9 +131,9 @@ class FlowDensity(SampleableDensity):
             )
         if isinstance(drawn, Exception):
             raise ArgumentError(
-                f"flow: got an error when it sampled with a context of width {width} ({type(drawn).__name__}: {drawn}), "
-                f"though its log_prob works; expected a flow of the adapter's library; wrap another one in "
-                f"CallableDensity(flow.log_prob, ..., features={width}, sample=...)"
+                f"flow: got an error when it was to sample ({type(drawn).__name__}: {drawn}), though its log_prob works; "
+                f"expected a flow of the adapter's library; for another one CallableDensity(flow.log_prob, ..., "
+                f"features={width}, sample=...)"
             ) from drawn
         if drawn is not None and drawn.shape != x.shape:
             raise ArgumentError(

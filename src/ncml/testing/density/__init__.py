@@ -22,7 +22,6 @@ from ncml.testing.report import Check, Report, checks_with, run_all
 __all__ = ["check_density", "density_checks"]
 
 
-
 def _leaving_no_trace(check: Callable[[DensityCase], None]) -> Callable[[DensityCase], None]:
     @functools.wraps(check)
     def run(case: DensityCase) -> None:
@@ -65,7 +64,8 @@ def check_density(
 
     Most checks run on a float64 copy in eval mode in which zero-initialised parameters are small random
     numbers, so that nothing hides behind a layer that is still switched off. The density itself is left
-    as it was; one that cannot be copied is checked itself, and then put back. Statistical checks have a false-alarm probability of 1e-9 each, and a fixed seed.
+    as it was; one that cannot be copied is checked itself, and then put back. Statistical checks have a
+    false-alarm probability of 1e-9 each, and a fixed seed.
 
     Normalisation is exact (sums over a lattice, quadrature) for 1 or 2 dimensions, and statistical
     (importance sampling) up to 10. Beyond, only agreement with the density's own samples can be checked:
