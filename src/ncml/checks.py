@@ -26,6 +26,7 @@ __all__ = [
     "check_probability",
     "check_time",
     "clamp_time",
+    "kind_of",
     "per_example",
 ]
 
@@ -33,6 +34,11 @@ Time: TypeAlias = float | Tensor
 """A Python number, a 0-d tensor, or one time per example, shape ``(B,)``."""
 
 HALF = (torch.float16, torch.bfloat16)
+
+
+def kind_of(value: object) -> str:
+    """What a message calls a value of the wrong kind: its type, or the class that stands where an instance should."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def check_floating(x: Tensor, name: str) -> None:

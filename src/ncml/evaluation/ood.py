@@ -87,10 +87,10 @@ def ood_statistics(
             f"finite values; check the input's range and the parameters"
         )
     if bad:
-        rows = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        named = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
         warnings.warn(
             f"ood_statistics: the log-density or the score of {len(bad)} of {len(x)} examples is NaN or infinite, and "
-            f"NaN in what is returned (rows {rows}): {x.dtype} cannot tell how far out they are",
+            f"NaN in what is returned (rows {named}): {x.dtype} cannot tell how far out they are",
             FailedRowsWarning,
             stacklevel=2,
         )

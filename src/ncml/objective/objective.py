@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_finite, check_floating, check_generator, check_input, check_time
+from ncml.checks import Time, check_finite, check_floating, check_generator, check_input, check_time, kind_of
 from ncml.density import at_zero_only, check_arguments, check_process, inner_density, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.noise import DiscreteProcess, GaussianProcess, Lattice, NoiseProcess
@@ -58,10 +58,8 @@ class NCMLObjective:
 
     def __post_init__(self) -> None:
         if not isinstance(self.process, NoiseProcess):
-            kind = isinstance(self.process, type) and issubclass(self.process, NoiseProcess)
-            got = f"the class {self.process.__name__}" if kind else type(self.process).__name__
             raise ArgumentTypeError(
-                f"process: got {got}; expected a NoiseProcess, an instance such as VPSDE.at_noise(0.1)"
+                f"process: got {kind_of(self.process)}; expected a NoiseProcess, an instance such as VPSDE.at_noise(0.1)"
             )
         if self.times is None:
             object.__setattr__(self, "times", UniformTimes())
@@ -183,7 +181,7 @@ class NCMLObjective:
         """Refuse noisy data off the density's lattice where the noise keeps them on one; Gaussian noise never does."""
         inner = unwrapped(density)
         if inner is not None and inner.lattice is not None and not isinstance(self.process, GaussianProcess):
-            inner.lattice.check(x_t[self.process.on_lattice(t)])
+            inner.lattice.check(x_t[self.process.on_lattice(t)], "x_t")
 
     @staticmethod
     def _checked_weight(weight: Tensor | None, t: Tensor) -> Tensor:

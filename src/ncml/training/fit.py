@@ -68,8 +68,6 @@ def fit(
             f"x: got {type(x).__name__}; expected one tensor of all training data: "
             f"torch.as_tensor(numpy.asarray(x)), or the stacked examples of a data set"
         )
-    if not isinstance(density, nn.Module):
-        inner_density(density)  # says what it is, and what to give
     check_count(steps, "steps")
     check_count(batch_size, "batch_size")
     check_positive(learning_rate, "learning_rate")
@@ -79,7 +77,8 @@ def fit(
     if context is not None and len(context) != len(x):
         raise ArgumentError(f"context: got {len(context)} rows; expected {len(x)}, one per example")
     check_rows(lambda rows: x[rows], len(x), "x")
-    if (inner := unwrapped(density)) is not None:
+    inner = unwrapped(density) if isinstance(density, nn.Module) else inner_density(density)
+    if inner is not None:
         warn_of_lattice_data(inner, objective, x, stacklevel=2)
     parameters = list(density.parameters())
     if not parameters:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time
+from ncml.checks import Time, kind_of
 from ncml.densities.adapters.drawing import library_draws
 from ncml.densities.adapters.functions import modules_used, reached
 from ncml.density import SampleableDensity
@@ -230,12 +230,8 @@ class CallableDensity(SampleableDensity):
 
 
 def _check_callable(name: str, function: object, of: str) -> None:
-    if isinstance(function, type):
-        raise ArgumentTypeError(
-            f"{name}: got the class {function.__name__}; expected an instance, {function.__name__}(...)"
-        )
-    if not callable(function):
-        raise ArgumentTypeError(f"{name}: got {type(function).__name__}; expected a callable of ({of})")
+    if isinstance(function, type) or not callable(function):
+        raise ArgumentTypeError(f"{name}: got {kind_of(function)}; expected a callable of ({of}), such as an instance")
 
 
 def _checked(log_p: Any, x: Tensor) -> Tensor:  # noqa: ANN401 -- whatever a function of someone else returns

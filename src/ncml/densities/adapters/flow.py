@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time
+from ncml.checks import Time, kind_of
 from ncml.densities.adapters.drawing import library_draws
 from ncml.density import SampleableDensity, eval_mode
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
@@ -45,8 +46,7 @@ class FlowDensity(SampleableDensity):
     ) -> None:
         super().__init__(event_shape, process)
         if not isinstance(flow, nn.Module):
-            got = f"the class {flow.__name__}" if isinstance(flow, type) else type(flow).__name__
-            raise ArgumentTypeError(f"flow: got {got}; expected a flow, an instance of nn.Module")
+            raise ArgumentTypeError(f"flow: got {kind_of(flow)}; expected a flow, an instance of nn.Module")
         conditioning = Conditioning(process, noise_features, context_features, classes)
         scaling = None if data_std is None else NoiseScaling(process, data_std)
         self.flow = flow
@@ -131,7 +131,7 @@ class FlowDensity(SampleableDensity):
             )
         if isinstance(drawn, Exception):
             raise ArgumentError(
-                f"flow: got an error when it was to sample ({type(drawn).__name__}: {drawn}), though its log_prob works; "
+                f"flow: got an error from its sampler ({type(drawn).__name__}: {drawn}), though its log_prob works; "
                 f"expected a flow of the adapter's library; for another one CallableDensity(flow.log_prob, ..., "
                 f"features={width}, sample=...)"
             ) from drawn
@@ -144,7 +144,8 @@ class FlowDensity(SampleableDensity):
         """Samples, or what went wrong; None if the flow has no inverse."""
         generator = torch.Generator(context.device).manual_seed(0)
         try:
-            with library_draws(generator, context.dtype, context.device):
+            with library_draws(generator, context.dtype, context.device), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # nflows' use of what torch has deprecated is not the caller's affair
                 return self.flow_sample(flow, context, generator)
         except Exception as error:
             return None if _has_no_inverse(error) else error

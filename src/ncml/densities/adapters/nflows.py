@@ -52,6 +52,21 @@ class NFlowsDensity(FlowDensity):
     def flow_log_prob(self, flow: nn.Module, x: Tensor, context: Tensor) -> Tensor:
         return cast(Tensor, cast(Any, flow).log_prob(x, context=context))
 
+    def context_hint(self, flow: nn.Module, width: int) -> str:
+        if type(flow).__name__ in ("SimpleRealNVP", "MaskedAutoregressiveFlow"):
+            return (
+                f"A {type(flow).__name__} takes no context: build a Flow(CompositeTransform([...]), "
+                f"StandardNormal([D])) of MaskedAffineAutoregressiveTransform(D, hidden, context_features={width}), or "
+                f"of coupling transforms whose networks have context_features={width}"
+            )
+        if len(self.event_shape) == 3:
+            return (
+                f"Convolutional networks take a context of the image's size, and this is a vector of {width} numbers: "
+                f"give them context_channels={width} and, in a forward of your own, "
+                f"context[:, :, None, None].expand(-1, -1, *x.shape[2:])"
+            )
+        return ""
+
     def flow_sample(self, flow: nn.Module, context: Tensor, generator: torch.Generator | None) -> Tensor:
         f = cast(Any, flow)
         base: Any = getattr(f, "_distribution", None)  # private: a flow that only looks like one of nflows has none

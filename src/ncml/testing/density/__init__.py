@@ -101,8 +101,8 @@ def check_density(
         >>> "density_integrates_to_one" in report.passed
         True
     """
-    options = {"x": x, "context": context, "times": times, "process": process, "samples": samples, "seed": seed}
-    options["dtype"] = dtype
+    options: dict[str, Any] = {"x": x, "context": context, "times": times, "process": process}
+    options |= {"samples": samples, "seed": seed, "dtype": dtype}
     return run_all(density_checks(**options), density)
 
 
