@@ -308,7 +308,7 @@ def test_the_checks_say_what_does_not_apply():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CallableDensity(Net, (D,)), r"^module: got the class Net; expected an instance"),
+        (lambda: CallableDensity(Net, (D,)), r"^module: got the class Net; .*an instance"),
         (lambda: CallableDensity(lambda x, t: (x.sum(1), x), (D,)).log_prob(X), r"^module: got a tuple"),
         (lambda: NCMLObjective(VP)(CallableDensity(lambda x, t: (x.sum(1), x), (D,)), X), r"^module: got a tuple"),
         (lambda: CallableDensity(lambda x, t: x, (D,)).log_prob(X), r"^module: got shape \(6, 2\)"),

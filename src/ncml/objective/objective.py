@@ -59,7 +59,7 @@ class NCMLObjective:
     def __post_init__(self) -> None:
         if not isinstance(self.process, NoiseProcess):
             raise ArgumentTypeError(
-                f"process: got {kind_of(self.process)}; expected a NoiseProcess, an instance such as VPSDE.at_noise(0.1)"
+                f"process: got {kind_of(self.process)}; expected a NoiseProcess, such as VPSDE.at_noise(0.1)"
             )
         if self.times is None:
             object.__setattr__(self, "times", UniformTimes())
