@@ -92,7 +92,10 @@ class DensityCase:
 
     def copy(self) -> NoiseConditionalDensity:
         """A copy in eval mode with the dtype and parameters of the density, which itself stays untouched."""
-        return self._copied(self.density).eval()
+        density = self._copied(self.density)
+        if density is self.density:
+            self._restore()
+        return density.eval()
 
     def training(self) -> NoiseConditionalDensity:
         """A copy of :attr:`exact` in train mode."""
@@ -115,10 +118,13 @@ class DensityCase:
         try:
             yield
         finally:
-            for tensor, own, value in self.saved:
-                tensor.data = own.copy_(value)
+            self._restore()
             for module, mode in modes:
                 module.training = mode
+
+    def _restore(self) -> None:
+        for tensor, own, value in self.saved:
+            tensor.data = own.copy_(value)
 
     def tolerance(self, in_float64: float) -> float:
         """How far results may be off: half of float64's digits, with half as many to compute in."""
@@ -140,14 +146,19 @@ class DensityCase:
     @cached_property
     def has_score(self) -> bool:
         """Whether the density has a score; one without says so with an UnsupportedError."""
-        t = self.times[-1]
+        t, density = self.times[-1], self.copy()
         try:
-            self.exact.score(self.noisy(t, 1), t, self.contexts(1))
+            density.score(self.noisy(t, 1).to(density.dtype), t, self.contexts(1, own=True))
         except UnsupportedError:
             return False
         except Exception:  # which the checks of the score report
             return True
         return True
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether autograd can differentiate the log-density."""
+        return self.density.differentiable and self.has_score
 
     @property
     def methods(self) -> tuple[str, ...]:
