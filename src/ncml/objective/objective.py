@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_finite, check_floating, check_generator, check_input, check_time
-from ncml.density import check_arguments, check_process, unwrapped
+from ncml.density import check_arguments, check_process, padded, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.noise import DiscreteProcess, Lattice, NoiseProcess
 from ncml.objective.times import TimeSampler, UniformTimes
@@ -85,6 +85,7 @@ class NCMLObjective:
         noise: Tensor | None = None,
         uniform: Tensor | None = None,
         generator: torch.Generator | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """The loss of a batch, in nats.
 
@@ -97,6 +98,8 @@ class NCMLObjective:
             noise: The process's noise to use instead of drawing it.
             uniform: Uniforms on [0, 1) to dequantise with instead of drawing them, shape of ``x``.
             generator: Source of randomness for all three.
+            lengths: For densities over sequences: the number of positions of each row that count, ``(B,)``; what lies
+                behind them is no part of the loss. The mean is over examples, as without them.
 
         Returns:
             A scalar, or ``(B,)`` with ``reduction="none"``.
@@ -107,6 +110,8 @@ class NCMLObjective:
             ArgumentTypeError: Data that are not floating, or of another dtype than the density.
             NonFiniteError: A log-likelihood is NaN or infinite; nothing was changed.
         """
+        inner = unwrapped(density) if isinstance(density, nn.Module) else None
+        x, more = padded(density if inner is None else inner, x, lengths)
         x, context = self._checked(density, x, context)
         n = x.shape[0] if x.ndim else 0
         if n == 0 and self.reduction != "none":
@@ -120,7 +125,7 @@ class NCMLObjective:
             t = check_time(t, x, self.process.T)
             weight = self._checked_weight(weight, t)
         x_t = self._noisy(x, t, noise, uniform, generator)
-        nll = -density(x_t, t, context)
+        nll = -density(x_t, t, context, **more)
         self._check(nll, x, t, n)
         terms = weight * nll
         if self.reduction == "none":
