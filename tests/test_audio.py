@@ -5,6 +5,7 @@ Oracles: scipy's and the standard library's writers and readers of WAV files, an
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import wave
@@ -16,8 +17,10 @@ import torch
 from scipy.io import wavfile
 
 from ncml import Lattice
+from ncml.cli import main
 from ncml.data import AudioSource, SeriesSource, Windows, cut_windows, open_wav, write_wav
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
+from ncml.training import load_density
 
 DRAW = np.random.default_rng(0)
 needs_data = pytest.mark.skipif("NCML_DATA" not in os.environ, reason="NCML_DATA names no folder of data sets")
@@ -167,7 +170,7 @@ def test_quiet_windows_are_left_out_and_counted():
     x = torch.cat([torch.zeros(10), 0.1 * torch.tensor([1.0, -1.0]).repeat(5), torch.full((5,), 3.0)])[:, None]
     windows = cut_windows([x], ["a"], 5, min_std=0.05)
     assert windows.starts.tolist() == [10, 15]
-    assert windows.remark == "3 of 5 windows have a standard deviation below 0.05"
+    assert windows.remark == "3 of 5 windows, of a standard deviation below 0.05, were left out"
     with pytest.raises(ArgumentError, match=r"5 windows of a standard deviation of at most 0\.09"):
         cut_windows([x], ["a"], 5, min_std=0.2)
 
@@ -425,3 +428,105 @@ def test_settings_of_series(tmp_path):
     np.savez(tmp_path / "x.npz", x_train=REAL, x_test=REAL[:, :1])
     with pytest.raises(DatasetError, match=r"x\.npz: got 2 numbers .* to train on and 1"):
         SeriesSource(file=tmp_path / "x.npz").load(train=True)
+
+
+# Through the program.
+
+SHORT = [
+    "--optim.steps",
+    "2",
+    "--optim.batch-size",
+    "8",
+    "--optim.warmup",
+    "1",
+    "--run.threads",
+    "1",
+    "--run.accelerator",
+    "cpu",
+    "--run.validate-images",
+    "4",
+    "--run.samples",
+    "2",
+    "--model.name",
+    "causal-transformer",
+    "--model.width",
+    "8",
+    "--model.layers",
+    "1",
+    "--model.heads",
+    "2",
+    "--model.components",
+    "2",
+]
+
+
+@pytest.mark.parametrize("kind", ["i2", "u1", "f4"])
+def test_from_recordings_to_recordings(tmp_path, capsys, kind):
+    """train, sample, complete, evaluate: files of two windows and more, at the rate of the data, in their bits."""
+    source = folder(tmp_path / "data", kind, files=8, frames=50, channels=2)
+    run = tmp_path / "run"
+    data = ["--data.name", "audio", "--data.folder", str(source), "--data.window", "16", "--data.hop", "8"]
+    assert main(["train", "--out", str(run), *SHORT, *data]) == 0
+    said = capsys.readouterr().out
+    assert "Of the data to train on, 14 of 350 positions lie in no window." in said
+    integers = kind != "f4"
+    assert ("bits per sample" if integers else "nats per example") in said
+    density, config, shape, _ = load_density(run)
+    assert (shape.rate, shape.shape, config.data.hop) == (8000, (16, 2), 8)
+
+    few = ["--images", "2", "--steps", "2"]
+    for options, folder_, frames in ((["--seconds", "0.005"], "samples", 40), (["--noise", "0"], "samples-noise0", 16)):
+        assert main(["sample", str(run), *few, *options]) == 0
+        files = sorted((run / folder_).glob("*.wav"))
+        assert [file.name for file in files] == ["samples_0.wav", "samples_1.wav"]
+        samples = np.load(run / folder_ / "samples.npy", allow_pickle=False)
+        assert samples.shape == (2, frames, 2)
+        for file, sample in zip(files, samples, strict=True):
+            found = open_wav(file)
+            assert (found.rate, found.form) == (8000, open_wav(source / "sub0" / "0.wav").form)
+            half = 2 ** (found.bits - 1) if integers else 0
+            assert np.array_equal(found.read() + float(half), sample)
+
+    assert main(["complete", str(run), *few, "--draws", "2", "--rows", "5", "--seconds", "0.0025"]) == 0
+    test = config.data.load(train=False).mixed(2)
+    kept = test.batch(slice(None))[:, :5].repeat_interleave(2, 0)
+    written = sorted((run / "completions").glob("*.wav"))
+    assert len(written) == 4
+    for file, prefix in zip(written, kept, strict=True):
+        assert open_wav(file).frames == 20
+        assert np.array_equal(open_wav(file).read()[:5], config.data.to_wav(prefix, test.lattice))
+    # Fewer samples than last time: none of the old ones stay.
+    assert main(["sample", str(run), "--images", "1", "--noise", "0", "--length", "3"]) == 0
+    assert [open_wav(file).frames for file in (run / "samples-noise0").glob("*.wav")] == [3]
+
+    assert (
+        main(["evaluate", str(run), "--images", "4", "--curve-images", "2", "--curve-times", "2", "--ood-images", "4"])
+        == 0
+    )
+    assert ("Bits per sample at t = 0" in capsys.readouterr().out) == integers
+    report = json.loads((run / "evaluation" / "report.json").read_text())
+    assert report["test_data"] == "2 of 50 positions lie in no window"
+    if integers:
+        some = config.data.load(train=False).mixed(4).batch(slice(None))
+        bits = -density.log_prob(some).detach().double() / (32 * np.log(2.0)) - np.log2(density.lattice.width)
+        assert report["bits_per_dim"]["0"]["bits"]["mean"] == pytest.approx(float(bits.mean()), rel=1e-5)
+    for wrong in (["--seconds", "0"], ["--seconds", "1", "--length", "3"], ["--length", "0"]):
+        assert main(["sample", str(run), *wrong]) == 2
+
+
+def test_series_through_the_program(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", REAL)
+    run = str(tmp_path / "run")
+    data = ["--data.name", "series", "--data.file", str(tmp_path / "x.npy"), "--data.window", "10", "--data.hop", "1"]
+    assert main(["train", "--out", run, *SHORT, *data]) == 0
+    assert main(["sample", run, "--images", "2", "--length", "25", "--steps", "2"]) == 0
+    samples = np.load(tmp_path / "run" / "samples" / "samples.npy", allow_pickle=False)
+    assert samples.shape == (2, 25, 2)
+    assert not list(tmp_path.rglob("*.wav"))
+    assert main(["complete", run, "--images", "1", "--draws", "1"]) == 0
+    assert main(["sample", run, "--seconds", "1"]) == 2
+    assert "expected data with a rate" in capsys.readouterr().err
+    made = ["--model.name", "made", "--model.hidden", "8"]
+    assert main(["train", "--out", f"{run}2", *SHORT[:16], *data, *made]) == 0
+    assert main(["sample", f"{run}2", "--images", "2", "--length", "25"]) == 2
+    assert "whose samples have one size" in capsys.readouterr().err

@@ -162,7 +162,9 @@ def cut_windows(
         )
     said = []
     if left_out := int((~loud).sum()):
-        said.append(f"{left_out:,} of {len(windows):,} windows have a standard deviation below {min_std:g}")
+        said.append(
+            f"{left_out:,} of {len(windows):,} windows, of a standard deviation below {min_std:g}, were left out"
+        )
     if unseen:
         said.append(f"{unseen:,} of {total:,} positions lie in no window")
     return Windows(windows.series, windows.starts[loud], length, lattice, rate, "; ".join(said))

@@ -65,6 +65,16 @@ class DataKind:
         return len(self.shape) == 3 and self.shape[0] in (1, 3)
 
     @property
+    def is_sequence(self) -> bool:
+        """Whether an example has positions and channels."""
+        return len(self.shape) == 2
+
+    @property
+    def unit(self) -> str:
+        """What bits are counted per: a sample of recordings, else a dimension."""
+        return "bits per sample" if self.rate is not None else "bits/dim"
+
+    @property
     def size(self) -> str:
         """The shape in words, ``3x32x32``."""
         return "x".join(map(str, self.shape))
