@@ -432,32 +432,12 @@ def test_settings_of_series(tmp_path):
 
 # Through the program.
 
-SHORT = [
-    "--optim.steps",
-    "2",
-    "--optim.batch-size",
-    "8",
-    "--optim.warmup",
-    "1",
-    "--run.threads",
-    "1",
-    "--run.accelerator",
-    "cpu",
-    "--run.validate-images",
-    "4",
-    "--run.samples",
-    "2",
-    "--model.name",
-    "causal-transformer",
-    "--model.width",
-    "8",
-    "--model.layers",
-    "1",
-    "--model.heads",
-    "2",
-    "--model.components",
-    "2",
-]
+SHORT = """
+    --optim.steps 2 --optim.batch-size 8 --optim.warmup 1 --run.threads 1 --run.accelerator cpu
+    --run.validate-images 4 --run.samples 2 --model.name causal-transformer --model.width 8 --model.layers 1
+    --model.heads 2 --model.components 2
+"""
+SHORT = SHORT.split()
 
 
 @pytest.mark.parametrize("kind", ["i2", "u1", "f4"])

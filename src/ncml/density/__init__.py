@@ -10,7 +10,6 @@ from ncml.density.interface import (
     check_noise,
     gradient,
 )
-from ncml.density.lengths import check_lengths, counted, padded, positions_that_count
 from ncml.density.modes import eval_mode, evaluating, usable
 from ncml.density.target import Target
 
@@ -22,19 +21,15 @@ __all__ = [
     "Target",
     "check_arguments",
     "check_draw",
-    "check_lengths",
     "check_log_density",
     "check_noise",
     "check_process",
     "check_score",
-    "counted",
     "eval_mode",
     "evaluating",
     "gradient",
     "guided",
     "inner_density",
-    "padded",
-    "positions_that_count",
     "process_by_name",
     "process_of",
     "score_of",

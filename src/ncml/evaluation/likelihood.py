@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_count, check_generator, per_example
-from ncml.density import NoiseConditionalDensity, check_arguments, check_log_density, evaluating, inner_density, padded
+from ncml.density import NoiseConditionalDensity, check_arguments, check_log_density, evaluating, inner_density
+from ncml.density.lengths import padded
 from ncml.errors import ArgumentError
 from ncml.noise import BitsPerDim, Lattice
 from ncml.progress import progress_bar

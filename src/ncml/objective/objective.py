@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_finite, check_floating, check_generator, check_input, check_time
-from ncml.density import check_arguments, check_process, padded, unwrapped
+from ncml.density import check_arguments, check_process, unwrapped
+from ncml.density.lengths import padded
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.noise import DiscreteProcess, Lattice, NoiseProcess
 from ncml.objective.times import TimeSampler, UniformTimes

@@ -24,17 +24,8 @@ from ncml.densities.transformer.blocks import Block, Trunk
 from ncml.densities.transformer.cache import CachedPass
 from ncml.densities.transformer.extended import ExtendedSequence, check_overlap
 from ncml.densities.transformer.head import SequenceHead
-from ncml.density import (
-    AutoregressiveDensity,
-    check_arguments,
-    check_draw,
-    check_lengths,
-    counted,
-    eval_mode,
-    evaluating,
-    gradient,
-    positions_that_count,
-)
+from ncml.density import AutoregressiveDensity, check_arguments, check_draw, eval_mode, evaluating, gradient
+from ncml.density.lengths import check_lengths, counted, positions_that_count
 from ncml.errors import ArgumentError
 from ncml.nn.conditioning import Conditioning, label_rows
 from ncml.nn.heads import GaussianHead, LogisticHead, MixtureHead, open_uniforms
