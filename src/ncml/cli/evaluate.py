@@ -59,6 +59,8 @@ def evaluate(
     test = every.mixed(settings.images)
     folder = results_folder(run, out, "evaluation")
     report: dict[str, Any] = {"settings": settings, "model": opened.source(), "test_examples": len(test)}
+    if remark := getattr(every, "remark", ""):
+        report["test_data"] = remark
 
     def keep(**part: Any) -> None:  # noqa: ANN401 -- JSON data
         report.update(part, seconds=time.perf_counter() - start, environment=environment())
@@ -123,13 +125,16 @@ def _print(report: dict[str, Any], folder: Path) -> None:
     method = "maximum likelihood" if noise["times"] == "zero" else f"NCML, {noise['process']} noise"
     name, tested = model["config"]["model"]["name"], report["test_examples"]
     print(f"\n{name}, {method}, after {model['step']} steps; {tested:,} test examples")
+    if "test_data" in report:
+        print(f"Of the test data, {report['test_data']}.")
     if "log_prob" in report:
         found = report["log_prob"]
         print(f"\nlog p at t = 0: {found['mean']:.4f} +- {found['standard_error']:.4f} nats per example")
     exact = all(row["bits"].exact for row in report.get("bits_per_dim", {}).values())
     if "bits_per_dim" in report:
         kind = "exact" if exact else "upper bounds, of dequantised data"
-        print(f"\nBits/dim at t = 0 under level noise ({kind}; lower is better)")
+        per = "Bits per sample" if model["data"].get("rate") else "Bits/dim"
+        print(f"\n{per} at t = 0 under level noise ({kind}; lower is better)")
     for pi, row in report.get("bits_per_dim", {}).items():
         bits, bound = row["bits"], "" if exact else "<= "
         mean = f"{bound}{bits.mean:.4f}"

@@ -78,6 +78,10 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
         elif first:
             np.save(out / f"samples_{step:08d}.npy", drawn.numpy(), allow_pickle=False)
 
+    if first:
+        for name, read in (("train", examples), ("test", held_out)):
+            if getattr(read, "remark", ""):
+                print(f"Of the data to {name} on, {read.remark}.")  # type: ignore[attr-defined]
     counted = {"parameters": parameter_count(density), "training_examples": len(examples)}
     sample_every = run.sample_every if isinstance(density, SampleableDensity) else 0
     periodic = [Periodic(run.validate_every, "validation", validate), Periodic(sample_every, "samples", draw)]
@@ -139,7 +143,7 @@ def check_data(checkpoint: Checkpoint, kind: DataKind, n: int) -> None:
     stored["training_examples"] = checkpoint.info.get("training_examples", n)
     differences = [
         f"{name} is {own[name]}, not {stored[name]}"
-        for name in ("shape", "levels", "classes", "training_examples")
+        for name in ("shape", "levels", "classes", "rate", "training_examples")
         if name in stored and own[name] != stored[name]
     ]
     if differences:
@@ -204,7 +208,7 @@ def _likelihood_in_words(latest: dict[str, float], density: NoiseConditionalDens
     what = "images" if kind.is_image else "examples"
     if "bits_per_dim" in latest:
         bound = "" if density.lattice is not None else "<= "
-        return f" Held-out {what} at t = 0: {bound}{latest['bits_per_dim']:.3f} bits/dim."
+        return f" Held-out {what} at t = 0: {bound}{latest['bits_per_dim']:.3f} {kind.unit}."
     if "log_prob" in latest:
         return f" Held-out {what} at t = 0: log p = {latest['log_prob']:.3f} nats per example."
     return ""

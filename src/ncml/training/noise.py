@@ -23,6 +23,7 @@ from ncml.objective import (
 )
 
 __all__ = [
+    "FINE_LEVELS",
     "NoiseConfig",
     "build_process",
     "build_times",
@@ -38,7 +39,8 @@ PAPER_LEVELS = 10.0  # of 256, the noise at T in the paper
 COARSE_STD = 0.25  # at most so much of the data's range [-1, 1], if their levels are coarser
 COARSEST_STD = 0.75  # but a level if it can be: VP and sub-VP end below 1
 STD_MIN = 1e-3  # of log-uniform times: an eighth of a level of 256
-DATA_SHARE = 0.25  # of the standard deviation of data without a lattice
+DATA_SHARE = 0.25  # of the standard deviation of data without a lattice, or on a fine one
+FINE_LEVELS = 256  # more of them are a fine lattice
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "vp": ("beta_min", "beta_max"),
@@ -64,7 +66,8 @@ class NoiseConfig:
 
     How much noise there is at T is said in one of four ways: std, std_in_levels, T or preset. If none is given it
     follows from the data: 10 levels of 256, as in the paper; less on coarser lattices (2 of 17); a quarter of the
-    standard deviation of data without a lattice. What was chosen is printed when training starts, and stored.
+    standard deviation of data without a lattice or with more than 256 levels. What was chosen is printed when training
+    starts, and stored.
 
     Args:
         process: vp, sub-vp or ve of the paper, linear-ve (sigma = t), or level-noise: every value moves by one level
@@ -161,8 +164,8 @@ def noise_unit(lattice: Lattice | None) -> float:
 
 def default_noise(lattice: Lattice | None, data_std: float | None) -> float:
     """The noise at T that follows from the data: in levels of their lattice, or else in data units."""
-    if lattice is None:
-        return DATA_SHARE * (data_std or 1.0)
+    if lattice is None or (lattice.levels > FINE_LEVELS and data_std):
+        return DATA_SHARE * (data_std or 1.0) / noise_unit(lattice)
     coarse = max(COARSE_STD, min(lattice.width, COARSEST_STD))
     return min(PAPER_LEVELS, coarse / lattice.width)
 
@@ -181,7 +184,7 @@ def build_process(noise: NoiseConfig, lattice: Lattice | None, data_std: float |
     Args:
         noise: The configuration.
         lattice: The lattice of the data, or None.
-        data_std: Their standard deviation, which the default follows where there is no lattice.
+        data_std: Their standard deviation, which the default follows where there is no lattice, or a fine one.
 
     Raises:
         ArgumentError: More noise than the process can have, or levels for data without a lattice.
