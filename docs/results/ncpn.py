@@ -5,6 +5,7 @@ From the root of the repository, with runs/cifar16/{ml,vp,sub-vp,ve} trained and
     python docs/results/ncpn.py record cifar16 runs/cifar16 --commit "$(git rev-parse --short HEAD)"
     python docs/results/ncpn.py ablation runs/ablation/ablation.json --commit "$(git rev-parse --short HEAD)"
     python docs/results/ncpn.py pages
+    python docs/results/ncpn.py figures # again, from what was recorded
 """
 
 from __future__ import annotations
@@ -76,24 +77,34 @@ def relative(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(name: str, runs: dict[str, Any]) -> None:
-    """What level noise costs over t: the paper's Figure 4."""
+    """What level noise costs over t, and the size of the noise: the paper's Figure 4, with ML as its competitor."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    *left, right = figure.subplots(1, 3)
     for key, run in runs.items():
         curve = run["evaluation"]["robustness"]
         style = {"marker": "o", "markersize": 3, "color": COLOURS[key], "label": NAMES[key]}
-        for axis, pi in zip(axes, ("0.5", "1.0"), strict=True):
-            axis.plot(curve["sigma_levels"], curve["delta"][pi], **style)
-    for axis, pi in zip(axes, (0.5, 1), strict=True):
+        for axis, pi in zip(left, ("0.5", "1.0"), strict=True):
+            if key == "ml":  # which knows t = 0 only
+                axis.axhline(curve["delta"][pi][0], color=COLOURS[key], linestyle=":", label="ML at t = 0")
+            else:
+                axis.plot(curve["sigma_levels"], curve["delta"][pi], **style)
+        if key != "ml":
+            times = [t / curve["T"] for t in curve["times"]]
+            right.plot(times, curve["mean_abs_perturbation_levels"], **style)
+    for axis, pi in zip(left, (0.5, 1), strict=True):
         axis.set_title(f"Cost of level noise, $\\pi$ = {pi:g}", fontsize=10)
         axis.set_xlabel("noise level $\\sigma(t)$ (levels)")
         axis.set_ylabel("$\\Delta$ log p (bits/dim)")
+    right.set_title("Size of the noise", fontsize=10)
+    right.set_xlabel("t / T")
+    right.set_ylabel("mean $|x_t - x_0|$ (levels)")
+    right.axhline(1.0, color="0.4", linestyle=":")  # what level noise moves a value by
+    for axis in (*left, right):
         axis.set_ylim(bottom=0)
-    for axis in axes:
         axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False, fontsize=8)
+    left[0].legend(frameon=False, fontsize=8)
     figure.savefig(HERE / f"{name}.png", dpi=130)
 
 
@@ -227,11 +238,18 @@ def main() -> None:
     add.add_argument("path", type=Path)
     add.add_argument("--commit", required=True)
     commands.add_parser("pages")
+    commands.add_parser("figures")
     options = parser.parse_args()
     if options.command == "record":
         record(options.name, options.folder, options.commit)
     elif options.command == "ablation":
         record_ablation(options.path, options.commit)
+    elif options.command == "figures":
+        for path in sorted(HERE.glob("*.words.txt")):
+            name = path.name.removesuffix(".words.txt")
+            data = json.loads((HERE / f"{name}.json").read_text())
+            if "robustness" in next(iter(data.get("runs", {"": {}}).values())).get("evaluation", {}):
+                draw(name, data["runs"])
     else:
         pages()
 
