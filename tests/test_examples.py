@@ -183,3 +183,17 @@ def test_the_table_of_the_gallery_names_every_program():
     text = (EXAMPLES / "README.md").read_text()
     programs = [path.name for path in sorted((EXAMPLES / "gallery").glob("*.py"))]
     assert re.findall(r"^\| \[(\S+)\]\(gallery/\1\) \| \d+ s \|", text, re.MULTILINE) == programs
+
+
+def test_the_comparison_of_models_runs(tmp_path):
+    """Every kind of model, trained both ways, a step or two each; a second call has nothing to do."""
+    script, out = EXAMPLES / "models_on_digits.py", tmp_path / "models.json"
+    arguments = ["--out", str(out), "--seeds", "1", "--images", "8", "--share", "0.001"]
+    for _ in range(2):
+        done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    runs = json.loads(out.read_text())["runs"]
+    assert [(r["model"], r["method"], r["exact"]) for r in runs] == [
+        (model, method, model != "maf") for model in ("made", "ncpn", "maf") for method in ("ml", "ncml")
+    ]

@@ -4,6 +4,7 @@ From the root of the repository, with runs/cifar16/{ml,vp,sub-vp,ve} trained and
 
     python docs/results/ncpn.py record cifar16 runs/cifar16 --commit "$(git rev-parse --short HEAD)"
     python docs/results/ncpn.py ablation runs/ablation/ablation.json --commit "$(git rev-parse --short HEAD)"
+    python docs/results/ncpn.py ablation runs/models.json --commit "$(git rev-parse --short HEAD)"
     python docs/results/ncpn.py pages
     python docs/results/ncpn.py figures # again, from what was recorded
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +111,36 @@ def draw(name: str, runs: dict[str, Any]) -> None:
 
 
 def record_ablation(path: Path, commit: str) -> None:
-    """Keep the ablation's results, without folders of the machine."""
+    """Keep the results of the ablation, or of models_on_digits.py, without folders of the machine."""
     data = json.loads(path.read_text())
-    for variant in data["variants"]:
+    for variant in data.get("variants", ()):
         variant["settings"] = relative(variant["settings"])
-    (HERE / "ablation.json").write_text(json.dumps({"commit": commit, **data}, indent=1) + "\n")
+    name = "models" if "kinds" in data else "ablation"
+    (HERE / f"{name}.json").write_text(json.dumps({"commit": commit, **data}, indent=1) + "\n")
+
+
+def models_table(data: dict[str, Any]) -> list[str]:
+    """One row per kind of model and way of training: means over the seeds, and how they spread."""
+    names = {"made": "MADE", "ncpn": "NCPN", "maf": "MAF, dequantised (bounds, <=)"}
+    ways = {"ml": "ML", "ncml": "NCML"}
+    machine, seeds = data["environment"], sorted({run["seed"] for run in data["runs"]})
+    lines = [
+        f"{data['training_images']:,} training and {data['test_images']} test images of 8x8 pixels in 17 levels; VP",
+        f"noise of 2 levels at T; {len(seeds)} seeds, means and standard deviations over them.",
+        f"torch {machine['torch']}, {machine['device']}, one thread.",
+        f"Commit {data['commit']}.",
+        "",
+        r"| | parameters | bits/dim, $\pi$ = 0 | $\pi$ = 0.5 | $\pi$ = 1 | $\Delta \log p$, $\pi$ = 1 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for kind, name in names.items():
+        for way, label in ways.items():
+            runs = [run for run in data["runs"] if (run["model"], run["method"]) == (kind, way)]
+            columns = [[run["bits"][pi] for run in runs] for pi in ("0", "0.5", "1")]
+            columns.append([last - first for first, last in zip(columns[0], columns[2], strict=True)])
+            cells = [f"{statistics.mean(c):.3f} ± {statistics.stdev(c):.3f}" for c in columns]
+            lines.append(f"| {name}, {label} | {runs[0]['parameters']:,} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def best(values: list[float], lower: bool = True, digits: int = 3) -> list[str]:
@@ -199,7 +226,9 @@ def pages() -> None:
 def page(name: str) -> str:
     """The words, with the tables of the record in their place."""
     data = json.loads((HERE / f"{name}.json").read_text())
-    if "variants" in data:
+    if "kinds" in data:
+        body = models_table(data)
+    elif "variants" in data:
         body = ablation_table(data)
     else:
         claims = paper(list(data["runs"])) if name.startswith("cifar") else {}
@@ -247,9 +276,8 @@ def main() -> None:
     elif options.command == "figures":
         for path in sorted(HERE.glob("*.words.txt")):
             name = path.name.removesuffix(".words.txt")
-            data = json.loads((HERE / f"{name}.json").read_text())
-            if "robustness" in next(iter(data.get("runs", {"": {}}).values())).get("evaluation", {}):
-                draw(name, data["runs"])
+            if (HERE / f"{name}.png").exists():
+                draw(name, json.loads((HERE / f"{name}.json").read_text())["runs"])
     else:
         pages()
 
