@@ -161,6 +161,9 @@ def test_where_samples_may_start():
         ({"bins": (1.0,)}, "bins"),
         ({"process": "linear-ve", "preset": "paper"}, "preset"),
         ({"process": "level-noise", "std": 0.1}, "std"),
+        ({"data_std": 0.5}, "data_std"),
+        ({"data_std": 0.5, "preset": "paper"}, "data_std"),
+        ({"data_std": 0.5, "std": 0.1, "process": "ve"}, "data_std"),
     ],
 )
 def test_bad_settings_are_named(settings, name):

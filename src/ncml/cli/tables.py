@@ -189,7 +189,8 @@ def outliers(
     times = [] if train is None else _ladder(run, settings)
     typical: dict[str, Typicality] = {}
     if train is not None:
-        known = _statistics(run, train.mixed(settings.ood_images).batch(slice(None)), times, "training data", settings)
+        some = train.mixed(max(2, settings.ood_images)).batch(slice(None))
+        known = _statistics(run, some, times, "training data", settings)
         typical = {name: Typicality.fit(f) for name, f in _features(known).items()}
 
     def scores(x: Tensor, label: str) -> dict[str, Tensor]:
