@@ -92,10 +92,10 @@ class Typicality:
         factor: Cholesky factor of their correlations, ``(F, F)``.
 
     Example:
-        >>> features = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0])
-        >>> typical = Typicality.fit(features)
-        >>> typical(torch.tensor([[0.0, 0.0], [0.0, 10.0]])).round(decimals=1)
-        tensor([-0.0, -2.0], dtype=torch.float64)
+        >>> training = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 5.0], [0.0, -5.0]])
+        >>> typical = Typicality.fit(training)
+        >>> [round(value, 2) for value in typical(torch.tensor([[0.5, 0.0], [0.0, 10.0]])).tolist()]
+        [-0.61, -2.45]
     """
 
     mean: Tensor
