@@ -31,7 +31,7 @@ from ncml.noise import Lattice, NoiseProcess
 from ncml.training.draws import stream_seed
 from ncml.training.settings import from_dict, to_dict
 
-__all__ = ["MODELS", "ModelConfig", "ModelSettings", "build_model", "model_settings", "takes_more"]
+__all__ = ["MODELS", "ModelConfig", "ModelSettings", "build_model", "capability", "model_settings", "takes_more"]
 
 OWN = ("name", "classes", "compile", "recompute")
 """Settings of every model; no model may have one of these names for itself, but for classes."""
@@ -189,7 +189,7 @@ def build_model(
             density = _call(config, tuple(event_shape), process, lattice, classes)
     _check_fits(density, config.name, tuple(event_shape), process, lattice)
     if config.recompute:
-        _capability(density, "recompute_blocks", "model.recompute", config.name)()
+        capability(density, "recompute_blocks", "model.recompute", config.name)()
     if config.compile:
         compile_blocks = getattr(density, "compile_blocks", None)
         if compile_blocks is not None:
@@ -199,11 +199,16 @@ def build_model(
     return density
 
 
-def _capability(density: NoiseConditionalDensity, method: str, setting: str, name: str) -> Callable[[], Any]:
-    found: Callable[[], Any] | None = getattr(density, method, None)
+def capability(density: NoiseConditionalDensity, method: str, setting: str, name: str) -> Callable[..., Any]:
+    """A method that only some models have, for a setting that asks for it.
+
+    Raises:
+        UnsupportedError: This one has none.
+    """
+    found: Callable[..., Any] | None = getattr(density, method, None)
     if found is None:
         raise UnsupportedError(
-            f"{setting}: got True and {name!r}, a {type(density).__name__} without {method}(); expected False"
+            f"{setting}: got it on and {name!r}, a {type(density).__name__} without {method}(); expected it off"
         )
     return found
 
