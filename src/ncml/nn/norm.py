@@ -2,7 +2,8 @@ r"""Layer normalisation that can be differentiated any number of times.
 
 Training by sliced score matching takes the third derivative of the network, and that of torch's ``layer_norm`` is wrong
 (2.13): its double backward treats the mean and the deviation as constants. Here the first backward pass is torch's own
-kernel, unless a graph of it is asked for; then it is written in elementary operations.
+kernel, unless a graph of it is asked for; then it is written in elementary operations. So is the whole where it is
+compiled, which fuses them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, EPSILON)
 
     def forward(self, h: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return torch.addcmul(self.bias, _standardised(h)[0], self.weight)
         normalised: Tensor = _LayerNorm.apply(h, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return normalised
 
@@ -52,9 +55,15 @@ class _LayerNorm(torch.autograd.Function):
                 gradient, h, h.shape[-1:], mean, size, weight, bias, ctx.needs_input_grad
             )
             return grads
-        centred = h - h.mean(-1, keepdim=True)
-        size = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPSILON)
-        unit, inner = centred * size, gradient * weight
+        unit, size = _standardised(h)
+        inner = gradient * weight
         to_h = size * (inner - inner.mean(-1, keepdim=True) - unit * (inner * unit).mean(-1, keepdim=True))
         rows = tuple(range(h.ndim - 1))
         return to_h, (gradient * unit).sum(rows), gradient.sum(rows)
+
+
+def _standardised(h: Tensor) -> tuple[Tensor, Tensor]:
+    """``h`` less its mean, over its standard deviation; and one over the latter."""
+    centred = h - h.mean(-1, keepdim=True)
+    size = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPSILON)
+    return centred * size, size

@@ -75,7 +75,7 @@ class _CachedLayer:
         keys, values = (cached.flatten(0, 1)[:, : i + 1] for cached in (self.keys, self.values))
         # Two products of matrices are faster here than the fused attention of many queries.
         weights = torch.baddbmm(self.nothing, query.flatten(0, 1).unsqueeze(1), keys.mT, beta=0.0, alpha=self.scale)
-        seen = torch.bmm(weights.softmax(-1), values).view(len(h), -1)
+        seen = torch.bmm(weights.softmax(-1), values).view_as(h)
         h = torch.addmm(self.leave[1], seen, self.leave[0]).add_(h)
         hidden = F.gelu(torch.addmm(self.up[1], _normalised(self.layer.before_perceptron, h), self.up[0]))
         return torch.addmm(self.down[1], hidden, self.down[0]).add_(h)
