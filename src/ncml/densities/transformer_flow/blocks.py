@@ -124,5 +124,6 @@ class AffineBlock(nn.Module):
         """Log-scale a and mean of the values, from the outputs of a position, ``(..., 2 P)``."""
         log_scale, mean = outputs.chunk(2, dim=-1)
         if self.curvature:  # within log(max_scale): odd, smooth to every order, and cheaper than a tanh
-            log_scale = log_scale * torch.rsqrt(1.0 + self.curvature * log_scale.square())
+            one = log_scale.new_ones(())
+            log_scale = log_scale * torch.rsqrt(torch.addcmul(one, log_scale, log_scale, value=self.curvature))
         return log_scale, mean
