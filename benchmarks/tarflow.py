@@ -3,7 +3,7 @@
 32 x 32 colour images in patches of 4, width 128, 4 blocks of 2 layers, batch 16; and in patches of 2, 4 times as many.
 The step is forward, backward and AdamW, the loss each program's own; ours is told the noise level besides. Sampling is
 ``reverse`` of theirs with its cache, and ``sample`` of ours. With ``--tarflow`` and ``--itarflow`` (or $TARFLOW and
-$ITARFLOW), checkouts of apple/ml-tarflow and apple/ml-itarflow, random weights of theirs, moved so that nothing is zero,
+$ITARFLOW), checkouts of apple/ml-tarflow and apple/ml-itarflow, random weights of theirs, moved so that none is zero,
 are loaded, and their log-likelihoods and samples compared; nothing of theirs is copied here.
 """
 
