@@ -42,9 +42,9 @@ class TransformerFlow(SampleableDensity):
         event_shape: Images ``(C, H, W)`` or sequences ``(L, C)``, of at least two patches.
         process: The noise process.
         patch: Side of the square patches of images, or length of the stretches of sequences. TarFlow has 2 to 8 pixels,
-            16 to 32 patches along a side.
+            32 patches along a side.
         width: Number of features of a patch.
-        blocks: Number of autoregressive blocks. At least 2: the order of one is arbitrary.
+        blocks: Number of autoregressive blocks. With one, each value is a Gaussian given the patches before it.
         layers: Layers of each block, attention and perceptron; one number, or one for every block.
         heads: Attention heads, a divisor of the width; as published, features 64 by 64.
         max_scale: Bound on the factor by which a block scales a value, either way; it multiplies over blocks. Far from
