@@ -25,6 +25,7 @@ from ncml.densities.made import MADESettings
 from ncml.densities.maf import MAFSettings
 from ncml.densities.ncpn import NCPNSettings
 from ncml.densities.transformer import CausalTransformerSettings
+from ncml.densities.transformer_flow import TransformerFlowSettings
 from ncml.density import NoiseConditionalDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import Lattice, NoiseProcess
@@ -51,6 +52,7 @@ MODELS: dict[str, type[Any]] = {
     "maf": MAFSettings,
     "made": MADESettings,
     "causal-transformer": CausalTransformerSettings,
+    "transformer-flow": TransformerFlowSettings,
 }
 """The bundled models: their names, and the dataclasses of their settings."""
 
@@ -62,8 +64,9 @@ class ModelConfig:
     In TOML the model's own settings stand beside the others, ``[model] name = "maf"``, ``transforms = 3``.
 
     Args:
-        name: ncpn (images), causal-transformer (sequences), maf (a flow) or made; or package.module:function for a
-            model of your own, called as function(event_shape, process, lattice, **settings).
+        name: ncpn (images), causal-transformer (sequences), transformer-flow (either), maf (a flow) or made; or
+            package.module:function for a model of your own, called as function(event_shape, process, lattice,
+            **settings).
         classes: Condition on the class of each example.
         compile: Compile the model with torch.compile; of ncpn the block that it repeats.
         recompute: Recompute blocks in the backward pass instead of keeping their activations, if the model can.
