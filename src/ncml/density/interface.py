@@ -233,7 +233,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         x, more = padded(self, x, lengths)
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
         if not len(x):
-            return torch.zeros_like(x)
+            return 0.0 * x if create_graph else torch.zeros_like(x)
         with evaluating(self):
             x, t = usable(x), usable(t)
             context = None if context is None else usable(context)
