@@ -60,10 +60,10 @@ def chunks(raw: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 def samples(path: Path) -> list[Sample]:
     """All recordings of a SoundFont 2 file, in its order (specification 2.04, sections 6 and 7.10)."""
-    outer = dict(chunks(memoryview(path.read_bytes())))
-    if b"sfbk" not in outer:
+    raw = path.read_bytes()
+    if raw[:4] != b"RIFF" or raw[8:12] != b"sfbk":
         raise SystemExit(f"{path}: got no RIFF sfbk; expected a SoundFont 2 file")
-    parts = dict(chunks(outer[b"sfbk"]))
+    parts = dict(chunks(dict(chunks(memoryview(raw)))[b"sfbk"]))
     pool = np.frombuffer(dict(chunks(parts[b"sdta"]))[b"smpl"], dtype="<i2")
     found = []
     for fields in HEADER.iter_unpack(dict(chunks(parts[b"pdta"]))[b"shdr"]):
