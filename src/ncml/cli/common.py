@@ -190,7 +190,7 @@ def class_labels(run: OpenRun, name: str | None, n: int) -> Tensor | None:
     raise ArgumentError(f"class: got {name!r}; expected one of {', '.join(classes)}, or its number")
 
 
-def labels_for(config: TrainConfig, examples: DataSet, rows: slice, device: torch.device) -> Tensor | None:
+def labels_for(config: TrainConfig, examples: DataSet, rows: slice | Tensor, device: torch.device) -> Tensor | None:
     """The labels of some examples, for a model that was trained with them."""
     if not config.model.classes or examples.labels is None:
         return None

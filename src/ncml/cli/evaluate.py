@@ -19,6 +19,17 @@ __all__ = ["evaluate"]
 
 DEFAULTS = EvaluateSettings()
 FIGURE = "robustness.png"
+STATISTICS = {
+    "log_p": "log p (minus the energy)",
+    "log_p_plus_log_score_norm": "log p + log |score| (the paper's)",
+    "score_sum": "sum of the score",
+    "minus_score_norm": "-|score|",
+    "typical_log_p": "typical log p",
+    "typical_likelihood_ratios": "typical likelihood ratios between levels",
+    "typical_score_norms": "typical |score| over levels",
+    "typical_ladder": "typical ratios and |score|",
+}
+"""What the rows of the out-of-distribution table are called; typical: as near to training data as ..."""
 
 
 def evaluate(
@@ -55,7 +66,7 @@ def evaluate(
     data = with_place(opened.config.data, data_folder)
     _check_capabilities(opened, settings, ood)
     every = data.load(train=False, progress=opened.first and shows_progress())
-    train = data.load(train=True) if settings.samples else None
+    train = data.load(train=True) if settings.samples or (settings.ood_images and settings.ood_levels) else None
     test = every.mixed(settings.images)
     folder = results_folder(run, out, "evaluation")
     report: dict[str, Any] = {"settings": settings, "model": opened.source(), "test_examples": len(test)}
@@ -81,8 +92,8 @@ def evaluate(
         if opened.first:
             plot_robustness({opened.config.noise.process: robustness}, folder / FIGURE)
     if settings.ood_images:
-        keep(auroc=outliers(opened, test, ood, settings))
-    if train is not None:
+        keep(auroc=outliers(opened, test, train, ood, settings))
+    if train is not None and settings.samples:
         keep(frechet=frechet(opened, train, every.mixed(), settings))
     if beside is not None:
         keep(claims=beside_the_paper(*beside, report, data))
@@ -146,10 +157,11 @@ def _print(report: dict[str, Any], folder: Path) -> None:
         for i, sigma in enumerate(curve.sigma.tolist()):
             print(f"  {sigma:<18.2f}" + "".join(f"{float(v[i]):12.4f}" for v in curve.delta.values()))
     if "auroc" in report:
+        sets = report["auroc"]
         print("\nAUROC of test data against ... (higher is better)")
-        print(f"  {'':<18}{'log p':>24}{'log p + log |score|':>24}{'-|score|':>24}")
-        for name, row in report["auroc"].items():
-            print(f"  {name:<18}" + "".join(f"{value!s:>24}" for value in row.values()))
+        print(f"  {'':<42}" + "".join(f"{name:>24}" for name in sets))
+        for key in next(iter(sets.values())):
+            print(f"  {STATISTICS[key]:<42}" + "".join(f"{row[key]!s:>24}" for row in sets.values()))
     if "frechet" in report:
         frechet = report["frechet"]
         print(f"\nFréchet distance, features of a classifier of accuracy {frechet['classifier_accuracy']:.1%} (no FID)")

@@ -30,6 +30,8 @@ from ncml.training import (
 from ncml.training.build import describe, parameter_count
 from ncml.training.checkpoint import Checkpoint, find_checkpoint
 from ncml.training.config import to_dict
+from ncml.training.draws import BatchDraws
+from ncml.training.models import capability
 from ncml.training.noise import check_times, describe_noise
 
 __all__ = ["SETTINGS", "check_data", "check_resumed", "train"]
@@ -61,6 +63,14 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
     density = build_density(settings, kind)
     objective = build_objective(settings.noise, density, kind)
     check_times(objective, settings.noise)
+    going_on = resume and _has_checkpoint(out)
+    if settings.optim.init_examples:
+        initialize = capability(density, "initialize", "optim.init_examples", settings.model.name)
+        if not going_on:  # on every process, from the same examples
+            density.to(fabric.device)
+            rows = BatchDraws(len(examples), kind.shape, objective, settings.optim.init_examples, run.seed).rows(0)
+            labels = labels_for(settings, examples, rows, fabric.device)
+            initialize(examples.batch(rows, device=fabric.device), 0.0, labels)
 
     latest: dict[str, float] = {}
 
@@ -97,7 +107,7 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
         info={**describe(settings, kind), **counted},
         use_labels=settings.model.classes,
     )
-    if resume and _has_checkpoint(out):
+    if going_on:
         checkpoint = open_checkpoint(out)
         check_data(checkpoint, kind, len(examples))
         trainer.load(checkpoint)

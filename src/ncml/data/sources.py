@@ -23,7 +23,7 @@ from ncml.data.sequences import AudioSource, SeriesSource
 from ncml.errors import ArgumentError
 from ncml.noise import Lattice
 
-__all__ = ["SOURCES", "ArraySource", "ImageSource", "SourceKind", "source_settings"]
+__all__ = ["COARSER", "SOURCES", "ArraySource", "ImageSource", "SourceKind", "source_settings"]
 
 DIGITS = tuple("0123456789")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -16,7 +16,7 @@ one t, not one t with another.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ def bits_per_dim(
             y = x
             if not exact:
                 y = torch.where(per_example(on_lattice, x), lattice.dequantize(x, generator=generator), x)
-            parts.append(log_prob_in_batches(density, y, times, context, batch_size, progress, more=more))
+            parts.append(log_prob_in_batches(density, y, times, context, batch_size, progress, check=True, **more))
         log_p = torch.stack(parts).logsumexp(0) - math.log(len(parts))
         draws.append(lattice.bits_per_dim(log_p, dims).values)
     return BitsPerDim(torch.stack(draws).mean(0), exact=exact, mass=bool(on_lattice.all()))
@@ -151,7 +151,7 @@ def log_prob_in_batches(
     progress: bool,
     *,
     check: bool = True,
-    more: Mapping[str, Tensor] | None = None,
+    **more: Tensor,
 ) -> Tensor:
     """Log-likelihoods of checked arguments, ``(B,)`` float64, in eval mode and without gradients.
 
@@ -164,7 +164,7 @@ def log_prob_in_batches(
     parts = []
     with evaluating(density), torch.no_grad():
         for rows in batches(x.shape[0], batch_size, progress, "log-likelihood"):
-            also = {name: value[rows] for name, value in (more or {}).items()}
+            also = {name: value[rows] for name, value in more.items()}
             log_p = density(x[rows], t[rows], None if context is None else context[rows], **also)
             parts.append(check_log_density(log_p, x[rows], t[rows], type(inner).__name__) if check else log_p)
     return torch.cat(parts).double()

@@ -74,6 +74,8 @@ class NoiseConfig:
             with probability t, for data on a lattice; such a model draws samples at t = 0 only.
         std: Standard deviation of the noise at T, in data units.
         std_in_levels: The same in levels of the data's lattice.
+        data_std: Of vp and sub-vp: standard deviation of the data's values, in data units. Then std, or std_in_levels,
+            is that of x_T - x_0, as the paper words it, to which the shrinking of the data adds a little.
         T: Largest time itself; for level-noise a probability.
         preset: paper for the paper's T and schedule of this process, or paper-as-printed for its numbers to the
             letter, which do not give the noise that it states.
@@ -97,6 +99,7 @@ class NoiseConfig:
     process: Literal["vp", "sub-vp", "ve", "linear-ve", "level-noise"] = "vp"
     std: float | None = None
     std_in_levels: float | None = None
+    data_std: float | None = None
     T: float | None = None
     preset: Literal["paper", "paper-as-printed"] | None = None
     beta_min: float | None = None
@@ -114,12 +117,21 @@ class NoiseConfig:
     weight: Literal["one", "t"] = "one"
 
     def __post_init__(self) -> None:
-        for name in ("std", "std_in_levels", "T", "beta_min", "beta_max", "sigma_min", "sigma_max", "std_min"):
+        for name in (
+            "std", "std_in_levels", "data_std", "T", "beta_min", "beta_max", "sigma_min", "sigma_max", "std_min"
+        ):  # fmt: skip
             if getattr(self, name) is not None:
                 check_positive(getattr(self, name), f"noise.{name}")
         check_probability(self.p_zero, "noise.p_zero")
         if len(self.amounts) > 1:
             raise ArgumentError(f"noise: got {' and '.join(self.amounts)}; expected one of them: each sets the noise")
+        if self.data_std is not None and not (
+            self.process in ("vp", "sub-vp") and self.amounts in (["std"], ["std_in_levels"])
+        ):
+            raise ArgumentError(
+                f"noise.data_std: got {self.data_std:g}; expected none; it is for vp and sub-vp, with std or "
+                f"std_in_levels"
+            )
         self._check_belongs("process", SCHEDULES)
         self._check_belongs("times", PARAMETERS)
         if self.times == "ladder" and not self.ladder:
@@ -207,6 +219,8 @@ def build_process(noise: NoiseConfig, lattice: Lattice | None, data_std: float |
     if noise.T is not None:
         return kind(T=noise.T, **schedule)
     std = noise.std if noise.std is not None else (noise.std_in_levels or 0.0) * noise_unit(lattice)
+    if noise.data_std is not None:
+        schedule["data_std"] = noise.data_std
     try:
         return kind.at_noise(std, **schedule)
     except ArgumentError as error:

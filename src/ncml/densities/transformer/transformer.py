@@ -27,7 +27,7 @@ from ncml.densities.transformer.head import SequenceHead
 from ncml.density import AutoregressiveDensity, check_arguments, check_draw, eval_mode, evaluating, gradient
 from ncml.density.lengths import check_lengths, counted, positions_that_count
 from ncml.errors import ArgumentError
-from ncml.nn.conditioning import Conditioning, label_rows
+from ncml.nn.conditioning import Conditioning, dropped_labels
 from ncml.nn.heads import GaussianHead, LogisticHead, MixtureHead, open_uniforms
 from ncml.noise import Lattice, NoiseProcess
 from ncml.progress import progress_counter
@@ -368,11 +368,8 @@ class CausalTransformer(AutoregressiveDensity):
         return torch.cat([self.first.expand(len(x), 1, -1), self.enter(x[:, :-1])], dim=1)
 
     def _conditioning(self, t: Tensor, context: Tensor | None) -> Tensor:
-        if context is not None and self.conditioning.classes:
-            rows = label_rows(context, self.conditioning.classes)
-            if self.training and self.label_dropout > 0.0:
-                dropped = torch.rand(rows.shape, device=rows.device) < self.label_dropout
-                context = torch.where(dropped, -1, context.long())
+        if self.training and context is not None and self.conditioning.classes:
+            context = dropped_labels(context, self.conditioning.classes, self.label_dropout)
         return cast(Tensor, self.embed(self.conditioning(t, context).to(self.first.dtype)))
 
 
