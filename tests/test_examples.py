@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import runpy
 import struct
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ncml.cli import main
 from ncml.cli.claims import read_claims
+from ncml.data import AudioSource, write_wav
 from ncml.training import DataKind, build_density, read_toml
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -195,3 +199,89 @@ def test_the_comparison_of_models_runs(tmp_path):
     assert [(r["model"], r["method"], r["exact"]) for r in runs] == [
         (model, method, model != "maf") for model in ("made", "ncpn", "maf") for method in ("ml", "ncml")
     ]
+
+
+# Recordings.
+
+
+def soundfont(names: dict[str, tuple[int, int, list[int]]]) -> bytes:
+    """A SoundFont 2 file of samples by name: rate, kind and numbers."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+    pool, headers = b"", b""
+    for name, (rate, kind, values) in names.items():
+        start = len(pool) // 2
+        pool += struct.pack(f"<{len(values)}h", *values)
+        fields = (start, len(pool) // 2, 0, 0, rate, 60, 0, 0, kind)
+        headers += struct.pack("<20s5IBbHH", name.encode(), *fields)
+        pool += bytes(92)  # the specification's 46 zeros
+    headers += struct.pack("<20s5IBbHH", b"EOS", *[0] * 9)
+    parts = chunk(b"LIST", b"INFO" + chunk(b"INAM", b"odd"))
+    parts += chunk(b"LIST", b"sdta" + chunk(b"smpl", pool)) + chunk(b"LIST", b"pdta" + chunk(b"shdr", headers))
+    return chunk(b"RIFF", b"sfbk" + parts)
+
+
+def script(name: str) -> dict[str, object]:
+    return runpy.run_path(str(EXAMPLES / "audio_transformer" / name))
+
+
+def test_recordings_out_of_a_soundfont(tmp_path, capsys):
+    """Right channels, other names and short ones stay out; what is written has the rate, loudness and pitch."""
+    rate, tone = 32_000, 1000.0
+    sine = [round(9000 * math.sin(2 * math.pi * tone * i / rate)) for i in range(rate)]
+    names = {f"Flute {i}(L)": (rate, 4, sine) for i in range(11)}
+    names |= {"Flute 0(R)": (rate, 2, sine), "Strings E3R": (rate, 1, sine), "Gun": (rate, 1, sine)}
+    names |= {"Tuba F#3": (rate, 1, sine[:1000]), "Cello C#4(L)": (44_100, 4, sine), "Oboe": (rate, 0x8001, sine)}
+    (tmp_path / "a.sf2").write_bytes(soundfont(names))
+    main_of = script("soundfont.py")["main"]
+    main_of([str(tmp_path / "a.sf2"), str(tmp_path / "out")])
+    assert "12 of 14 recordings" in capsys.readouterr().out
+    assert [p.name for p in sorted((tmp_path / "out" / "test").iterdir())] == [
+        "000_Flute_0_L.wav",
+        "010_Flute_10_L.wav",
+    ]
+    source = AudioSource(folder=tmp_path / "out", window=1000)
+    train = source.load(train=True)
+    assert (train.rate, len(train)) == (8000, 9 * 7 + 5)  # 0.95 s each, and 0.67 s of the last
+    x = train.series[: 7 * 1000, 0].double() - 2**15
+    assert float(x.square().mean().sqrt()) == pytest.approx(4000, rel=0.01)
+    for i, expected in ((0, tone), (-5000, tone * 44_100 / rate)):
+        part = train.series[i:, 0][:5000].double()
+        spectrum = torch.fft.rfft(part - part.mean()).abs()
+        assert int(spectrum.argmax()) * 8000 / 5000 == pytest.approx(expected, abs=1.7)
+    (tmp_path / "b.sf2").write_bytes(soundfont(names)[:-2000])
+    for path, message in ((tmp_path / "b.sf2", "the file is cut"), (EXAMPLES / "README.md", "expected a SoundFont 2")):
+        with pytest.raises(SystemExit, match=message):
+            main_of([str(path), str(tmp_path / path.stem)])
+
+
+def test_the_audio_configuration_runs_and_is_compared(tmp_path, capsys):
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for i in range(2):
+            x = torch.randint(-9000, 9000, (600,), generator=torch.Generator().manual_seed(i)).short()
+            write_wav(tmp_path / "data" / split / f"{i}.wav", x.numpy(), 8000)
+    run = str(tmp_path / "run")
+    config = ["--config", str(EXAMPLES / "audio_transformer" / "config.toml"), "--data.folder", str(tmp_path / "data")]
+    short = "--optim.steps 2 --run.validate-images 2 --run.accelerator cpu --run.threads 1 --model.width 8"
+    assert main(["train", "--out", run, *config, *short.split(), "--optim.batch-size", "2"]) == 0
+    assert main(["sample", run, "--images", "2", "--seconds", "0.05", "--noise", "0"]) == 0
+    script("spectra.py")["main"]([f"{run}/samples-noise0", str(tmp_path / "data" / "test")])
+    said = capsys.readouterr().out
+    assert re.search(r"2 drawn and 2 real recordings: \d+\.\d dB apart", said)
+    assert (tmp_path / "run" / "samples-noise0" / "spectra.png").stat().st_size > 1000
+
+
+def test_spectra_are_apart_by_what_is_known():
+    """White noise against itself, and against noise without its upper half: 10 log10 of the power there."""
+    generator, distance = np.random.default_rng(0), script("spectra.py")["distance"]
+    white = [generator.normal(size=8000) for _ in range(8)]
+    assert distance(white, [3.0 * x for x in white]) < 1e-9  # loudness is not compared
+    assert distance(white[::2], white[1::2]) < 0.5
+    lines = np.fft.rfft(white, axis=1)
+    lines[:, 2000:] *= 0.1
+    darker = [*np.fft.irfft(lines, axis=1)]
+    # Power 1/2 + 1/200 in all: +2.97 dB below and -17.03 above the edge.
+    assert distance(white, darker) == pytest.approx(math.sqrt((2.97**2 + 17.03**2) / 2), abs=0.4)

@@ -91,6 +91,15 @@ def test_the_default_on_a_lattice(levels, expected):
     assert float(process.sigma(process.T)) == pytest.approx(expected * lattice.width, rel=1e-9)
 
 
+@pytest.mark.parametrize(("levels", "expected"), [(256, 10.0), (257, 0.03 / (2 / 256)), (65_536, 0.03 / (2 / 65_535))])
+def test_the_default_on_a_fine_lattice_is_a_share_of_the_data(levels, expected):
+    assert default_noise(Lattice(levels), 0.12) == pytest.approx(expected, rel=1e-12)
+    x = torch.randint(levels, (64, 3), generator=torch.Generator().manual_seed(0))
+    kind = DataKind.of(Arrays(x.int() if levels > 256 else x.byte(), lattice=Lattice(levels)))
+    values = Lattice(levels).to_unit(x, dtype=torch.float64)
+    assert kind.std == (pytest.approx(float(values.var(0, correction=0).mean().sqrt())) if levels > 256 else None)
+
+
 def test_every_lattice_has_a_default():
     for levels in [*range(2, 300), 1024, 65_536]:
         for process in ("vp", "sub-vp", "ve", "linear-ve"):

@@ -5,6 +5,7 @@ from ncml.density.checks import (
     check_arguments,
     check_draw,
     check_log_density,
+    check_noise,
     check_score,
     process_by_name,
 )
@@ -14,7 +15,6 @@ from ncml.density.interface import (
     AutoregressiveDensity,
     NoiseConditionalDensity,
     SampleableDensity,
-    check_noise,
     gradient,
 )
 from ncml.density.modes import eval_mode, evaluating, usable

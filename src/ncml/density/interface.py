@@ -46,7 +46,7 @@ from ncml.density.modes import eval_mode, evaluating, usable
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import Lattice, NoiseProcess
 
-__all__ = ["AutoregressiveDensity", "NoiseConditionalDensity", "SampleableDensity", "check_noise", "gradient"]
+__all__ = ["AutoregressiveDensity", "NoiseConditionalDensity", "SampleableDensity", "gradient"]
 
 
 class NoiseConditionalDensity(nn.Module, abc.ABC):
@@ -360,16 +360,6 @@ class AutoregressiveDensity(SampleableDensity):
         noise: Tensor | None = None,
     ) -> Tensor:
         """Draw ``n`` samples, from ``noise`` if it is given (see :meth:`SampleableDensity.sample`)."""
-
-
-def check_noise(density: AutoregressiveDensity, noise: Tensor, n: int) -> None:
-    """Refuse noise that is not what ``draw_noise`` returns for ``n`` samples."""
-    expected = (n, *density.draw_noise(0).shape[1:])
-    if noise.shape != expected or noise.dtype != density.dtype or noise.device != density.device:
-        raise ArgumentError(
-            f"noise: got shape {tuple(noise.shape)}, {noise.dtype} on {noise.device}; expected {expected}, "
-            f"{density.dtype} on {density.device}; use draw_noise({n})"
-        )
 
 
 def gradient(
