@@ -4,6 +4,7 @@ from ncml.density import Target
 from ncml.sampling import grids
 from ncml.sampling.adaptive import AdaptiveHeun, AdaptiveSampler, AdaptiveSDE
 from ncml.sampling.ancestral import Ancestral
+from ncml.sampling.conditional import Restored, complete, restore
 from ncml.sampling.dpm import DDIM, DPMSolver2M, DPMSolver2MSDE, DPMSolverSDE
 from ncml.sampling.er_sde import ERSDE
 from ncml.sampling.euler_maruyama import EulerMaruyama
@@ -12,6 +13,7 @@ from ncml.sampling.heun import HeunODE
 from ncml.sampling.jacobi import ParallelSamples, sample_in_parallel
 from ncml.sampling.langevin import AnnealedLangevin, MetropolisLangevin
 from ncml.sampling.predictor_corrector import PredictorCorrector
+from ncml.sampling.repaint import RePaint
 from ncml.sampling.sampler import GridSampler, Refined, Sampler
 from ncml.sampling.smc import AnnealedSMC
 from ncml.sampling.tweedie import Tweedie
@@ -34,11 +36,15 @@ __all__ = [
     "MetropolisLangevin",
     "ParallelSamples",
     "PredictorCorrector",
+    "RePaint",
     "Refined",
+    "Restored",
     "Sampler",
     "Target",
     "Tweedie",
+    "complete",
     "generate",
     "grids",
+    "restore",
     "sample_in_parallel",
 ]
