@@ -11,8 +11,9 @@ from ncml.sampling.er_sde import ERSDE
 from ncml.sampling.euler_maruyama import EulerMaruyama
 from ncml.sampling.generate import generate
 from ncml.sampling.heun import HeunODE
-from ncml.sampling.jacobi import ParallelSamples, sample_in_parallel
+from ncml.sampling.jacobi import ParallelSamples, allowed_difference, sample_in_parallel
 from ncml.sampling.langevin import HMC, AnnealedLangevin, MetropolisLangevin
+from ncml.sampling.multistep import MultistepODE
 from ncml.sampling.predictor_corrector import PredictorCorrector
 from ncml.sampling.repaint import RePaint
 from ncml.sampling.sampler import GridSampler, Refined, Sampler
@@ -38,6 +39,7 @@ __all__ = [
     "LatticeGibbs",
     "LatticeMetropolis",
     "MetropolisLangevin",
+    "MultistepODE",
     "ParallelSamples",
     "PredictorCorrector",
     "RePaint",
@@ -46,6 +48,7 @@ __all__ = [
     "Sampler",
     "Target",
     "Tweedie",
+    "allowed_difference",
     "complete",
     "generate",
     "grids",
