@@ -47,8 +47,8 @@ class MultistepODE(GridSampler):
 
     and q is taken to be the polynomial through its last ``order`` values. Of the data this is DDIM at 1,
     DPM-Solver++(2M) up to second order in the step at 2, and (3M) at 3 (Lu et al., 2022, "DPM-Solver++"); of the noise
-    the methods of Zhang and Chen (2022, "DEIS"); of the flow those of rectified flows. With ``corrector`` a step is done
-    again when the score at its end is known, by the polynomial through that as well (Zhao et al., 2023, "UniPC", with
+    the methods of Zhang and Chen (2022, "DEIS"); of the flow those of rectified flows. With ``corrector`` a step is
+    done again when its end's score is known, by the polynomial through that as well (Zhao et al., 2023, "UniPC", with
     the integrals exact): one order more for no further score. The first steps, which lack a history, have lower order:
     the whole has 2 at most, with corrector 3. benchmarks/frontier.py measures which is best for few scores.
 
