@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_count
-from ncml.density import SampleableDensity
+from ncml.density import SampleableDensity, check_draw
 from ncml.nn.conditioning import Conditioning, NoiseScaling
 from ncml.nn.masked import MaskedMLP
 from ncml.noise import Lattice, NoiseProcess
