@@ -40,11 +40,13 @@ def inner_density(density: nn.Module) -> NoiseConditionalDensity:
     return inner
 
 
-def score_of(density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+def score_of(
+    density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
+) -> Tensor:
     """The score by the density's own closed form, or by differentiating the call of its wrapper."""
     if isinstance(density, NoiseConditionalDensity):
-        return density.forward_score(x, t, context)
-    return gradient(density, x, t, context)[1]
+        return density.forward_score(x, t, context, create_graph=create_graph)
+    return gradient(density, x, t, context, create_graph=create_graph)[1]
 
 
 def density_and_score_of(

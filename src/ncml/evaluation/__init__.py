@@ -1,5 +1,6 @@
 """Evaluation: likelihood, robustness, out-of-distribution detection, Fréchet distance, figures."""
 
+from ncml.density import time_posterior
 from ncml.evaluation.classifier import Classifier, TrainedClassifier, train_classifier
 from ncml.evaluation.fid import fid
 from ncml.evaluation.frechet import features_of, frechet_distance, gaussian_frechet
@@ -9,7 +10,6 @@ from ncml.evaluation.ladder import (
     audit_ladder,
     flow_log_prob,
     fokker_planck_residual,
-    time_posterior,
 )
 from ncml.evaluation.likelihood import bits_per_dim
 from ncml.evaluation.ood import AUROC, auroc, auroc_interval, ood_statistics
