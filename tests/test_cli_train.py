@@ -407,7 +407,7 @@ def test_two_processes_train_sample_and_evaluate_as_one(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.features", "9"], "heads: got 2; expected a divisor of features = 9"),
+        (["--model.features", "9"], "--model.heads: got 2; expected a divisor of --model.features 9"),
         (["--data.name", "mnist", "--data.folder", "nowhere"], "nowhere"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
         (["--run.strategy", "nonsense"], "nonsense"),

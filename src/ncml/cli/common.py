@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ncml.data import DataSet, DataSource
+from ncml.cli.words import in_options
+from ncml.data import Choice, DataSet, DataSource, held_out
 from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.noise import GaussianProcess, Lattice, NoiseProcess
@@ -18,7 +19,7 @@ from ncml.sampling import EulerMaruyama, generate
 from ncml.training import DataKind, RunConfig, TrainConfig, in_blocks, launch, load_density
 from ncml.training.build import build_objective
 from ncml.training.checkpoint import MANIFEST, Checkpoint
-from ncml.training.config import to_dict
+from ncml.training.config import from_dict, to_dict
 from ncml.training.noise import last_trained_time, noise_unit
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OpenRun",
+    "choice_of",
     "class_labels",
     "draw_samples",
     "labels_for",
@@ -34,6 +36,8 @@ __all__ = [
     "results_folder",
     "shows_progress",
     "start_time",
+    "stored_choice",
+    "test_data",
     "with_place",
 ]
 
@@ -93,6 +97,31 @@ def results_folder(run: Path, out: Path | None, name: str) -> Path:
 def with_place(data: DataSource, place: Path | None) -> DataSource:
     """The data from another file or folder, on another machine say."""
     return data if place is None else data.moved(place)
+
+
+def choice_of(data: DataSet) -> Choice | None:
+    """How examples were chosen; None for data sets of one's own, and for those that are always the same."""
+    return getattr(data, "choice", None)
+
+
+def stored_choice(checkpoint: Checkpoint, split: str) -> Choice | None:
+    """How the examples of a run were chosen, "train" or "test"; None if it does not say."""
+    stored = (checkpoint.info.get("split") or {}).get(split)
+    return None if stored is None else from_dict(Choice, stored, f"{checkpoint.folder}: split.{split}")
+
+
+def test_data(run: OpenRun, data: DataSource) -> tuple[DataSet, bool]:
+    """The test examples, and whether the run was trained on none of them; says so where that cannot be told."""
+    with in_options(data=data):
+        examples = data.load(train=False, progress=run.first and shows_progress())
+    then, now = stored_choice(run.checkpoint, "test"), choice_of(examples)
+    known = then is now is None or bool(held_out(then, now))
+    if not known and run.first:
+        print(
+            "The test data are others than the run's, or it does not say which ones it was trained on: whether it was "
+            "trained on these cannot be told."
+        )
+    return examples, known
 
 
 # Capabilities.

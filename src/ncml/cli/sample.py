@@ -20,6 +20,7 @@ from ncml.cli.common import (
     results_folder,
     shows_progress,
     start_time,
+    test_data,
     with_place,
 )
 from ncml.errors import ArgumentError, UnsupportedError
@@ -140,7 +141,7 @@ def complete(
     if not 0 <= rows <= height:
         raise ArgumentError(f"rows: got {rows}; expected 0 to {height}")
     t_start = start_time(opened, noise)
-    test = with_place(opened.config.data, data_folder).load(train=False).mixed(images)
+    test = test_data(opened, with_place(opened.config.data, data_folder))[0].mixed(images)
     n = len(test)
     x = test.batch(slice(None))
     labels = test.labels if opened.config.model.classes else None

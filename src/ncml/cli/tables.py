@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ncml.checks import check_count
 from ncml.cli.common import OpenRun, draw_samples, labels_for, need_sampling, shows_progress, start_time
-from ncml.data import DataSet, Images, ImageSource
+from ncml.data import DataSet, Images, ImageSource, split_folders
 from ncml.errors import ArgumentError
 from ncml.evaluation import (
     DeltaLogP,
@@ -198,7 +198,7 @@ def _others(run: OpenRun, folder: Path) -> Images:
     data = run.config.data
     pool, pad = (data.pool, data.pad) if isinstance(data, ImageSource) else (1, 0)
     channels, height, _ = run.kind.shape
-    split = all((folder / name).is_dir() for name in ("train", "test"))
+    split = split_folders(folder) is not None
     source = ImageSource(
         "folder",
         folder,

@@ -5,14 +5,16 @@ from ncml.data.base import DataSet
 from ncml.data.digits import ImageData, load_digits
 from ncml.data.download import download_cifar10, download_mnist
 from ncml.data.files import load_cifar10, load_mnist, read_cifar10, read_idx
-from ncml.data.folders import read_image_folder
+from ncml.data.folders import read_image_folder, split_folders
 from ncml.data.images import Images
 from ncml.data.sources import SOURCES, ArraySource, DataSource, ImageSource, SourceKind, source_settings
+from ncml.data.split import Choice, held_out
 
 __all__ = [
     "SOURCES",
     "ArraySource",
     "Arrays",
+    "Choice",
     "DataSet",
     "DataSource",
     "ImageData",
@@ -21,6 +23,7 @@ __all__ = [
     "SourceKind",
     "download_cifar10",
     "download_mnist",
+    "held_out",
     "load_cifar10",
     "load_digits",
     "load_mnist",
@@ -29,4 +32,5 @@ __all__ = [
     "read_idx",
     "read_image_folder",
     "source_settings",
+    "split_folders",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
 from ncml.data.base import Rows
+from ncml.data.split import Choice
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice
 
@@ -26,6 +27,7 @@ class Images(Rows):
         labels: Classes, int64 ``(N,)``, from 0; or None.
         lattice: The lattice of the levels.
         classes: Names of the classes; empty if they have none.
+        choice: How they were chosen, if someone did: what a checkpoint keeps of it.
 
     Raises:
         ArgumentError: A shape, level or label does not fit, or there are no images.
@@ -44,6 +46,7 @@ class Images(Rows):
     labels: Tensor | None
     lattice: Lattice
     classes: tuple[str, ...] = ()
+    choice: Choice | None = None
 
     def __post_init__(self) -> None:
         self._check_levels()
@@ -101,7 +104,7 @@ class Images(Rows):
         """
         rows = self.checked(rows)
         labels = None if self.labels is None else self.labels[rows]
-        return Images(self.levels[rows], labels, self.lattice, self.classes)
+        return Images(self.levels[rows], labels, self.lattice, self.classes, self.choice)
 
 
 def pooled(levels: Tensor, pad: int, pool: int) -> Tensor:
