@@ -17,12 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ncml import generate
 from ncml.cli import main
 from ncml.data import ImageSource
 from ncml.errors import ArgumentError
 from ncml.evaluation import auroc, bits_per_dim, level_noise_table, ood_statistics
+from ncml.sampling import HeunODE
 from ncml.training import TrainConfig, load_density, open_checkpoint, read_metrics, read_toml
 from ncml.training.config import from_dict, to_dict
+from ncml.training.draws import stream_seed
 from tests.training_problems import same_state
 
 SMALL = """
@@ -102,6 +105,20 @@ def test_sample(run, tmp_path):
     assert settings["settings"]["t_start"] == load_density(run)[0].process.T
     assert json.loads((tmp_path / "b" / "sample.json").read_text())["settings"]["t_start"] == 0.0
     assert settings["model"]["step"] == 8
+
+
+def test_sample_with_another_sampler(run, tmp_path, capsys):
+    """The named one, with as many steps; and --n, since not everything is an image."""
+    arguments = ["--n", "3", "--steps", "2", "--batch-size", "3", "--sampler", "heun"]
+    assert main(["sample", str(run), "--out", str(tmp_path / "s"), *arguments]) == 0
+    density, _, kind, _ = load_density(run)
+    generator = torch.Generator().manual_seed(stream_seed(0, "sampling", 0))
+    expected = generate(density, 3, sampler=HeunODE(steps=2), generator=generator)
+    found = np.load(tmp_path / "s" / "samples.npy", allow_pickle=False)
+    assert np.array_equal(found, kind.lattice.nearest(expected).numpy())
+    assert json.loads((tmp_path / "s" / "sample.json").read_text())["settings"]["sampler"] == "heun"
+    assert main(["sample", str(run), "--sampler", "euler"]) == 2
+    assert "sampler: got 'euler'; expected one of euler-maruyama, heun" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("noise", ["0", "1.5"])

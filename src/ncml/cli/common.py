@@ -15,7 +15,20 @@ from ncml.data import Choice, DataSet, DataSource, held_out
 from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.noise import GaussianProcess, Lattice, NoiseProcess
-from ncml.sampling import EulerMaruyama, generate
+from ncml.sampling import (
+    DDIM,
+    ERSDE,
+    Ancestral,
+    AnnealedLangevin,
+    DPMSolver2M,
+    DPMSolver2MSDE,
+    DPMSolverSDE,
+    EulerMaruyama,
+    GridSampler,
+    HeunODE,
+    MetropolisLangevin,
+    generate,
+)
 from ncml.training import DataKind, RunConfig, TrainConfig, in_blocks, launch, load_density
 from ncml.training.build import build_objective
 from ncml.training.checkpoint import MANIFEST, Checkpoint
@@ -26,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = [
+    "SAMPLERS",
     "OpenRun",
     "choice_of",
     "class_labels",
@@ -40,6 +54,21 @@ __all__ = [
     "test_data",
     "with_place",
 ]
+
+
+SAMPLERS: dict[str, type[GridSampler]] = {
+    "euler-maruyama": EulerMaruyama,
+    "heun": HeunODE,
+    "ddim": DDIM,
+    "dpm-solver-2m": DPMSolver2M,
+    "dpm-solver-sde": DPMSolverSDE,
+    "dpm-solver-2m-sde": DPMSolver2MSDE,
+    "er-sde": ERSDE,
+    "ancestral": Ancestral,
+    "langevin": AnnealedLangevin,
+    "metropolis": MetropolisLangevin,
+}
+"""What refines samples, by the name that ``--sampler`` has for it."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +229,7 @@ def draw_samples(
     labels: Tensor | None = None,
     t_start: float = 0.0,
     steps: int = 64,
+    sampler: str = "euler-maruyama",
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = False,
@@ -215,17 +245,18 @@ def draw_samples(
         labels: Classes, ``(n,)``.
         t_start: Where to draw; 0 is plain sampling, else the draws are refined to 0.
         steps: Steps of the refinement.
+        sampler: What refines, one of ``SAMPLERS``.
         seed: Seed.
         batch_size: Samples at a time; part of what the samples depend on.
         progress: Show progress.
     """
-    sampler, lattice = EulerMaruyama(steps=steps), kind.lattice
+    refiner, lattice = SAMPLERS[sampler](steps=steps), kind.lattice
 
     def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
         count = len(range(n)[rows])
         context = None if labels is None else labels[rows].to(density.device)
         x = generate(
-            density, count, process=process, sampler=sampler, t_start=t_start, context=context, generator=generator
+            density, count, process=process, sampler=refiner, t_start=t_start, context=context, generator=generator
         )
         return {"x": x if lattice is None else lattice.nearest(x)}
 

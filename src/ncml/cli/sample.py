@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ncml.checks import check_count
 from ncml.cli.common import (
+    SAMPLERS,
     OpenRun,
     class_labels,
     draw_samples,
@@ -36,9 +37,10 @@ __all__ = ["complete", "sample"]
 def sample(
     run: Annotated[Path, tyro.conf.Positional],
     out: Path | None = None,
-    images: int = 16,
+    images: Annotated[int, tyro.conf.arg(aliases=["--n"])] = 16,
     label: Annotated[str | None, tyro.conf.arg(name="class")] = None,
     noise: float | None = None,
+    sampler: str = "euler-maruyama",
     steps: int = 64,
     seed: int = 0,
     batch_size: int = 16,
@@ -52,12 +54,14 @@ def sample(
     Args:
         run: Folder of the run, or of a checkpoint.
         out: Folder for the results; if not given samples, or samples-noise0-cat and the like, in that of the run.
-        images: Number of samples.
+        images: Number of samples, of whatever the model was trained on.
         label: Class by name or number, for a model with classes; all of them in turn if not given.
         noise: Where to draw: the standard deviation of the noise, in levels of data on a lattice, else in data
             units; 0 for plain sampling. If not given, the most that the model was trained with.
-        steps: Steps of the refinement, each one score; for models with a lattice the last step, by Tweedie's formula,
-            comes on top.
+        sampler: What refines: euler-maruyama, heun, ddim, dpm-solver-2m, dpm-solver-sde, dpm-solver-2m-sde, er-sde,
+            ancestral, langevin or metropolis.
+        steps: Steps of the refinement, each one score (two of heun); for models with a lattice the last step, by
+            Tweedie's formula, comes on top.
         seed: Same seed, batch size and machine: same samples, on any number of processes.
         batch_size: Samples at a time.
         threads: Number of CPU threads.
@@ -66,6 +70,8 @@ def sample(
     check_count(batch_size, "batch_size")
     start = time.perf_counter()
     check_count(steps, "steps")
+    if sampler not in SAMPLERS:
+        raise ArgumentError(f"sampler: got {sampler!r}; expected one of {', '.join(SAMPLERS)}")
     opened = open_run(run, threads)
     density = need_sampling(opened.density, "sample")
     labels = class_labels(opened, label, images)
@@ -80,6 +86,7 @@ def sample(
         labels=labels,
         t_start=t_start,
         steps=steps,
+        sampler=sampler,
         seed=seed,
         batch_size=batch_size,
         progress=shows_progress(),
@@ -90,6 +97,7 @@ def sample(
         "t_start": t_start,
         "noise": float(process.sigma(t_start)) / opened.unit if isinstance(process, GaussianProcess) else None,
         "noise_unit": "data" if opened.lattice is None else "levels",
+        "sampler": sampler,
         "steps": steps,
         "seed": seed,
         "batch_size": batch_size,
@@ -97,6 +105,7 @@ def sample(
     every_class = len(opened.kind.classes) if labels is not None and label is None else None
     # A folder for each kind of samples: they are there to be compared.
     kind = "samples" + ("" if noise is None else f"-noise{noise:g}") + ("" if label is None else f"-{label}")
+    kind += "" if sampler == "euler-maruyama" else f"-{sampler}"
     folder = results_folder(run, out, kind)
     _write(opened, folder, "sample", x, settings, time.perf_counter() - start, columns=every_class)
 

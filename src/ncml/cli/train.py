@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ncml.data import Choice, DataSet
 from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, MissingExtraError
 from ncml.evaluation import bits_per_dim, save_grid
+from ncml.files import only_here
 from ncml.objective import NCMLObjective
 from ncml.report import environment, write_report
 from ncml.training import (
@@ -104,14 +106,16 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
         trainer.load(checkpoint)
     if first:  # from here on the folder holds a run
         out.mkdir(parents=True, exist_ok=True)
-        write_report(out / SETTINGS, to_dict(settings))
-    fabric.barrier()
-    if first and resume and not started:
-        print(f"No run in {out} yet: starting one.")
-    if first:
-        _announce(density, objective, len(examples), kind, settings, trainer.step, out)
-    start = time.perf_counter()
-    stopped = trainer.run(progress=shows_progress())
+    with only_here(out) if first else nullcontext():
+        if first:
+            write_report(out / SETTINGS, to_dict(settings))
+        fabric.barrier()
+        if first and resume and not started:
+            print(f"No run in {out} yet: starting one.")
+        if first:
+            _announce(density, objective, len(examples), kind, settings, trainer.step, out)
+        start = time.perf_counter()
+        stopped = trainer.run(progress=shows_progress())
     if stopped:
         if first:
             print(f"Stopped by signal {stopped} after step {trainer.step}, saved; go on with --resume.")
