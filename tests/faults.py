@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,18 +49,19 @@ def train(folder: Path, *more: str) -> list[str]:
 
 def forked(work: Callable[[], int], output: Path) -> int:
     """Start some work in a process of its own; returns its id."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the child does not use
+        child = os.fork()
     if child == 0:
         status = 70
         try:
-            handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
+            sys.stdout = sys.stderr = open(output, "w", encoding="utf-8")  # noqa: SIM115 -- for the rest of its life
             status = work()
         except BaseException as error:
-            print(f"Traceback: {error!r}", file=sys.stderr, flush=True)
+            print(f"Traceback: {error!r}", flush=True)
         finally:
-            sys.stdout.flush()
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
             os._exit(status)
     return child
 

@@ -269,7 +269,9 @@ def _results(kind: Kind, name: str, seed: int, cases: int) -> Iterator[tuple[int
     start = 0
     while start < cases:
         reading, writing = os.pipe()
-        child = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the child does not use
+            child = os.fork()
         if child == 0:
             status = 1
             try:

@@ -57,4 +57,9 @@ def main() -> dict[str, float]:
     inside = ood_statistics(density, x[:32])
     interval = auroc_interval(inside["log_p"], ood_statistics(density, x[32:])["log_p"], generator=generator)
     found = {"loss": losses[-1], "refined": float(refined.x.mean()), "auroc": interval.value}
-    return {**means, **found, "noise": noise_levels(density, 4)[-1], "log p": float(density.log_prob(x).mean())}
+    return {
+        **means,
+        **found,
+        "noise": noise_levels(density, 4)[-1],
+        "log p": float(density.log_prob(x).detach().mean()),
+    }

@@ -92,6 +92,16 @@ def test_what_is_no_data_is_refused(values, lattice, error, words):
         Arrays(values, lattice=lattice)
 
 
+def test_what_is_no_tensor_gets_the_remedy():
+    for make in (
+        lambda: Arrays(X),
+        lambda: Images(K, None, Lattice(5)),
+        lambda: Arrays(torch.zeros(2, 2), np.zeros(2)),
+    ):
+        with pytest.raises(ArgumentTypeError, match=r"got ndarray \(no tensor: torch.as_tensor\(numpy.asarray\("):
+            make()
+
+
 def test_large_finite_numbers_are_fine():
     """Their sum is not."""
     assert len(Arrays(torch.full((4, 2), 3e38))) == 4

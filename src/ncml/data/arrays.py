@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncml.data.base import Rows
+from ncml.data.base import Rows, kind_of
 from ncml.data.files import PathLike
 from ncml.data.split import Choice, split_by_name
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
@@ -62,8 +62,9 @@ class Arrays(Rows):
     def __post_init__(self) -> None:
         v = self.values
         if not isinstance(v, Tensor) or v.is_complex() or v.dtype == torch.bool:
-            got = v.dtype if isinstance(v, Tensor) else type(v).__name__
-            raise ArgumentTypeError(f"values: got {got}; expected a tensor of real numbers, or of integers")
+            raise ArgumentTypeError(
+                f"values: got {kind_of(v, 'values')}; expected a tensor of real numbers, or of integers"
+            )
         if v.is_floating_point() == (self.lattice is not None):
             expected = "integers, the levels of the lattice" if self.lattice is not None else "a floating dtype"
             raise ArgumentTypeError(f"values: got {v.dtype} and lattice={self.lattice}; expected {expected}")
