@@ -337,7 +337,7 @@ def test_a_file_at_resumption_is_not_ignored(run, tmp_path, capsys):
     assert json.loads((folder / "config.json").read_text()) == stored
 
 
-@pytest.mark.parametrize("text", ["[]", "{", "3"])
+@pytest.mark.parametrize("text", ["[]", "{", "3", "[" * 100_000])
 def test_a_damaged_configuration(tmp_path, capsys, text):
     (tmp_path / "config.json").write_text(text)
     assert main(["train", "--out", str(tmp_path), "--resume"]) == 2
@@ -463,6 +463,7 @@ def test_options_that_cannot_be_parsed(tmp_path, capsys, arguments, message):
         ("[noise]\nprocess = 'vq'", r"noise\.process: got 'vq'; expected one of 'vp', 'sub-vp', 've', 'linear-ve'"),
         ("optim = 3", r"optim: got 3"),
         ("optim = [", "not TOML"),
+        ("optim = " + "[" * 5000, "not TOML"),
     ],
 )
 def test_bad_files(tmp_path, text, message):
