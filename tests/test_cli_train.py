@@ -21,7 +21,7 @@ from ncml import generate
 from ncml.cli import main
 from ncml.data import ImageSource
 from ncml.errors import ArgumentError
-from ncml.evaluation import auroc, bits_per_dim, level_noise_table, ood_statistics
+from ncml.evaluation import Typicality, auroc, bits_per_dim, ladder_statistics, level_noise_table, ood_statistics
 from ncml.sampling import HeunODE
 from ncml.training import TrainConfig, load_density, open_checkpoint, read_metrics, read_toml
 from ncml.training.config import from_dict, to_dict
@@ -141,6 +141,9 @@ CLAIMS = {
 def test_evaluate_against_the_library(run, tmp_path, capsys):
     """The report's numbers, computed again by the library's functions; the paper's beside them."""
     (tmp_path / "claims.json").write_text(json.dumps(CLAIMS))
+    (tmp_path / "Noise").mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (5, 12, 15), dtype=np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "Noise" / f"{i}.png")
     arguments = ["--images", "40", "--curve-images", "16", "--curve-times", "3", "--ood-images", "16", "--samples", "8"]
     arguments += [
         "--steps",
@@ -151,6 +154,8 @@ def test_evaluate_against_the_library(run, tmp_path, capsys):
         str(tmp_path / "claims.json"),
         "--row",
         "ours",
+        "--ood",
+        str(tmp_path / "Noise"),  # in 256 levels, brought to the digits' 17
     ]
     assert main(["evaluate", str(run), "--out", str(tmp_path / "e"), *arguments]) == 0
     report = json.loads((tmp_path / "e" / "report.json").read_text())
@@ -165,7 +170,9 @@ def test_evaluate_against_the_library(run, tmp_path, capsys):
     clean = bits_per_dim(density, x[:16])
     assert curve["clean"][0]["mean"] == pytest.approx(clean.mean, rel=1e-6)
     assert [c["kind"] for c in curve["clean"]] == ["exact", "density", "density"]
-    assert set(report["auroc"]) == {"constant", "uniform noise"}
+    assert set(report["auroc"]) == {"constant", "uniform noise", "noise"}
+    assert {row["log_p"]["n_out"] for row in report["auroc"].values()} == {16, 5}
+    assert report["auroc"]["constant"]["typical_ladder"]["value"] == pytest.approx(ladder_auroc(density), abs=1e-9)
     assert set(report["frechet"]["distances"]) == {"test images", "direct", "two-part"}
     claims = {c["quantity"]: c for c in report["claims"]}
     assert claims["bits/dim pi=0.5"]["ours"] == report["bits_per_dim"]["0.5"]["bits"]["mean"]
@@ -175,6 +182,23 @@ def test_evaluate_against_the_library(run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "not comparable: test_images is 40, not 360" in printed
     assert f"{report['bits_per_dim']['0']['bits']['mean']:.4f}" in printed
+
+
+def ladder_auroc(density):
+    """Against 16 constant images, by the library's functions."""
+    process, draw = density.process, torch.Generator().manual_seed(0)
+    constant = density.lattice.to_unit(torch.randint(17, (16, 1, 1, 1), generator=draw).expand(16, 1, 8, 8))
+    times = [0.0, *(float(process.time_at(float(process.sigma(process.T)) / k)) for k in (8, 4, 2, 1))]
+    known, inside, outside = (
+        torch.cat([*ladder_statistics(density, x, times).values()], 1)
+        for x in (
+            ImageSource("digits").load(train=True).mixed(16).batch(slice(None)),
+            held_out(16).batch(slice(None)),
+            constant,
+        )
+    )
+    typical = Typicality.fit(known)
+    return auroc(typical(inside), typical(outside))
 
 
 def test_evaluate_hands_fid_its_images(run, tmp_path, monkeypatch):

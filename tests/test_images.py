@@ -459,7 +459,7 @@ def test_other_names_of_a_split(tmp_path, train, test):
         with pytest.warns(LeftOutWarning, match="not used beside training and testing: valid"):
             assert len(source.load(train=False)) == 6
     elif test != "Test":
-        with pytest.raises(DatasetError, match=rf"got the subfolders {train}, .*valid.*; expected one of"):
+        with pytest.raises(DatasetError, match=rf"got the subfolders {train}, .*valid.*; expected one for training"):
             source.load(train=True)
 
 
@@ -472,7 +472,7 @@ def test_classes_are_compared_with_composed_accents(tmp_path):
 
 def test_half_a_split_is_refused(tmp_path):
     save(tmp_path / "train/1.png", pixels(1, 1))
-    with pytest.raises(DatasetError, match="got the subfolders train; expected one of training images"):
+    with pytest.raises(DatasetError, match="got the subfolders train; expected one for training"):
         ImageSource("folder", tmp_path).load(train=True)
     (tmp_path / "train/elsewhere").mkdir()
     (tmp_path / "test").symlink_to("train/elsewhere")

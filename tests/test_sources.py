@@ -301,9 +301,9 @@ def test_a_limit_and_another_place(tmp_path):
 
 
 def test_unknown_sources_list_the_known_ones(capsys, tmp_path):
-    with pytest.raises(ArgumentError, match="data.name: got 'audio'; expected one of " + ", ".join(SOURCES)):
-        source_settings("audio")
-    assert main(["train", "--data.name", "audio", "--out", str(tmp_path / "run")]) == 2
+    with pytest.raises(ArgumentError, match="data.name: got 'radio'; expected one of " + ", ".join(SOURCES)):
+        source_settings("radio")
+    assert main(["train", "--data.name", "radio", "--out", str(tmp_path / "run")]) == 2
     assert ", ".join(SOURCES) in capsys.readouterr().err
     with pytest.raises(ArgumentError, match=r"data\.pool"):
         from_dict(TrainConfig, {"data": {"name": "array", "file": "a.npz", "pool": 2}})

@@ -150,6 +150,11 @@ def test_learning_rate():
     assert optim.learning_rate_at(100) == 0.0
     constant = OptimConfig(steps=100, warmup=0, learning_rate=2.0, schedule="constant")
     assert {constant.learning_rate_at(i) for i in (0, 50, 100)} == {2.0}
+    falling = replace(constant, schedule="exponential", decay=0.5)
+    assert [falling.learning_rate_at(i) for i in range(3)] == [2.0, 1.0, 0.5]
+    for wrong in ({"decay": 0.5}, {"schedule": "exponential"}, {"schedule": "exponential", "decay": 1.5}):
+        with pytest.raises(ArgumentError, match=r"optim\.decay"):
+            replace(constant, **wrong)
 
 
 # Steps.

@@ -26,6 +26,7 @@ LATTICE = Lattice(256)
     [
         ({"std_in_levels": 10.0}, VPSDE.at_noise(10.0 * LATTICE.width)),
         ({"std": 0.3, "process": "sub-vp"}, SubVPSDE.at_noise(0.3)),
+        ({"std_in_levels": 10.0, "data_std": 0.5}, VPSDE.at_noise(10.0 * LATTICE.width, data_std=0.5)),
         ({"std": 0.3, "process": "ve", "sigma_max": 2.0}, VESDE.at_noise(0.3, sigma_max=2.0)),
         ({"T": 0.5, "process": "ve", "sigma_min": 0.1, "sigma_max": 7.0}, VESDE(0.5, 0.1, 7.0)),
         ({"std": 5.0, "process": "linear-ve"}, LinearVESDE(5.0)),
@@ -160,6 +161,9 @@ def test_where_samples_may_start():
         ({"bins": (1.0,)}, "bins"),
         ({"process": "linear-ve", "preset": "paper"}, "preset"),
         ({"process": "level-noise", "std": 0.1}, "std"),
+        ({"data_std": 0.5}, "data_std"),
+        ({"data_std": 0.5, "preset": "paper"}, "data_std"),
+        ({"data_std": 0.5, "std": 0.1, "process": "ve"}, "data_std"),
     ],
 )
 def test_bad_settings_are_named(settings, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ncml.checks import check_count, check_positive
 from ncml.cli.words import in_options
 from ncml.data import Choice, DataSet, DataSource, held_out
 from ncml.density import NoiseConditionalDensity, SampleableDensity
@@ -45,9 +47,11 @@ __all__ = [
     "class_labels",
     "draw_samples",
     "labels_for",
+    "long_enough",
     "need_sampling",
     "open_run",
     "results_folder",
+    "sample_length",
     "shows_progress",
     "start_time",
     "stored_choice",
@@ -170,6 +174,38 @@ def need_sampling(density: NoiseConditionalDensity, what: str) -> SampleableDens
     return density
 
 
+def sample_length(run: OpenRun, length: int | None, seconds: float | None) -> int | None:
+    """Positions of a sequence, of either option.
+
+    Raises:
+        ArgumentError: Both, or seconds of data without a rate.
+    """
+    if seconds is None:
+        return None if length is None else check_count(length, "length")
+    if length is not None or run.kind.rate is None:
+        expected = "data with a rate, which are recordings" if length is None else "one of length and seconds"
+        raise ArgumentError(f"seconds: got {seconds:g}; expected {expected}")
+    return max(1, round(check_positive(seconds, "seconds") * run.kind.rate))
+
+
+def long_enough(run: OpenRun, length: int | None, what: str) -> SampleableDensity:
+    """The density of samples of so many positions; its own events if None.
+
+    Raises:
+        UnsupportedError: It cannot sample, or has events of one size only.
+    """
+    density = need_sampling(run.density, what)
+    if length is None:
+        return density
+    extended: Callable[[int], SampleableDensity] | None = getattr(density, "extended", None)
+    if extended is None:
+        raise UnsupportedError(
+            f"length: got {length} and a {type(density).__name__} ({run.config.model.name}), whose samples have one "
+            f"size; expected none, or a density with extended(length), such as causal-transformer"
+        )
+    return extended(length)
+
+
 def start_time(run: OpenRun, noise: float | None) -> float:
     """The time with so much noise, in levels or data units; if None the largest that training has seen.
 
@@ -212,7 +248,7 @@ def class_labels(run: OpenRun, name: str | None, n: int) -> Tensor | None:
     raise ArgumentError(f"class: got {name!r}; expected one of {', '.join(classes)}, or its number")
 
 
-def labels_for(config: TrainConfig, examples: DataSet, rows: slice, device: torch.device) -> Tensor | None:
+def labels_for(config: TrainConfig, examples: DataSet, rows: slice | Tensor, device: torch.device) -> Tensor | None:
     """The labels of some examples, for a model that was trained with them."""
     if not config.model.classes or examples.labels is None:
         return None

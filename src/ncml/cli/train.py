@@ -33,6 +33,8 @@ from ncml.training import (
 from ncml.training.build import describe, parameter_count
 from ncml.training.checkpoint import Checkpoint, find_checkpoint
 from ncml.training.config import to_dict
+from ncml.training.draws import BatchDraws
+from ncml.training.models import capability
 from ncml.training.noise import check_times, describe_noise
 
 __all__ = ["SETTINGS", "check_data", "check_resumed", "train"]
@@ -68,6 +70,14 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
         density = build_density(settings, kind)
     objective = build_objective(settings.noise, density, kind)
     check_times(objective, settings.noise)
+    going_on = resume and _has_checkpoint(out)
+    if settings.optim.init_examples:
+        initialize = capability(density, "initialize", "optim.init_examples", settings.model.name)
+        if not going_on:  # on every process, from the same examples
+            density.to(fabric.device)
+            rows = BatchDraws(len(examples), kind.shape, objective, settings.optim.init_examples, run.seed).rows(0)
+            labels = labels_for(settings, examples, rows, fabric.device)
+            initialize(examples.batch(rows, device=fabric.device), 0.0, labels)
 
     latest: dict[str, float] = {}
 
@@ -85,6 +95,10 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
         elif first:
             np.save(out / f"samples_{step:08d}.npy", drawn.numpy(), allow_pickle=False)
 
+    if first:
+        for name, read in (("train", examples), ("test", held_out)):
+            if getattr(read, "remark", ""):
+                print(f"Of the data to {name} on, {read.remark}.")  # type: ignore[attr-defined]
     counted = {"parameters": parameter_count(density), "training_examples": len(examples)}
     sample_every = run.sample_every if isinstance(density, SampleableDensity) else 0
     periodic = [Periodic(run.validate_every, "validation", validate), Periodic(sample_every, "samples", draw)]
@@ -100,7 +114,7 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
         info={**describe(settings, kind), **counted, "split": {k: c and to_dict(c) for k, c in split.items()}},
         use_labels=settings.model.classes,
     )
-    if resume and _has_checkpoint(out):
+    if going_on:
         checkpoint = open_checkpoint(out)
         check_data(checkpoint, kind, len(examples), split["train"])
         trainer.load(checkpoint)
@@ -154,7 +168,7 @@ def check_data(checkpoint: Checkpoint, kind: DataKind, n: int, choice: Choice | 
     stored["training_examples"] = checkpoint.info.get("training_examples", n)
     differences = [
         f"{name} is {own[name]}, not {stored[name]}"
-        for name in ("shape", "levels", "classes", "training_examples")
+        for name in ("shape", "levels", "classes", "rate", "training_examples")
         if name in stored and own[name] != stored[name]
     ]
     then = stored_choice(checkpoint, "train")
@@ -224,7 +238,7 @@ def _likelihood_in_words(latest: dict[str, float], density: NoiseConditionalDens
     what = "images" if kind.is_image else "examples"
     if "bits_per_dim" in latest:
         bound = "" if density.lattice is not None else "<= "
-        return f" Held-out {what} at t = 0: {bound}{latest['bits_per_dim']:.3f} bits/dim."
+        return f" Held-out {what} at t = 0: {bound}{latest['bits_per_dim']:.3f} {kind.unit}."
     if "log_prob" in latest:
         return f" Held-out {what} at t = 0: log p = {latest['log_prob']:.3f} nats per example."
     return ""

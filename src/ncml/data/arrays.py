@@ -126,13 +126,13 @@ def read_arrays(path: PathLike, *, train: bool = True, levels: int | None = None
             are not finite or below 0; the message names the array.
     """
     path = Path(path)
-    arrays = _load(path)
+    arrays = load_arrays(path)
     name, x, labels, every, choice = _split(path, arrays, train, test_fraction)
-    lattice = _lattice(path, every, levels)
+    lattice = lattice_for(path, every, levels)
     if x.ndim == 1:
         x = x[:, None]
     try:
-        values = _tensor(x, lattice)
+        values = as_values(x, lattice)
         top = max((int(v.max()) for v in _labels_of(arrays) if v.size), default=-1)
         classes = tuple(map(str, range(top + 1))) if labels is not None else ()
         classified = None if labels is None else torch.from_numpy(labels.astype(np.int64))
@@ -141,7 +141,7 @@ def read_arrays(path: PathLike, *, train: bool = True, levels: int | None = None
         raise DatasetError(f"{path}: {name}: {error}") from error
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_arrays(path: Path) -> dict[str, Any]:
     """All arrays of a file by their names; that of a ``.npy`` is ``x``."""
     try:
         with open(path, "rb") as file:
@@ -175,7 +175,7 @@ def _split(
         if (label_names[True] is None) != (label_names[False] is None):
             raise DatasetError(f"{path}: got labels of one split alone; expected y_train and y_test, or neither")
         label_name = label_names[train]
-        every = [_numbers(path, n, arrays[n]) for n in (first, second)]
+        every = [check_numbers(path, n, arrays[n]) for n in (first, second)]
         if every[0].shape[1:] != every[1].shape[1:] or every[0].dtype != every[1].dtype:
             raise DatasetError(
                 f"{path}: got {first} of {every[0].dtype} {every[0].shape[1:]} and {second} of {every[1].dtype} "
@@ -189,7 +189,7 @@ def _split(
         raise DatasetError(
             f"{path}: got the arrays {', '.join(sorted(arrays)) or 'none'}; expected x, or x_train and x_test"
         )
-    x = _numbers(path, whole, arrays[whole])
+    x = check_numbers(path, whole, arrays[whole])
     label_name = _find(arrays, LABELS)
     labels = None if label_name is None else _label_array(path, label_name, arrays[label_name])
     if labels is not None and len(labels) != len(x):
@@ -222,7 +222,7 @@ def _names(x: Any) -> list[str]:  # noqa: ANN401 -- an array
     return names
 
 
-def _numbers(path: Path, name: str, x: Any) -> Any:  # noqa: ANN401 -- an array
+def check_numbers(path: Path, name: str, x: Any) -> Any:  # noqa: ANN401 -- an array
     if x.dtype.kind not in "fiu":
         raise DatasetError(f"{path}: {name}: got dtype {x.dtype}; expected real numbers, or integers for levels")
     if x.ndim == 0 or x.size == 0:
@@ -241,7 +241,7 @@ def _labels_of(arrays: dict[str, Any]) -> list[Any]:
     return [arrays[name] for name in names if name is not None]
 
 
-def _lattice(path: Path, every: list[Any], levels: int | None) -> Lattice | None:
+def lattice_for(path: Path, every: list[Any], levels: int | None) -> Lattice | None:
     """The lattice of integers: that of all arrays of the file, so that both splits have the same."""
     if every[0].dtype.kind == "f":
         if levels is not None:
@@ -265,7 +265,7 @@ def _lattice(path: Path, every: list[Any], levels: int | None) -> Lattice | None
     return Lattice(high + 1 if levels is None else levels)
 
 
-def _tensor(x: Any, lattice: Lattice | None) -> Tensor:  # noqa: ANN401 -- an array
+def as_values(x: Any, lattice: Lattice | None) -> Tensor:  # noqa: ANN401 -- an array
     """Real numbers as float32, levels in as few bytes as they need."""
     if lattice is None:
         with np.errstate(over="ignore"):  # infinity is refused with its row

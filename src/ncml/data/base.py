@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
-from typing import Protocol
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from ncml.checks import check_count
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice
 
-__all__ = ["DataSet", "Rows", "kind_of"]
+__all__ = ["DataSet", "DataSource", "Rows", "kind_of"]
 
 MIXING_SEED = 1  # of the data set, not of a run: every run is evaluated on the same examples
 
@@ -44,6 +46,29 @@ class DataSet(Protocol):
 
     def mixed(self, n: int | None = None) -> Self:
         """``n`` of the rows (all if None, or if there are fewer), in the order of a fixed permutation."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Which data to train on: what the settings of every source have.
+
+    Args:
+        name: The source, one of the table ``SOURCES``.
+    """
+
+    name: str = "mnist"
+
+    place: ClassVar[str] = "folder"
+    """The setting that says where the data are."""
+
+    def load(self, *, train: bool, progress: bool = False) -> DataSet:
+        """Read the training or the test examples."""
+        raise NotImplementedError
+
+    def moved(self, place: Path) -> Self:
+        """The same data, in another file or folder."""
+        changed: dict[str, Any] = {self.place: place}
+        return replace(self, **changed)
 
 
 def kind_of(value: object, name: str) -> str:

@@ -164,7 +164,7 @@ def list_split(folder: PathLike, *, train: bool, test_fraction: float) -> ImageL
 
 
 def split_folders(folder: PathLike) -> tuple[Path, Path] | None:
-    """The subfolders of a folder with the training and the test images, or None if it has neither.
+    """The subfolders of a folder with the training and the test examples, or None if it has neither.
 
     They are called train or training, and test or testing, in any case; without these val, valid or validation.
 
@@ -183,8 +183,8 @@ def split_folders(folder: PathLike) -> tuple[Path, Path] | None:
     if len(train) != 1 or len(test) != 1:
         got = ", ".join(path.name for kind in found for path in kind)
         raise DatasetError(
-            f"{root}: got the subfolders {got}; expected one of training images (train) and one of test images (test), "
-            f"or neither; rename what is a class"
+            f"{root}: got the subfolders {got}; expected one for training (train) and one for testing (test), or "
+            f"neither; read another folder, or rename what is a class"
         )
     for path in (*train, *test):
         if path.is_symlink():

@@ -4,54 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from ncml.checks import check_count, check_probability
 from ncml.data.arrays import Arrays, read_arrays
-from ncml.data.base import DataSet
+from ncml.data.base import DataSet, DataSource
 from ncml.data.digits import load_digits
 from ncml.data.download import download_cifar10, download_mnist
 from ncml.data.files import load_cifar10, load_mnist
 from ncml.data.folders import list_split, read_images
 from ncml.data.images import Images, pooled
+from ncml.data.sequences import AudioSource, SeriesSource
 from ncml.errors import ArgumentError
 from ncml.noise import Lattice
 
-__all__ = ["SOURCES", "ArraySource", "DataSource", "ImageSource", "SourceKind", "source_settings"]
+__all__ = ["COARSER", "SOURCES", "ArraySource", "ImageSource", "SourceKind", "source_settings"]
 
 DIGITS = tuple("0123456789")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDER_ONLY = {"size": None, "channels": 3, "test_fraction": 0.1, "cache": None}
 COARSER = (2, 4, 8, 16, 32, 64, 128, 256)
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """Which data to train on: what the settings of every source have.
-
-    Args:
-        name: The source, one of the table ``SOURCES``.
-    """
-
-    name: str = "mnist"
-
-    place: ClassVar[str] = "folder"
-    """The setting that says where the data are."""
-
-    def load(self, *, train: bool, progress: bool = False) -> DataSet:
-        """Read the training or the test examples."""
-        raise NotImplementedError
-
-    def moved(self, place: Path) -> Self:
-        """The same data, in another file or folder."""
-        changed: dict[str, Any] = {self.place: place}
-        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -270,6 +247,10 @@ def _read_array(source: ArraySource, train: bool, progress: bool) -> Arrays:
     return arrays if source.limit is None or source.limit >= len(arrays) else arrays.subset(slice(0, source.limit))
 
 
+def _load(source: DataSource, train: bool, progress: bool) -> DataSet:
+    return source.load(train=train, progress=progress)
+
+
 SOURCES = {
     kind.name: kind
     for kind in (
@@ -278,6 +259,8 @@ SOURCES = {
         SourceKind("digits", ImageSource, _read_digits, classes=DIGITS),
         SourceKind("folder", ImageSource, _read_folder),
         SourceKind("array", ArraySource, _read_array),
+        SourceKind("audio", AudioSource, _load),
+        SourceKind("series", SeriesSource, _load),
     )
 }
 """Every source of data, by its name."""

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from ncml.checks import Time
 from ncml.density.checks import check_arguments, check_log_density, check_score, checked_resample, checked_sample
+from ncml.density.lengths import padded
 from ncml.density.modes import eval_mode, evaluating, usable
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import Lattice, NoiseProcess
@@ -137,7 +138,15 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
 
     # The public edge.
 
-    def log_prob(self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, check_finite: bool = True) -> Tensor:
+    def log_prob(
+        self,
+        x: Tensor,
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        *,
+        check_finite: bool = True,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """Log-likelihood of ``x`` at time ``t`` in nats per example.
 
         Evaluates: dropout is off, and the training flags are restored. To train, call the density itself.
@@ -148,6 +157,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             t: A number, a 0-d tensor or ``(B,)``, ``0 <= t <= T``. The default is the data itself.
             context: Conditioning with one row per example, or None.
             check_finite: Refuse NaN or infinity in ``x`` (costs one reduction).
+            lengths: For densities over sequences, whose ``forward`` takes them: the number of positions of each row
+                that count, ``(B,)`` integers. What lies behind them, of whatever value, is no part of the event.
 
         Returns:
             Tensor ``(B,)``, differentiable. ``-inf`` where the density is zero.
@@ -157,33 +168,42 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
                 the process keeps data on it.
             ArgumentTypeError: ``x`` is not floating, or has another dtype than the density.
             NonFiniteError: The result is NaN or ``+inf``.
+            UnsupportedError: Lengths for a density whose events have one size.
         """
+        x, more = padded(self, x, lengths)
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
         if self.lattice is not None and self.process is not None:
             clean = self.process.on_lattice(t)
             self.lattice.check(x if bool(clean.all()) else x[clean])
-        return self._evaluated(x, t, context, edges=True)
+        return self._evaluated(x, t, context, edges=True, **more)
 
     def log_density(
-        self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, check_finite: bool = True
+        self,
+        x: Tensor,
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        *,
+        check_finite: bool = True,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Log-density without lattice edges: finite and smooth for any real ``x`` at any ``t``.
 
         Equal to :meth:`log_prob` for continuous models. Arguments, result and errors as there.
         """
+        x, more = padded(self, x, lengths)
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
-        return self._evaluated(x, t, context, edges=False)
+        return self._evaluated(x, t, context, edges=False, **more)
 
-    def _evaluated(self, x: Tensor, t: Tensor, context: Tensor | None, *, edges: bool) -> Tensor:
+    def _evaluated(self, x: Tensor, t: Tensor, context: Tensor | None, *, edges: bool, **more: Tensor) -> Tensor:
         """The call in eval mode. Nothing is asked of the model for no examples, and no model is in inference mode."""
         if not len(x):
             return x.flatten(1).sum(1)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 given = None if context is None else usable(context)
-                return self._evaluated(usable(x), usable(t), given, edges=edges)
+                return self._evaluated(usable(x), usable(t), given, edges=edges, **more)
         with eval_mode(self):
-            return check_log_density(self(x, t, context, edges=edges), x, t, type(self).__name__)
+            return check_log_density(self(x, t, context, edges=edges, **more), x, t, type(self).__name__)
 
     def score(
         self,
@@ -193,6 +213,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         *,
         create_graph: bool = False,
         check_finite: bool = True,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         r"""The score :math:`\nabla_x \log p_t(x)`, gradient of :meth:`log_density`.
 
@@ -200,7 +221,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         training flags; leaves no gradient on parameters.
 
         Args:
-            x, t, context, check_finite: As for :meth:`log_prob`.
+            x, t, context, check_finite, lengths: As for :meth:`log_prob`; positions that do not count have score 0.
             create_graph: Keep the graph, so that the score can be differentiated again.
 
         Returns:
@@ -210,13 +231,14 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             InferenceTensorError: The parameters were created under ``torch.inference_mode``.
             NonFiniteError: The score is NaN or infinite.
         """
+        x, more = padded(self, x, lengths)
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
         if not len(x):
             return torch.zeros_like(x)
         with evaluating(self):
             x, t = usable(x), usable(t)
             context = None if context is None else usable(context)
-            score = self.forward_score(x, t, context, create_graph=create_graph)
+            score = self.forward_score(x, t, context, create_graph=create_graph, **more)
         check_score(score, t)
         return score if create_graph else score.detach()
 
@@ -352,20 +374,27 @@ def check_noise(density: AutoregressiveDensity, noise: Tensor, n: int) -> None:
 
 
 def gradient(
-    density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
+    density: nn.Module,
+    x: Tensor,
+    t: Tensor,
+    context: Tensor | None = None,
+    *,
+    create_graph: bool = False,
+    **more: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Log-density ``(B,)`` of a density or a wrapper of one, and its gradient in ``x``, from one call.
 
-    One backward pass serves the whole batch, since examples do not interact.
+    One backward pass serves the whole batch, since examples do not interact. What there is ``more``, such as lengths,
+    goes to the call.
     """
     with torch.enable_grad():
         if not (create_graph and x.requires_grad):
             x = x.detach().requires_grad_()
         if create_graph:
             with torch.compiler.set_stance("force_eager"):
-                log_p = density(x, t, context, edges=False)
+                log_p = density(x, t, context, edges=False, **more)
         else:
-            log_p = density(x, t, context, edges=False)
+            log_p = density(x, t, context, edges=False, **more)
         if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1]:
             check_log_density(log_p, x, t, type(density).__name__)
         score: Tensor | None = None

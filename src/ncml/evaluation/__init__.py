@@ -23,6 +23,7 @@ from ncml.evaluation.robustness import (
     level_noise_table,
     robustness_curve,
 )
+from ncml.evaluation.typicality import Typicality, ladder_statistics
 
 __all__ = [
     "AUROC",
@@ -32,6 +33,7 @@ __all__ = [
     "LevelNoiseRow",
     "RobustnessCurve",
     "TrainedClassifier",
+    "Typicality",
     "audit_ladder",
     "auroc",
     "auroc_interval",
@@ -44,6 +46,7 @@ __all__ = [
     "fokker_planck_residual",
     "frechet_distance",
     "gaussian_frechet",
+    "ladder_statistics",
     "level_noise_table",
     "mean_abs_perturbation",
     "ood_statistics",

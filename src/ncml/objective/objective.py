@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ncml.checks import Time, check_finite, check_floating, check_generator, check_input, check_time, kind_of
 from ncml.density import at_zero_only, check_arguments, check_process, inner_density, unwrapped
+from ncml.density.lengths import padded
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.noise import DiscreteProcess, GaussianProcess, Lattice, NoiseProcess
 from ncml.objective.times import TimeSampler, UniformTimes
@@ -88,6 +89,7 @@ class NCMLObjective:
         noise: Tensor | None = None,
         uniform: Tensor | None = None,
         generator: torch.Generator | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """The loss of a batch, in nats.
 
@@ -100,6 +102,8 @@ class NCMLObjective:
             noise: The process's noise to use instead of drawing it.
             uniform: Uniforms on [0, 1) to dequantise with instead of drawing them, shape of ``x``.
             generator: Source of randomness for all three.
+            lengths: For densities over sequences: the number of positions of each row that count, ``(B,)``; what lies
+                behind them is no part of the loss. The mean is over examples, as without them.
 
         Returns:
             A scalar, or ``(B,)`` with ``reduction="none"``.
@@ -110,6 +114,8 @@ class NCMLObjective:
             ArgumentTypeError: Data that are not floating, or of another dtype than the density.
             NonFiniteError: A log-likelihood is NaN or infinite; nothing was changed.
         """
+        inner = unwrapped(density) if isinstance(density, nn.Module) else None
+        x, more = padded(density if inner is None else inner, x, lengths)
         x, context = self._checked(density, x, context)
         n = x.shape[0] if x.ndim else 0
         if n == 0 and self.reduction != "none":
@@ -124,7 +130,7 @@ class NCMLObjective:
             weight = self._checked_weight(weight, t)
         x_t = self._noisy(x, t, noise, uniform, generator)
         self._check_noisy(density, x_t, t)
-        log_p = density(x_t, t, context) if n else x_t.flatten(1).sum(1)
+        log_p = density(x_t, t, context, **more) if n else x_t.flatten(1).sum(1)
         self._check(log_p, x, t, n)
         terms = weight * -log_p
         if self.reduction == "none":
