@@ -138,6 +138,7 @@ class Faults:
             done += status != 0
             complete = list((folder / "checkpoints").glob("step_*"))
             steps.append(open_checkpoint(folder).step if complete else 0)
+            print(f"{done} of {n} kills, the last one at step {steps[-1]}", file=sys.stderr)
             if status == 0 or done == n:
                 self.same_as_undisturbed(folder, f"after {done} kills")
                 shutil.rmtree(folder)

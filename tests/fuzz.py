@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ncml.data import read_arrays, read_cifar10, read_idx, read_image_folder
+from ncml.data import open_wav, read_arrays, read_cifar10, read_idx, read_image_folder, write_wav
 from ncml.errors import NCMLError
 from ncml.report import environment, write_report
 from ncml.training import open_checkpoint, read_metrics, read_toml
@@ -148,6 +148,14 @@ def _images() -> dict[str, bytes]:
     return files
 
 
+def _recordings(folder: Path) -> dict[str, bytes]:
+    draw = np.random.default_rng(0)
+    tones = {"int8.wav": np.int8, "int16.wav": np.int16, "float32.wav": np.float32}
+    for name, kind in tones.items():
+        write_wav(folder / name, (draw.normal(size=(40, 2)) * 20).astype(kind), 8000)
+    return {name: (folder / name).read_bytes() for name in tones}
+
+
 def _checkpoint(folder: Path) -> dict[str, bytes]:
     draw = torch.Generator().manual_seed(0)
     state = {"a.weight": torch.randn(4, 3, generator=draw), "b": torch.arange(5)}
@@ -180,7 +188,7 @@ def kinds() -> dict[str, Kind]:
     x = np.random.default_rng(0).normal(size=(12, 3))
     images = _images()
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = _checkpoint(Path(folder))
+        checkpoint, recordings = _checkpoint(Path(folder)), _recordings(Path(folder))
     arrays = {
         "a.npy": _bytes_of(lambda s: np.save(s, x)),
         "k.npy": _bytes_of(lambda s: np.save(s, np.arange(24).reshape(12, 2))),
@@ -199,6 +207,7 @@ def kinds() -> dict[str, Kind]:
         "npz": Kind(archives, read_arrays, _member),
         "png": Kind({k: v for k, v in images.items() if k.endswith(".png")}, _folder, _png_chunks),
         "image": Kind({k: v for k, v in images.items() if not k.endswith(".png")}, _folder),
+        "wav": Kind(recordings, lambda path: open_wav(path).read()),
         "toml": Kind({f"{p.parent.name}.toml": p.read_bytes() for p in EXAMPLES.glob("*/config.toml")}, read_toml),
         "metrics": Kind({"metrics.jsonl": log.encode()}, read_metrics),
     }

@@ -32,9 +32,10 @@ OTHER_AUDIO = (".aif", ".aiff", ".au", ".caf", ".flac", ".m4a", ".mp3", ".ogg", 
 class AudioSource(DataSource):
     """Windows of the WAV files of a folder, as settings that a file or a command line can hold.
 
-    A folder has subfolders train and test (or as they are called of images), or is split by test_fraction, file by file. All files at any depth are read,
-    in the order of their paths; they must have one rate. Integers of 8 or 16 bits are levels of a lattice, whose bits
-    per sample are exact. Integers of more bits and floating numbers are real numbers, of full scale 1 times the gain.
+    A folder has subfolders train and test (or training, testing, val, valid, validation, in any case), or is split by
+    test_fraction, file by file. All files at any depth are read, in the order of their paths; they must have one rate.
+    Integers of 8 or 16 bits are levels of a lattice, whose bits per sample are exact. Integers of more bits and
+    floating numbers are real numbers, of full scale 1 times the gain.
 
     Args:
         name: audio.
