@@ -301,7 +301,7 @@ def changed(path: Path, what: str) -> None:
         ("form", r"5\.wav: got 32-bit floats; expected 16-bit integers"),
         ("short", r"5\.wav: got 39 positions; expected at least 40"),
         ("flac", r"5\.flac: got 1 recordings of other formats"),
-        ("one", "got a subfolder train alone"),
+        ("one", "got the subfolders train; expected one for training"),
         ("none", "got no recordings"),
     ],
 )

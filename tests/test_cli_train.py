@@ -17,12 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ncml import generate
 from ncml.cli import main
 from ncml.data import ImageSource
 from ncml.errors import ArgumentError
 from ncml.evaluation import Typicality, auroc, bits_per_dim, ladder_statistics, level_noise_table, ood_statistics
+from ncml.sampling import HeunODE
 from ncml.training import TrainConfig, load_density, open_checkpoint, read_metrics, read_toml
 from ncml.training.config import from_dict, to_dict
+from ncml.training.draws import stream_seed
 from tests.training_problems import same_state
 
 SMALL = """
@@ -102,6 +105,20 @@ def test_sample(run, tmp_path):
     assert settings["settings"]["t_start"] == load_density(run)[0].process.T
     assert json.loads((tmp_path / "b" / "sample.json").read_text())["settings"]["t_start"] == 0.0
     assert settings["model"]["step"] == 8
+
+
+def test_sample_with_another_sampler(run, tmp_path, capsys):
+    """The named one, with as many steps; and --n, since not everything is an image."""
+    arguments = ["--n", "3", "--steps", "2", "--batch-size", "3", "--sampler", "heun"]
+    assert main(["sample", str(run), "--out", str(tmp_path / "s"), *arguments]) == 0
+    density, _, kind, _ = load_density(run)
+    generator = torch.Generator().manual_seed(stream_seed(0, "sampling", 0))
+    expected = generate(density, 3, sampler=HeunODE(steps=2), generator=generator)
+    found = np.load(tmp_path / "s" / "samples.npy", allow_pickle=False)
+    assert np.array_equal(found, kind.lattice.nearest(expected).numpy())
+    assert json.loads((tmp_path / "s" / "sample.json").read_text())["settings"]["sampler"] == "heun"
+    assert main(["sample", str(run), "--sampler", "euler"]) == 2
+    assert "sampler: got 'euler'; expected one of euler-maruyama, heun" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("noise", ["0", "1.5"])
@@ -344,7 +361,7 @@ def test_a_file_at_resumption_is_not_ignored(run, tmp_path, capsys):
     assert json.loads((folder / "config.json").read_text()) == stored
 
 
-@pytest.mark.parametrize("text", ["[]", "{", "3"])
+@pytest.mark.parametrize("text", ["[]", "{", "3", "[" * 100_000])
 def test_a_damaged_configuration(tmp_path, capsys, text):
     (tmp_path / "config.json").write_text(text)
     assert main(["train", "--out", str(tmp_path), "--resume"]) == 2
@@ -431,7 +448,7 @@ def test_two_processes_train_sample_and_evaluate_as_one(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.features", "9"], "heads: got 2; expected a divisor of features = 9"),
+        (["--model.features", "9"], "--model.heads: got 2; expected a divisor of --model.features 9"),
         (["--data.name", "mnist", "--data.folder", "nowhere"], "nowhere"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
         (["--run.strategy", "nonsense"], "nonsense"),
@@ -470,6 +487,7 @@ def test_options_that_cannot_be_parsed(tmp_path, capsys, arguments, message):
         ("[noise]\nprocess = 'vq'", r"noise\.process: got 'vq'; expected one of 'vp', 'sub-vp', 've', 'linear-ve'"),
         ("optim = 3", r"optim: got 3"),
         ("optim = [", "not TOML"),
+        ("optim = " + "[" * 5000, "not TOML"),
     ],
 )
 def test_bad_files(tmp_path, text, message):

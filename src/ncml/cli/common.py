@@ -12,22 +12,38 @@ import torch
 from torch import Tensor
 
 from ncml.checks import check_count, check_positive
-from ncml.data import DataSet, DataSource
+from ncml.cli.words import in_options
+from ncml.data import Choice, DataSet, DataSource, held_out
 from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.noise import GaussianProcess, Lattice, NoiseProcess
-from ncml.sampling import EulerMaruyama, generate
+from ncml.sampling import (
+    DDIM,
+    ERSDE,
+    Ancestral,
+    AnnealedLangevin,
+    DPMSolver2M,
+    DPMSolver2MSDE,
+    DPMSolverSDE,
+    EulerMaruyama,
+    GridSampler,
+    HeunODE,
+    MetropolisLangevin,
+    generate,
+)
 from ncml.training import DataKind, RunConfig, TrainConfig, in_blocks, launch, load_density
 from ncml.training.build import build_objective
 from ncml.training.checkpoint import MANIFEST, Checkpoint
-from ncml.training.config import to_dict
+from ncml.training.config import from_dict, to_dict
 from ncml.training.noise import last_trained_time, noise_unit
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = [
+    "SAMPLERS",
     "OpenRun",
+    "choice_of",
     "class_labels",
     "draw_samples",
     "labels_for",
@@ -38,8 +54,25 @@ __all__ = [
     "sample_length",
     "shows_progress",
     "start_time",
+    "stored_choice",
+    "test_data",
     "with_place",
 ]
+
+
+SAMPLERS: dict[str, type[GridSampler]] = {
+    "euler-maruyama": EulerMaruyama,
+    "heun": HeunODE,
+    "ddim": DDIM,
+    "dpm-solver-2m": DPMSolver2M,
+    "dpm-solver-sde": DPMSolverSDE,
+    "dpm-solver-2m-sde": DPMSolver2MSDE,
+    "er-sde": ERSDE,
+    "ancestral": Ancestral,
+    "langevin": AnnealedLangevin,
+    "metropolis": MetropolisLangevin,
+}
+"""What refines samples, by the name that ``--sampler`` has for it."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +130,31 @@ def results_folder(run: Path, out: Path | None, name: str) -> Path:
 def with_place(data: DataSource, place: Path | None) -> DataSource:
     """The data from another file or folder, on another machine say."""
     return data if place is None else data.moved(place)
+
+
+def choice_of(data: DataSet) -> Choice | None:
+    """How examples were chosen; None for data sets of one's own, and for those that are always the same."""
+    return getattr(data, "choice", None)
+
+
+def stored_choice(checkpoint: Checkpoint, split: str) -> Choice | None:
+    """How the examples of a run were chosen, "train" or "test"; None if it does not say."""
+    stored = (checkpoint.info.get("split") or {}).get(split)
+    return None if stored is None else from_dict(Choice, stored, f"{checkpoint.folder}: split.{split}")
+
+
+def test_data(run: OpenRun, data: DataSource) -> tuple[DataSet, bool]:
+    """The test examples, and whether the run was trained on none of them; says so where that cannot be told."""
+    with in_options(data=data):
+        examples = data.load(train=False, progress=run.first and shows_progress())
+    then, now = stored_choice(run.checkpoint, "test"), choice_of(examples)
+    known = then is now is None or bool(held_out(then, now))
+    if not known and run.first:
+        print(
+            "The test data are others than the run's, or it does not say which ones it was trained on: whether it was "
+            "trained on these cannot be told."
+        )
+    return examples, known
 
 
 # Capabilities.
@@ -207,6 +265,7 @@ def draw_samples(
     labels: Tensor | None = None,
     t_start: float = 0.0,
     steps: int = 64,
+    sampler: str = "euler-maruyama",
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = False,
@@ -222,17 +281,18 @@ def draw_samples(
         labels: Classes, ``(n,)``.
         t_start: Where to draw; 0 is plain sampling, else the draws are refined to 0.
         steps: Steps of the refinement.
+        sampler: What refines, one of ``SAMPLERS``.
         seed: Seed.
         batch_size: Samples at a time; part of what the samples depend on.
         progress: Show progress.
     """
-    sampler, lattice = EulerMaruyama(steps=steps), kind.lattice
+    refiner, lattice = SAMPLERS[sampler](steps=steps), kind.lattice
 
     def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
         count = len(range(n)[rows])
         context = None if labels is None else labels[rows].to(density.device)
         x = generate(
-            density, count, process=process, sampler=sampler, t_start=t_start, context=context, generator=generator
+            density, count, process=process, sampler=refiner, t_start=t_start, context=context, generator=generator
         )
         return {"x": x if lattice is None else lattice.nearest(x)}
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from ncml.cli.claims import beside_the_paper, print_claims, read_claims
-from ncml.cli.common import OpenRun, need_sampling, open_run, results_folder, shows_progress, with_place
+from ncml.cli.common import OpenRun, need_sampling, open_run, results_folder, test_data, with_place
 from ncml.cli.tables import EvaluateSettings, curve, frechet, likelihood, log_probability, outliers
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation import plot_robustness
@@ -65,11 +65,12 @@ def evaluate(
     opened = open_run(run, threads)
     data = with_place(opened.config.data, data_folder)
     _check_capabilities(opened, settings, ood)
-    every = data.load(train=False, progress=opened.first and shows_progress())
+    every, held_out = test_data(opened, data)
     train = data.load(train=True) if settings.samples or (settings.ood_images and settings.ood_levels) else None
     test = every.mixed(settings.images)
     folder = results_folder(run, out, "evaluation")
-    report: dict[str, Any] = {"settings": settings, "model": opened.source(), "test_examples": len(test)}
+    counted = {"test_examples": len(test), "held_out": held_out}
+    report: dict[str, Any] = {"settings": settings, "model": opened.source(), **counted}
     if remark := getattr(every, "remark", ""):
         report["test_data"] = remark
 
@@ -135,7 +136,8 @@ def _print(report: dict[str, Any], folder: Path) -> None:
     noise = model["config"]["noise"]
     method = "maximum likelihood" if noise["times"] == "zero" else f"NCML, {noise['process']} noise"
     name, tested = model["config"]["model"]["name"], report["test_examples"]
-    print(f"\n{name}, {method}, after {model['step']} steps; {tested:,} test examples")
+    unseen = "" if report["held_out"] else ", perhaps among those it was trained on"
+    print(f"\n{name}, {method}, after {model['step']} steps; {tested:,} test examples{unseen}")
     if "test_data" in report:
         print(f"Of the test data, {report['test_data']}.")
     if "log_prob" in report:

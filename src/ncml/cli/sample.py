@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ncml.checks import check_count
 from ncml.cli.common import (
+    SAMPLERS,
     OpenRun,
     class_labels,
     draw_samples,
@@ -21,6 +22,7 @@ from ncml.cli.common import (
     sample_length,
     shows_progress,
     start_time,
+    test_data,
     with_place,
 )
 from ncml.data import AudioSource, write_wav
@@ -37,9 +39,10 @@ __all__ = ["complete", "sample"]
 def sample(
     run: Annotated[Path, tyro.conf.Positional],
     out: Path | None = None,
-    images: int = 16,
+    images: Annotated[int, tyro.conf.arg(aliases=["--n"])] = 16,
     label: Annotated[str | None, tyro.conf.arg(name="class")] = None,
     noise: float | None = None,
+    sampler: str = "euler-maruyama",
     steps: int = 64,
     length: int | None = None,
     seconds: float | None = None,
@@ -55,12 +58,14 @@ def sample(
     Args:
         run: Folder of the run, or of a checkpoint.
         out: Folder for the results; if not given samples, or samples-noise0-cat and the like, in that of the run.
-        images: Number of samples.
+        images: Number of samples, of whatever the model was trained on.
         label: Class by name or number, for a model with classes; all of them in turn if not given.
         noise: Where to draw: the standard deviation of the noise, in levels of data on a lattice, else in data
             units; 0 for plain sampling. If not given, the most that the model was trained with.
-        steps: Steps of the refinement, each one score; for models with a lattice the last step, by Tweedie's formula,
-            comes on top.
+        sampler: What refines: euler-maruyama, heun, ddim, dpm-solver-2m, dpm-solver-sde, dpm-solver-2m-sde, er-sde,
+            ancestral, langevin or metropolis.
+        steps: Steps of the refinement, each one score (two of heun); for models with a lattice the last step, by
+            Tweedie's formula, comes on top.
         length: Positions of each sample of sequences. More than a window is continued window after window, each from
             the last half of the one before.
         seconds: The same in seconds, of recordings.
@@ -72,6 +77,8 @@ def sample(
     check_count(batch_size, "batch_size")
     start = time.perf_counter()
     check_count(steps, "steps")
+    if sampler not in SAMPLERS:
+        raise ArgumentError(f"sampler: got {sampler!r}; expected one of {', '.join(SAMPLERS)}")
     opened = open_run(run, threads)
     density = long_enough(opened, sample_length(opened, length, seconds), "sample")
     labels = class_labels(opened, label, images)
@@ -86,6 +93,7 @@ def sample(
         labels=labels,
         t_start=t_start,
         steps=steps,
+        sampler=sampler,
         seed=seed,
         batch_size=batch_size,
         progress=shows_progress(),
@@ -96,6 +104,7 @@ def sample(
         "t_start": t_start,
         "noise": float(process.sigma(t_start)) / opened.unit if isinstance(process, GaussianProcess) else None,
         "noise_unit": "data" if opened.lattice is None else "levels",
+        "sampler": sampler,
         "steps": steps,
         "length": density.event_shape[0] if opened.kind.is_sequence else None,
         "seed": seed,
@@ -104,6 +113,7 @@ def sample(
     every_class = len(opened.kind.classes) if labels is not None and label is None else None
     # A folder for each kind of samples: they are there to be compared.
     kind = "samples" + ("" if noise is None else f"-noise{noise:g}") + ("" if label is None else f"-{label}")
+    kind += "" if sampler == "euler-maruyama" else f"-{sampler}"
     folder = results_folder(run, out, kind)
     _write(opened, folder, "sample", x, settings, time.perf_counter() - start, columns=every_class)
 
@@ -155,7 +165,7 @@ def complete(
     if not 0 <= rows <= min(most, positions or most):
         raise ArgumentError(f"rows: got {rows}; expected 0 to {min(most, positions or most)}")
     t_start = start_time(opened, noise)
-    test = with_place(opened.config.data, data_folder).load(train=False).mixed(images)
+    test = test_data(opened, with_place(opened.config.data, data_folder))[0].mixed(images)
     n = len(test)
     x = test.batch(slice(None))
     labels = test.labels if opened.config.model.classes else None

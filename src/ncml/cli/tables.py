@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ncml.checks import check_count
 from ncml.cli.common import OpenRun, draw_samples, labels_for, need_sampling, shows_progress, start_time
-from ncml.data import DataSet, ImageSource
+from ncml.data import DataSet, ImageSource, split_folders
 from ncml.data.sources import COARSER
 from ncml.errors import ArgumentError
 from ncml.evaluation import (
@@ -238,7 +238,7 @@ def _others(run: OpenRun, folder: Path, n: int) -> Tensor:
     channels, height, width = run.kind.shape
     if height != width:
         raise ArgumentError(f"ood: got a folder for a model of {height}x{width} images; expected square ones")
-    split = all((folder / name).is_dir() for name in ("train", "test"))
+    split = split_folders(folder) is not None
     source = ImageSource(
         "folder",
         folder,

@@ -5,10 +5,11 @@ from ncml.data.base import DataSet, DataSource
 from ncml.data.digits import ImageData, load_digits
 from ncml.data.download import download_cifar10, download_mnist
 from ncml.data.files import load_cifar10, load_mnist, read_cifar10, read_idx
-from ncml.data.folders import read_image_folder
+from ncml.data.folders import read_image_folder, split_folders
 from ncml.data.images import Images
 from ncml.data.sequences import AudioSource, SeriesSource
 from ncml.data.sources import SOURCES, ArraySource, ImageSource, SourceKind, source_settings
+from ncml.data.split import Choice, held_out
 from ncml.data.wav import Wav, open_wav, write_wav
 from ncml.data.windows import Windows, cut_windows
 
@@ -17,6 +18,7 @@ __all__ = [
     "ArraySource",
     "Arrays",
     "AudioSource",
+    "Choice",
     "DataSet",
     "DataSource",
     "ImageData",
@@ -29,6 +31,7 @@ __all__ = [
     "cut_windows",
     "download_cifar10",
     "download_mnist",
+    "held_out",
     "load_cifar10",
     "load_digits",
     "load_mnist",
@@ -38,5 +41,6 @@ __all__ = [
     "read_idx",
     "read_image_folder",
     "source_settings",
+    "split_folders",
     "write_wav",
 ]

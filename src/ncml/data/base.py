@@ -15,7 +15,7 @@ from ncml.checks import check_count
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice
 
-__all__ = ["DataSet", "DataSource", "Rows"]
+__all__ = ["DataSet", "DataSource", "Rows", "kind_of"]
 
 MIXING_SEED = 1  # of the data set, not of a run: every run is evaluated on the same examples
 
@@ -71,6 +71,13 @@ class DataSource:
         return replace(self, **changed)
 
 
+def kind_of(value: object, name: str) -> str:
+    """What an error got in place of a tensor of some dtype, with the remedy for arrays and tables."""
+    if isinstance(value, Tensor):
+        return str(value.dtype)
+    return f"{type(value).__name__} (no tensor: torch.as_tensor(numpy.asarray({name})))"
+
+
 class Rows(abc.ABC):
     """Rows with labels: checks, and the choice of some of them."""
 
@@ -113,8 +120,7 @@ class Rows(abc.ABC):
         if labels is None:
             return
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-            raise ArgumentTypeError(f"labels: got {got}; expected torch.int64, or None")
+            raise ArgumentTypeError(f"labels: got {kind_of(labels, 'labels')}; expected torch.int64, or None")
         if labels.shape != (n,):
             raise ArgumentError(f"labels: got shape {tuple(labels.shape)}; expected ({n},), one per example")
         low, high = (int(v) for v in labels.aminmax())

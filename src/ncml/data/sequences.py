@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ncml.checks import check_count, check_positive, check_probability
 from ncml.data.base import DataSource
+from ncml.data.folders import split_folders
 from ncml.data.series import read_series
-from ncml.data.split import split_by_name
+from ncml.data.split import Choice, split_by_name
 from ncml.data.wav import Wav, open_wav
 from ncml.data.windows import Windows, cut_windows
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
@@ -31,9 +32,10 @@ OTHER_AUDIO = (".aif", ".aiff", ".au", ".caf", ".flac", ".m4a", ".mp3", ".ogg", 
 class AudioSource(DataSource):
     """Windows of the WAV files of a folder, as settings that a file or a command line can hold.
 
-    A folder has subfolders train and test, or is split by test_fraction, file by file. All files at any depth are read,
-    in the order of their paths; they must have one rate. Integers of 8 or 16 bits are levels of a lattice, whose bits
-    per sample are exact. Integers of more bits and floating numbers are real numbers, of full scale 1 times the gain.
+    A folder has subfolders train and test (or training, testing, val, valid, validation, in any case), or is split by
+    test_fraction, file by file. All files at any depth are read, in the order of their paths; they must have one rate.
+    Integers of 8 or 16 bits are levels of a lattice, whose bits per sample are exact. Integers of more bits and
+    floating numbers are real numbers, of full scale 1 times the gain.
 
     Args:
         name: audio.
@@ -87,7 +89,8 @@ class AudioSource(DataSource):
         """
         assert self.folder is not None
         # The headers of both splits: a rate that only test files have would be noticed too late.
-        every = {which: [open_wav(path) for path in paths] for which, paths in _splits(self).items()}
+        splits = _splits(self)
+        every = {which: [open_wav(path) for path in paths] for which, (paths, _) in splits.items()}
         first = (every[True] + every[False])[0]
         for wav in every[True] + every[False]:
             self._check_alike(wav, first)
@@ -97,7 +100,7 @@ class AudioSource(DataSource):
         sequences = [torch.from_numpy(self._numbers(wav, lattice)) for wav in read]
         scale = self.gain if lattice is None else 1.0
         try:
-            return cut_windows(
+            windows = cut_windows(
                 sequences,
                 [str(wav.path) for wav in files],
                 self.window,
@@ -106,6 +109,7 @@ class AudioSource(DataSource):
                 rate=first.rate,
                 min_std=self.min_std * scale,
             )
+            return replace(windows, choice=splits[train][1])
         except ArgumentError as error:
             raise DatasetError(str(error)) from error
 
@@ -162,26 +166,27 @@ class AudioSource(DataSource):
         return np.asarray(levels.astype(np.uint8 if lattice.levels <= 256 else np.int32))
 
 
-def _splits(source: AudioSource) -> dict[bool, list[Path]]:
-    """The training and the test files of a folder, each in the order of their paths."""
+def _splits(source: AudioSource) -> dict[bool, tuple[list[Path], Choice]]:
+    """The training and the test files of a folder, each in the order of their paths, and how they were chosen."""
     assert source.folder is not None
     root = source.folder
-    present = [name for name in ("train", "test") if (root / name).is_dir()]
-    if len(present) == 1:
-        raise DatasetError(
-            f"{root}: got a subfolder {present[0]} alone; expected train and test, or neither; read another folder, or "
-            f"rename it"
-        )
-    if present:
-        return {which: _listed(root / name) for which, name in ((True, "train"), (False, "test"))}
+
+    def chosen(files: list[Path], folder: Path, *how: Any) -> tuple[list[Path], Choice]:  # noqa: ANN401 -- of a choice
+        return files, Choice.of((path.relative_to(folder).as_posix() for path in files), *how)
+
+    if (given := split_folders(root)) is not None:
+        return {which: chosen(_listed(part), part) for which, part in zip((True, False), given, strict=True)}
     files = _listed(root)
-    train, test, _ = split_by_name([path.relative_to(root).as_posix() for path in files], source.test_fraction)
-    if not train or not test:
+    *both, rule = split_by_name([path.relative_to(root).as_posix() for path in files], source.test_fraction)
+    if not all(both):
         raise DatasetError(
             f"{root}: got {len(files)} files and test_fraction={source.test_fraction}, which leave none to test on; "
             f"expected more of either, or subfolders train and test"
         )
-    return {True: [files[i] for i in sorted(train)], False: [files[i] for i in sorted(test)]}
+    parts = [[files[i] for i in sorted(rows)] for rows in both]
+    return {
+        which: chosen(part, root, source.test_fraction, rule) for which, part in zip((True, False), parts, strict=True)
+    }
 
 
 def _listed(root: Path) -> list[Path]:
@@ -265,7 +270,10 @@ class SeriesSource(DataSource):
         )
         names = [f"{self.file}: series {i}" for i in range(len(found.series))]
         try:
-            return cut_windows(found.series, names, self.window, self.hop, lattice=found.lattice)
+            choice = Choice.of((f"{i} {len(x)}" for i, x in enumerate(found.series)), self.test_fraction, "at the end")
+            return replace(
+                cut_windows(found.series, names, self.window, self.hop, lattice=found.lattice), choice=choice
+            )
         except (ArgumentError, ArgumentTypeError) as error:
             raise DatasetError(f"{error}" if str(self.file) in str(error) else f"{self.file}: {error}") from error
 

@@ -42,7 +42,8 @@ class ImageSource(DataSource):
             in a NumPy file, which has other settings.
         folder: Where the files are. Needed for folder; mnist and cifar10 default to $NCML_DATA/NAME if
             there is such a folder, else they are downloaded; digits has none. A folder of image files has
-            subfolders train and test, or is split by test_fraction; in each, subfolders are classes.
+            subfolders train and test (or training, testing, val, valid, validation, in any case), or is split by
+            test_fraction; in each, subfolders are classes.
         size: Folder only: cut a centred square and resize it to this side; see
             ncml.data.read_image_folder.
         channels: Folder only: 3, or 1 for grey.
@@ -53,8 +54,8 @@ class ImageSource(DataSource):
             digits keep their 17.
         limit: Only the first so many images of each split. In a folder with train and test that is in the
             order of the paths, so class by class; a folder that is split here is shuffled first.
-        test_fraction: Folder without train and test only: the share of test images, at least one, chosen by
-            a fixed permutation, the same in every run.
+        test_fraction: Folder without train and test only: about the share of test images, at least one. Each
+            image's path decides, so that images that come or go change nothing for the others.
         cache: Folder only: keep decoded images in this folder; see ncml.data.read_image_folder.
 
     Raises:
@@ -115,11 +116,11 @@ class ImageSource(DataSource):
             DatasetError: A file is missing or damaged, or a download failed.
             MissingExtraError: pooch (to download), Pillow (image files) or scikit-learn (digits) is not installed.
         """
-        levels, labels, classes, lattice = SOURCES[self.name].read(self, train, progress)
+        levels, labels, classes, lattice, *choice = SOURCES[self.name].read(self, train, progress)
         levels = pooled(levels, self.pad, self.pool)
         if self.levels < lattice.levels and self.name != "digits":
             levels, lattice = levels // (256 // self.levels), Lattice(self.levels)
-        return Images(levels, labels, lattice, classes)
+        return Images(levels, labels, lattice, classes, *choice)
 
     def limited(self, levels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The first images, up to the limit."""
@@ -151,7 +152,8 @@ class ArraySource(DataSource):
         file: The .npz or .npy file.
         levels: Number of levels of integers; one more than the largest value in the file if not given.
         limit: Only the first so many examples of each split; if it is split here, after shuffling.
-        test_fraction: The share of test examples of x, at least one, chosen by a fixed permutation.
+        test_fraction: About the share of test examples of x, at least one. Each row's numbers decide, so that rows
+            that come or go change nothing for the others.
 
     Raises:
         ArgumentError: A setting is out of range.
@@ -231,12 +233,12 @@ def _read_digits(source: ImageSource, train: bool, progress: bool) -> RawImages:
     return levels, labels, SOURCES[source.name].classes, digits.lattice
 
 
-def _read_folder(source: ImageSource, train: bool, progress: bool) -> RawImages:
+def _read_folder(source: ImageSource, train: bool, progress: bool) -> tuple[Any, ...]:
     assert source.folder is not None
     images = list_split(source.folder, train=train, test_fraction=source.test_fraction)
     images = images.subset(range(min(len(images.names), source.limit or len(images.names))))
     levels = read_images(images, size=source.size, channels=source.channels, cache=source.cache, progress=progress)
-    return levels, images.label_tensor(), images.classes, Lattice(256)
+    return levels, images.label_tensor(), images.classes, Lattice(256), images.choice
 
 
 def _read_array(source: ArraySource, train: bool, progress: bool) -> Arrays:

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-__all__ = ["composed", "split_by_name"]
+__all__ = ["Choice", "composed", "held_out", "split_by_name"]
 
 RULE = "sha256-1"  # another rule makes other test examples, and needs another name
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the examples of one split were chosen: what a checkpoint keeps, to know later what it was trained on.
+
+    Args:
+        rule: By their names' hashes ("sha256-1"), or "given" by the files.
+        fraction: The share of test examples, if they were chosen by hashes.
+        digest: Of the names of the examples, whatever their order.
+    """
+
+    rule: str
+    fraction: float | None
+    digest: str
+
+    @classmethod
+    def of(cls, names: Iterable[str], fraction: float | None = None, rule: str = "given") -> Choice:
+        """Of examples with these names."""
+        text = "\n".join(sorted(map(composed, names)))
+        return cls(rule, fraction, hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32])
 
 
 def composed(name: str) -> str:
@@ -35,3 +57,17 @@ def _place(name: str) -> float:
     """A name's own number in [0, 1)."""
     raw = hashlib.sha256(composed(name).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(raw[:6], "big") / 2**48
+
+
+def held_out(then: Choice | None, now: Choice | None) -> bool | None:
+    """Whether test examples of today are none that a run was trained on; None if that cannot be told.
+
+    Args:
+        then: How the run chose its test examples.
+        now: How they are chosen today. They are held out if they are the same ones, or if both were chosen by their
+            names alone, by the same rule: a name that is for testing never was for training.
+    """
+    if then is None or now is None:
+        return None
+    same_rule = (then.rule, then.fraction) == (now.rule, now.fraction)
+    return True if same_rule and (then.digest == now.digest or now.rule == RULE) else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ncml.checks import check_count
 from ncml.data.base import Rows
+from ncml.data.split import Choice
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice
 
@@ -31,6 +32,7 @@ class Windows(Rows):
         lattice: The lattice of integer values; None for real ones.
         rate: Samples per second, of recordings; else None.
         remark: What was left out, in words; empty if nothing was.
+        choice: How they were chosen, if someone did: what a checkpoint keeps of it.
 
     Raises:
         ArgumentError: There are no windows, they reach out of the sequences, or a value is not what it should be.
@@ -51,6 +53,7 @@ class Windows(Rows):
     lattice: Lattice | None = None
     rate: int | None = None
     remark: str = ""
+    choice: Choice | None = None
     labels: Tensor | None = field(default=None, init=False)
     classes: tuple[str, ...] = field(default=(), init=False)
 
@@ -101,7 +104,7 @@ class Windows(Rows):
     def subset(self, rows: Tensor | slice) -> Windows:
         """Some of the windows, of the same series."""
         chosen = self.starts[self.checked(rows)]
-        return Windows(self.series, chosen, self.length, self.lattice, self.rate, self.remark)
+        return Windows(self.series, chosen, self.length, self.lattice, self.rate, self.remark, self.choice)
 
     @functools.cached_property
     def _offsets(self) -> Tensor:

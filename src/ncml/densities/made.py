@@ -55,8 +55,6 @@ class MADE(AutoregressiveDensity):
         torch.Size([2, 1, 8, 8])
     """
 
-    process: NoiseProcess
-
     def __init__(
         self,
         event_shape: Sequence[int],

@@ -35,6 +35,7 @@ from __future__ import annotations
 import abc
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
                 f"lattice: got {lattice}; expected that of {process}: its noise would leave the density's lattice"
             )
         self.event_shape: tuple[int, ...] = shape
-        self.process = process
+        self.process: Any = process  # a NoiseProcess or None: who built the density knows which kind
         self.lattice = lattice
 
     # What subclasses write.

@@ -71,7 +71,6 @@ class NCPN(AutoregressiveDensity):
         torch.Size([2, 3, 8, 8])
     """
 
-    process: NoiseProcess
     lattice: Lattice
     frequencies: Tensor
 

@@ -83,8 +83,6 @@ class CausalTransformer(AutoregressiveDensity):
         torch.Size([3, 100, 1])
     """
 
-    process: NoiseProcess
-
     def __init__(
         self,
         event_shape: Sequence[int],
