@@ -31,6 +31,7 @@ DensityFactory = Callable[[Sequence[int], NoiseProcess], NoiseConditionalDensity
 
 EVERY = 25  # steps between two looks at the held-out rows
 DECAY = 0.99  # of the moving average: its memory of a hundred steps is short against the training
+MOST_HELD = 1000  # rows held out to stop early
 ROWS = 8192  # evaluated at once
 
 
@@ -85,7 +86,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         max_steps: Largest number of optimizer steps; the learning rate falls to zero over them.
         batch_size: Rows per step.
         learning_rate: Adam's learning rate at the start.
-        validation_fraction: Share of the rows held out to stop early, by their exact log-likelihood at t = 0 under the
+        validation_fraction: Share of the rows held out, 1,000 at most, to stop early by their exact log-likelihood at t = 0 under the
             moving average of the weights; 0 takes all steps.
         patience: Looks at the held-out rows (one every 25 steps) without a better likelihood before stopping.
         dequantisations: Points K within a step at which integer columns are evaluated.
@@ -121,7 +122,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         learning_rate: float = 3e-3,
         validation_fraction: float = 0.1,
         patience: int = 10,
-        dequantisations: int = 8,
+        dequantisations: int = 4,
         random_state: Any = None,  # noqa: ANN401 -- whatever check_random_state takes
         device: str | None = None,
         verbose: int = 0,
@@ -159,7 +160,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         process = LinearVESDE(2.0) if self.process is None else self.process
         times = LogUniformTimes(0.02, p_zero=0.3) if self.times is None else self.times
         objective = TableObjective(process, times, columns=self.columns_)
-        held = int(self.validation_fraction * len(rows))
+        held = min(int(self.validation_fraction * len(rows)), MOST_HELD)
         order = random.permutation(len(rows))
         table = torch.from_numpy(self.columns_.standardise(rows)).float()
         seed = int(random.randint(2**31 - 1))

@@ -1,12 +1,13 @@
 r"""Anomalies in a table by its density at several noise levels, with false-alarm rates that hold.
 
-A row is as usual as its log-density is high, averaged over noise levels :math:`\sigma_1, \dots, \sigma_m`:
+A row is as odd as it is at the noise level where it is oddest:
 
-.. math:: s(x) = \frac1m \sum_i \log p_{t_i}(x), \qquad \sigma(t_i) = \sigma_i.
+.. math:: s(x) = \min_i \frac{\log p_{t_i}(x) - m_i}{s_i},
 
-With little noise the density sees the finest detail of the training rows, with much only where their bulk is. No level is
-best for every table, and which one is cannot be known without anomalies; the mean is the logarithm of a product of
-experts, one for each scale.
+with the mean and standard deviation of :math:`\log p_{t_i}` over training rows. With little noise the density sees the
+finest detail, with much only where the bulk of the rows is. No level is best for every table, and which one is cannot be
+known without anomalies. Of the combinations tried, on five small tables and on rows made odd on purpose (entries taken
+from other rows, noise, uniform rows), this one lost least against the best level of each.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ncml.noise import GaussianProcess
 __all__ = ["NCMLOutlierDetector", "PyODDetector"]
 
 FALSE_ALARMS = 0.05  # of contamination="auto"
+ROWS = 4096  # training rows that say what is usual at a level
 
 
 class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
@@ -45,12 +47,12 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
     set the false-alarm rate is Beta(k, n + 1 - k), k = floor(a (n + 1)). Rows that come later, or from another
     source, are not covered.
 
-    A row that breaks what held for all training rows, a constant column or an affine copy, gets for it
-    :math:`-r^2 / 2\sigma^2`, with r the residual in scales: the log-density of noise.
+    A row that breaks what held for all training rows, a constant column or an affine copy, loses
+    :math:`r^2 / 2\sigma^2` in log-density at noise :math:`\sigma`, with r the residual in scales.
 
     Args:
         estimator: The density, unfitted. Default ``NCMLDensityEstimator()``. Its process has to be Gaussian.
-        levels: Noise levels, in units of the columns' scales.
+        levels: Noise levels, in units of the columns' scales; 0 is the data themselves.
         calibration: Share of the rows held out for :meth:`p_values`; 0 for none.
         contamination: "auto": :meth:`predict` gives -1 to rows with a p-value of at most 0.05 (without
             calibration: below the 5 % quantile of the training rows). A number in (0, 0.5]: to this share of the rows
@@ -61,7 +63,6 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         estimator_: The fitted density.
         offset_: :meth:`decision_function` is :meth:`score_samples` less this.
         calibration_scores_: Scores of the calibration rows, sorted.
-        fit_scores_: Scores of all rows given to ``fit``, in their order.
 
     Example:
         >>> from ncml.estimator import NCMLDensityEstimator, NCMLOutlierDetector
@@ -75,7 +76,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         self,
         estimator: NCMLDensityEstimator | None = None,
         *,
-        levels: Sequence[float] = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0),
+        levels: Sequence[float] = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0),
         calibration: float = 0.2,
         contamination: float | Literal["auto"] = "auto",
         random_state: Any = None,  # noqa: ANN401 -- whatever check_random_state takes
@@ -105,18 +106,21 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         estimator = NCMLDensityEstimator() if self.estimator is None else clone(self.estimator)
         if estimator.random_state is None:
             estimator.set_params(random_state=int(random.randint(2**31 - 1)))
-        self.estimator_: NCMLDensityEstimator = estimator.fit(self._like(rows[order[held:]], X))
+        trained = rows[order[held:]]
+        self.estimator_: NCMLDensityEstimator = estimator.fit(self._like(trained, X))
         process = self.estimator_.density_.process
         if not isinstance(process, GaussianProcess):
             raise UnsupportedError(f"process: got {type(process).__name__}; expected a GaussianProcess, which has a sigma")
         self._times = [float(process.time_at(float(sigma))) for sigma in self.levels]
-        self.fit_scores_ = self._score(rows)
-        self.calibration_scores_ = np.sort(self.fit_scores_[order[:held]])
-        self.offset_ = self._offset()
+        usual = self._log_densities(trained[:ROWS])
+        self._mean, std = usual.mean(0), usual.std(0)
+        self._std = np.where(std > 0.0, std, 1.0)
+        self.calibration_scores_ = np.sort(self._score(rows[order[:held]])) if held else np.empty(0)
+        self.offset_ = self._offset(rows)
         return self
 
     def score_samples(self, X: Any) -> Array:  # noqa: ANN401 -- any table
-        """The mean log-density over the levels, ``(n_samples,)`` nats: low for anomalies."""
+        """The statistic s, ``(n_samples,)``, in standard deviations of training rows: low for anomalies."""
         check_is_fitted(self)
         return self._score(validate_data(self, X, reset=False, dtype=np.float64))
 
@@ -157,28 +161,33 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         pulls = [sigma * self.estimator_.gradient(given, t) - residuals / sigma for sigma, t in levels]
         return cast(Array, np.mean(pulls, axis=0))
 
-    def to_pyod(self) -> PyODDetector:
-        """The fitted detector with PyOD's names and signs; PyOD itself is not needed."""
-        check_is_fitted(self)
-        return PyODDetector(self)
+    def to_pyod(self, X: Any) -> PyODDetector:  # noqa: ANN401 -- any table
+        """The fitted detector with PyOD's names and signs; PyOD itself is not needed.
+
+        Args:
+            X: The rows given to ``fit``, whose scores and labels are attributes in PyOD.
+        """
+        return PyODDetector(self, X)
 
     def _score(self, rows: Array) -> Array:
+        return cast(Array, ((self._log_densities(rows) - self._mean) / self._std).min(1))
+
+    def _log_densities(self, rows: Array) -> Array:
+        """At every level, ``(n, levels)``, with what broken rows lose."""
         given = self._like(rows, None)
         squared = np.square(self.estimator_.columns_.residuals(rows)).sum(1)
-        broken = squared > 0.0
-        total = np.zeros(len(rows))
-        for sigma, t in zip(self.levels, self._times, strict=True):
-            total += self.estimator_.score_samples(given, t)
-            with np.errstate(divide="ignore"):
-                total[broken] -= np.divide(squared[broken], 2.0 * sigma * sigma)
-        return total / len(self._times)
+        columns = [self.estimator_.score_samples(given, t) for t in self._times]
+        for sigma, column in zip(self.levels, columns, strict=True):
+            if sigma > 0.0:
+                column -= squared / (2.0 * sigma * sigma)
+        return np.stack(columns, 1)
 
-    def _offset(self) -> float:
+    def _offset(self, rows: Array) -> float:
         if self.contamination != "auto":
-            return float(np.percentile(self.fit_scores_, 100.0 * self.contamination))
+            return float(np.percentile(self._score(rows), 100.0 * self.contamination))
         n = len(self.calibration_scores_)
         if n == 0:
-            return float(np.quantile(self.fit_scores_, FALSE_ALARMS))
+            return float(np.quantile(self._score(rows), FALSE_ALARMS))
         k = math.floor(FALSE_ALARMS * (n + 1))
         if k == 0:
             warnings.warn(
@@ -214,6 +223,7 @@ class PyODDetector:
 
     Args:
         detector: The fitted detector.
+        X: The rows that it was fitted to.
 
     Attributes:
         decision_scores_: Scores of the training rows, larger for odder ones.
@@ -222,9 +232,9 @@ class PyODDetector:
         contamination: Their share.
     """
 
-    def __init__(self, detector: NCMLOutlierDetector) -> None:
+    def __init__(self, detector: NCMLOutlierDetector, X: Any) -> None:  # noqa: ANN401 -- any table
         self.detector = detector
-        self.decision_scores_ = -detector.fit_scores_
+        self.decision_scores_ = self.decision_function(X)
         self.threshold_ = -detector.offset_
         self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
         self.contamination = float(self.labels_.mean())
