@@ -6,8 +6,8 @@ A row goes through three maps, column by column:
 
 with c the median, s the standard deviation of the middle 99 %, w the step of a column on a lattice (0 for real
 numbers) with u uniform on [0, 1), and g the identity or, within bounds, a logarithm or a logit. The log-density of x is
-that of z plus :math:`\log|dz/dx|`; on a lattice it is the probability of the value divided by w, so that for integers it
-is the probability itself.
+that of z plus :math:`\log|dz/dx|`; on a lattice it is the probability of the value divided by w, so that for integers
+it is the probability itself.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class Columns:
                 duplicates[j] = found
         if not kept:
             raise ArgumentError(
-                f"X: got {X.shape[0]} rows that are all the same; expected a column with several values, which has a density"
+                f"X: got {X.shape[0]} rows that are all the same; expected a column with several values, which has a "
+                f"density"
             )
         Z = X[:, kept]
         centre = np.median(Z, axis=0)
@@ -152,7 +153,9 @@ class Columns:
             return y, log_det
         z = y.clone()
         for j in np.flatnonzero(bounded):
-            low, high = ((float(end[j]) - float(self.centre[j])) / float(self.scale[j]) for end in (self.low, self.high))
+            low, high = (
+                (float(end[j]) - float(self.centre[j])) / float(self.scale[j]) for end in (self.low, self.high)
+            )
             value = y[:, j]
             smallest = torch.finfo(y.dtype).tiny
             inside = (value > low) & (value < high)
@@ -285,7 +288,7 @@ def _bounds(
             raise ArgumentError(f"bounds: got {ends} for {names[j]}; expected an interval that its values lie in")
         if width[k] == 0.0 and ((Z[:, k] == low[k]).any() or (Z[:, k] == high[k]).any()):
             raise ArgumentError(
-                f"bounds: got {ends} for {names[j]}, some of whose values lie on a bound; expected them inside, where the "
-                f"logarithm is finite; widen the bounds"
+                f"bounds: got {ends} for {names[j]}, some of whose values lie on a bound; expected them inside, where "
+                f"the logarithm is finite; widen the bounds"
             )
     return low, high

@@ -53,7 +53,7 @@ class TableObjective(NCMLObjective):
 
     columns: Columns | None = None
 
-    def __call__(self, density: torch.nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, density: torch.nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         assert self.columns is not None
         u = None
         if self.columns.jittered:
@@ -86,8 +86,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         max_steps: Largest number of optimizer steps; the learning rate falls to zero over them.
         batch_size: Rows per step.
         learning_rate: Adam's learning rate at the start.
-        validation_fraction: Share of the rows held out, 1,000 at most, to stop early by their exact log-likelihood at t = 0 under the
-            moving average of the weights; 0 takes all steps.
+        validation_fraction: Share of the rows held out, 1,000 at most, to stop early by their exact log-likelihood at
+            t = 0 under the moving average of the weights; 0 takes all steps.
         patience: Looks at the held-out rows (one every 25 steps) without a better likelihood before stopping.
         dequantisations: Points K within a step at which integer columns are evaluated.
         random_state: Seed of the initial weights, the batches, the noise and the held-out rows.
@@ -169,7 +169,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             density = factory((table.shape[1],), process)
             if not isinstance(density, NoiseConditionalDensity):
                 raise ArgumentTypeError(
-                    f"density: got a function that returned {type(density).__name__}; expected a NoiseConditionalDensity"
+                    f"density: got a function that returned {type(density).__name__}; expected a "
+                    f"NoiseConditionalDensity"
                 )
             density = density.to(self.device or "cpu")
             table = table.to(density.device, density.dtype)
@@ -221,7 +222,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         return float(self.score_samples(X).mean())
 
     def gradient(self, X: Any, t: Time = 0.0) -> Array:  # noqa: ANN401 -- any table
-        r"""The score :math:`\partial \log p_t / \partial x_j` in units of the columns' scales, ``(n_samples, n_features)``.
+        r"""The score :math:`\partial_j \log p_t` in units of the columns' scales, ``(n_samples, n_features)``.
 
         It is taken where the density lives: behind the logarithm or logit of a bounded column, and at the middle of a
         step. It is 0 for columns that were set aside.
@@ -246,7 +247,9 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         check_is_fitted(self)
         check_count(n_samples, "n_samples")
         if not isinstance(self.density_, SampleableDensity):
-            raise UnsupportedError(f"density: got {type(self.density_).__name__}; expected a SampleableDensity to sample")
+            raise UnsupportedError(
+                f"density: got {type(self.density_).__name__}; expected a SampleableDensity to sample"
+            )
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         generator = torch.Generator(self.density_.device).manual_seed(seed)
         rows = self.columns_.from_model(self.density_.sample(n_samples, generator=generator))
@@ -274,9 +277,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         return list(getattr(self, "feature_names_in_", [f"x{j}" for j in range(self.n_features_in_)]))
 
     def _validated(self, X: Any, *, reset: bool) -> NDArray[np.float64]:  # noqa: ANN401 -- any table
-        rows = validate_data(
-            self, X, reset=reset, dtype=np.float64, ensure_min_samples=2 if reset else 1
-        )
+        rows = validate_data(self, X, reset=reset, dtype=np.float64, ensure_min_samples=2 if reset else 1)
         return cast(NDArray[np.float64], rows)
 
     def _check_parameters(self) -> None:

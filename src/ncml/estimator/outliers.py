@@ -5,8 +5,8 @@ A row is as odd as it is at the noise level where it is oddest:
 .. math:: s(x) = \min_i \frac{\log p_{t_i}(x) - m_i}{s_i},
 
 with the mean and standard deviation of :math:`\log p_{t_i}` over training rows. With little noise the density sees the
-finest detail, with much only where the bulk of the rows is. No level is best for every table, and which one is cannot be
-known without anomalies. Of the combinations tried, on five small tables and on rows made odd on purpose (entries taken
+finest detail, with much only where the bulk of the rows is. No level is best for every table, and which one is cannot
+be known without anomalies. Of the combinations tried, on five small tables and on rows made odd on purpose (entries taken
 from other rows, noise, uniform rows), this one lost least against the best level of each.
 """
 
@@ -62,6 +62,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
     Attributes:
         estimator_: The fitted density.
         offset_: :meth:`decision_function` is :meth:`score_samples` less this.
+        mean_, std_: Of the log-density of training rows at every level.
         calibration_scores_: Scores of the calibration rows, sorted.
 
     Example:
@@ -110,11 +111,13 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         self.estimator_: NCMLDensityEstimator = estimator.fit(self._like(trained, X))
         process = self.estimator_.density_.process
         if not isinstance(process, GaussianProcess):
-            raise UnsupportedError(f"process: got {type(process).__name__}; expected a GaussianProcess, which has a sigma")
+            raise UnsupportedError(
+                f"process: got {type(process).__name__}; expected a GaussianProcess, which has a sigma"
+            )
         self._times = [float(process.time_at(float(sigma))) for sigma in self.levels]
         usual = self._log_densities(trained[:ROWS])
-        self._mean, std = usual.mean(0), usual.std(0)
-        self._std = np.where(std > 0.0, std, 1.0)
+        self.mean_, std = usual.mean(0), usual.std(0)
+        self.std_ = np.where(std > 0.0, std, 1.0)
         self.calibration_scores_ = np.sort(self._score(rows[order[:held]])) if held else np.empty(0)
         self.offset_ = self._offset(rows)
         return self
@@ -123,6 +126,11 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         """The statistic s, ``(n_samples,)``, in standard deviations of training rows: low for anomalies."""
         check_is_fitted(self)
         return self._score(validate_data(self, X, reset=False, dtype=np.float64))
+
+    def log_densities(self, X: Any) -> Array:  # noqa: ANN401 -- any table
+        """The log-density at every level, ``(n_samples, levels)`` nats, less what broken constants and copies cost."""
+        check_is_fitted(self)
+        return self._log_densities(validate_data(self, X, reset=False, dtype=np.float64))
 
     def decision_function(self, X: Any) -> Array:  # noqa: ANN401 -- any table
         """:meth:`score_samples` less ``offset_``: negative for outliers."""
@@ -170,10 +178,9 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         return PyODDetector(self, X)
 
     def _score(self, rows: Array) -> Array:
-        return cast(Array, ((self._log_densities(rows) - self._mean) / self._std).min(1))
+        return cast(Array, ((self._log_densities(rows) - self.mean_) / self.std_).min(1))
 
     def _log_densities(self, rows: Array) -> Array:
-        """At every level, ``(n, levels)``, with what broken rows lose."""
         given = self._like(rows, None)
         squared = np.square(self.estimator_.columns_.residuals(rows)).sum(1)
         columns = [self.estimator_.score_samples(given, t) for t in self._times]
@@ -191,7 +198,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         k = math.floor(FALSE_ALARMS * (n + 1))
         if k == 0:
             warnings.warn(
-                f"calibration: got {n} rows, with which no p-value is at most {FALSE_ALARMS}; predict finds no outliers",
+                f"calibration: got {n} rows, too few for a p-value of {FALSE_ALARMS}; predict finds no outliers",
                 UserWarning,
                 stacklevel=3,
             )
@@ -218,8 +225,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
 
 
 class PyODDetector:
-    """A fitted :class:`NCMLOutlierDetector` as `PyOD <https://pyod.readthedocs.io>`_ has detectors: large is odd, 1 is an
-    outlier.
+    """A fitted :class:`NCMLOutlierDetector` as `PyOD <https://pyod.readthedocs.io>`_ has detectors: large is odd.
 
     Args:
         detector: The fitted detector.

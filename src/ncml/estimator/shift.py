@@ -67,9 +67,9 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
 
     One density is trained on the rows of both samples, then a copy of it on each, for a few steps at the one noise
     level, and :func:`shift_statistic` compares them. The last two steps are repeated with the rows dealt to the samples
-    at random. Since the first density does not know which row came from where, this is a permutation test: if the samples
-    have one distribution, the probability that any column's p-value is at most a is at most a, for every sample size and
-    however good the density is (p-values are those of the largest standardised statistic of all columns).
+    at random. Since the first density does not know which row came from where, this is a permutation test: if the
+    samples have one distribution, the probability that any column's p-value is at most a is at most a, for every sample
+    size and however good the density is (p-values are those of the largest standardised statistic of all columns).
 
     Args:
         estimator: The density, unfitted. Default ``NCMLDensityEstimator()``.
@@ -124,7 +124,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         """
         check_count(self.resamples, "resamples")
         check_count(self.steps, "steps")
-        if not 0.0 <= self.noise:
+        if not self.noise >= 0.0:  # NaN fails too
             raise ArgumentError(f"noise: got {self.noise!r}; expected a noise level >= 0")
         first = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         rows = np.concatenate([first, validate_data(self, Y, reset=False, dtype=np.float64)])
@@ -137,7 +137,9 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         self.names_ = tuple(getattr(self, "feature_names_in_", columns.names))
         process = density.process
         if not isinstance(process, GaussianProcess):
-            raise UnsupportedError(f"process: got {type(process).__name__}; expected a GaussianProcess, which has a sigma")
+            raise UnsupportedError(
+                f"process: got {type(process).__name__}; expected a GaussianProcess, which has a sigma"
+            )
         t = float(process.time_at(float(self.noise)))
         objective = TableObjective(process, LadderTimes((t,)), columns=columns)
         table = torch.from_numpy(columns.standardise(rows)).to(density.device, torch.float32)
@@ -176,7 +178,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
                     part,
                     steps=self.steps,
                     batch_size=self.estimator_.batch_size,
-                    learning_rate=self.estimator_.learning_rate / 3.0,
+                    learning_rate=self.estimator_.learning_rate,
                     generator=generator,
                 )
             models.append(model)
