@@ -42,9 +42,7 @@ def page() -> str:
     rows = [[name, str(len(tables[name]["seeds"])), *map(shown, row)] for name, row in values.items()]
     rows.append([f"mean of the {len(large)} large", "", *averaged([values[name] for name in large])])
     precision = [[name, *(shown(cell(t["seeds"], method, "ap")) for method in own)] for name, t in tables.items()]
-    theirs = {
-        name: [100.0 * t["published"][m] / 100.0 for m in PUBLISHED] for name, t in large.items() if t["published"]
-    }
+    theirs = {name: [t["published"][m] for m in PUBLISHED] for name, t in large.items() if t["published"]}
     published = [[name, shown(values[name][0]), *map(shown, row)] for name, row in theirs.items()]
     published.append(["mean", shown(mean(values[name][0] for name in theirs)), *averaged(list(theirs.values()))])
     by_level = [
@@ -76,14 +74,14 @@ def page() -> str:
 
 `python benchmarks/adbench.py --published CSV`. Semi-supervised: train on the first half of the normal rows *in file
 order*, test on the others and all anomalies. AUROC in percent, mean over the seeds that ran. One configuration for all
-tables, fixed before any table of 1,000 rows or more was looked at ({record["steps"]} steps, the estimator's defaults else);
-anomalies were used for evaluation only.
+tables, fixed before any table of 1,000 rows or more was looked at ({record["steps"]} steps, the estimator's defaults
+else); anomalies were used for evaluation only.
 
 {table(["table", "seeds", *own], rows)}
 
-NCML is the detector's statistic, the lowest standardised log-density over the noise levels; maximum likelihood is the same
-network trained at t = 0 only, by its log-density. Tables below 1,000 rows are resampled before the split in the published
-protocol, and are not comparable with it.
+NCML is the detector's statistic, the lowest standardised log-density over the noise levels; maximum likelihood is the
+same network trained at t = 0 only, by its log-density. Tables below 1,000 rows are resampled before the split in the
+published protocol, and are not comparable with it.
 
 ## Against the published numbers
 

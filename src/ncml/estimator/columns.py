@@ -212,9 +212,9 @@ class Columns:
 
     def warn(self) -> None:
         """Say which columns the density does not see."""
-        named = lambda js: ", ".join(self.names[j] for j in js)  # noqa: E731
         if self.constant:
-            warnings.warn(f"X: constant columns are set aside: {named(self.constant)}", UserWarning, stacklevel=3)
+            named = ", ".join(self.names[j] for j in self.constant)
+            warnings.warn(f"X: constant columns are set aside: {named}", UserWarning, stacklevel=3)
         if self.duplicates:
             pairs = ", ".join(f"{self.names[j]} (of {self.names[i]})" for j, (i, _, _) in self.duplicates.items())
             warnings.warn(f"X: duplicated columns are set aside: {pairs}", UserWarning, stacklevel=3)
@@ -275,11 +275,11 @@ def _bounds(
     low, high = np.full(len(kept), -np.inf), np.full(len(kept), np.inf)
     for key, ends in (bounds or {}).items():
         j = list(names).index(key) if key in names else key
-        if not isinstance(j, (int, np.integer)) or not 0 <= j < len(names):
+        if not isinstance(j, int) or not 0 <= j < len(names):
             raise ArgumentError(f"bounds: got {key!r}; expected names of columns, or indices below {len(names)}")
         if j not in kept:
             continue
-        k = kept.index(int(j))
+        k = kept.index(j)
         a, b = ends
         low[k], high[k] = (-np.inf if a is None else a), (np.inf if b is None else b)
         step = 0.5 * width[k]

@@ -6,8 +6,8 @@ A row is as odd as it is at the noise level where it is oddest:
 
 with the mean and standard deviation of :math:`\log p_{t_i}` over training rows. With little noise the density sees the
 finest detail, with much only where the bulk of the rows is. No level is best for every table, and which one is cannot
-be known without anomalies. Of the combinations tried, on five small tables and on rows made odd on purpose (entries taken
-from other rows, noise, uniform rows), this one lost least against the best level of each.
+be known without anomalies. Of the combinations tried, on five small tables and on rows made odd on purpose (entries
+taken from other rows, noise, uniform rows), this one lost least against the best level of each.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
 
     def decision_function(self, X: Any) -> Array:  # noqa: ANN401 -- any table
         """:meth:`score_samples` less ``offset_``: negative for outliers."""
-        return cast(Array, self.score_samples(X) - self.offset_)
+        return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> NDArray[np.int64]:  # noqa: ANN401 -- any table
         """1 for usual rows, -1 for outliers."""
@@ -150,7 +150,8 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         n = len(self.calibration_scores_)
         if n == 0:
             raise ArgumentError("calibration: got no rows; expected calibration > 0 for p-values")
-        return (1.0 + np.searchsorted(self.calibration_scores_, self.score_samples(X), side="right")) / (n + 1.0)
+        below = np.searchsorted(self.calibration_scores_, self.score_samples(X), side="right").astype(np.float64)
+        return (1.0 + below) / (n + 1.0)
 
     def explain(self, X: Any) -> Array:  # noqa: ANN401 -- any table
         r"""Why rows are odd: the pull on every column, ``(n_samples, n_features)``.
@@ -247,7 +248,7 @@ class PyODDetector:
 
     def decision_function(self, X: Any) -> Array:  # noqa: ANN401 -- any table
         """Scores, ``(n_samples,)``, larger for odder rows."""
-        return cast(Array, -self.detector.score_samples(X))
+        return -self.detector.score_samples(X)
 
     def predict(self, X: Any) -> NDArray[np.int64]:  # noqa: ANN401 -- any table
         """1 for outliers, 0 for the others."""

@@ -184,4 +184,4 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
             models.append(model)
             u = torch.rand(part.shape, dtype=part.dtype, device=part.device, generator=generator)
             noisy.append(objective.process.perturb(columns.to_model(part, u)[0], t, generator=generator))
-        return cast(Array, shift_statistic(*models, *noisy, t).double().cpu().numpy())
+        return cast(Array, shift_statistic(models[0], models[1], noisy[0], noisy[1], t).double().cpu().numpy())
