@@ -131,6 +131,13 @@ def test_noise_is_in_units_of_the_scale():
     assert model.score_samples([[c + s]], t=0.7)[0] == pytest.approx(expected)
 
 
+def test_rain_within_bounds():
+    """Zeros of a bounded column are drawn as zeros, not spread below them."""
+    rain = np.where(REAL > 0.0, np.exp(REAL), 0.0)[:, None]
+    drawn = fitted(rain, bounds={0: (0.0, None)}).sample(2000, random_state=0)
+    assert drawn.min() == 0.0
+
+
 def mixed(n=400):
     rng = np.random.default_rng(1)
     size = rng.lognormal(size=n)
@@ -224,7 +231,7 @@ def frame_with(column):
 
 WRONG = {
     "missing": (lambda: FAST.fit(frame_with([np.nan, *REAL[:9]])), ValueError, "NaN"),
-    "strings": (lambda: FAST.fit(frame_with(list("abcdefghij"))), ValueError, "convert string"),
+    "strings": (lambda: FAST.fit(frame_with(list("abcdefghij"))), ArgumentError, r"columns b \(.*OrdinalEncoder"),
     "one value": (lambda: FAST.fit(np.ones((9, 2))), ArgumentError, "several values"),
     "no such column": (lambda: fitted(REAL[:, None], bounds={"x7": (0, 1)}), ArgumentError, "names of columns"),
     "beyond a bound": (lambda: fitted(REAL[:, None], bounds={0: (0, None)}), ArgumentError, "values lie in"),

@@ -187,6 +187,7 @@ class Columns:
         on = np.isfinite(self.origin)
         step, start = self.width[on], self.origin[on]
         kept[:, on] = start + step * np.round((kept[:, on] - start) / step)
+        kept = np.clip(kept, self.low + 0.5 * self.width, self.high - 0.5 * self.width)  # the bounds before spreading
         X = np.empty((len(kept), len(self.names)))
         X[:, self.kept] = kept
         for j, value in self.constant.items():

@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from ncml.checks import Time, check_count, check_positive
+from ncml.checks import check_count, check_positive
 from ncml.densities import MADE
 from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, UnsupportedError
@@ -25,7 +25,7 @@ from ncml.noise import LinearVESDE, NoiseProcess
 from ncml.objective import LogUniformTimes, NCMLObjective, TimeSampler
 from ncml.training import EMA, fit
 
-__all__ = ["NCMLDensityEstimator", "TableObjective", "default_density", "seeded"]
+__all__ = ["NCMLDensityEstimator", "default_density"]
 
 DensityFactory = Callable[[Sequence[int], NoiseProcess], NoiseConditionalDensity]
 
@@ -175,9 +175,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             density = density.to(self.device or "cpu")
             table = table.to(density.device, density.dtype)
             self.density_ = density
-            self._points = torch.quasirandom.SobolEngine(min(table.shape[1], 21201), seed=seed, scramble=True).draw(
-                self.dequantisations
-            )
+            sobol = torch.quasirandom.SobolEngine(table.shape[1], scramble=True, seed=seed)
+            self._points = sobol.draw(self.dequantisations)
             generator = torch.Generator(table.device).manual_seed(seed)
             watch = _Watch(self, table[order[:held]]) if held else None
             with warnings.catch_warnings():
@@ -200,7 +199,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         density.double()  # float32 has a row's last digits depend on the rows beside it
         return self
 
-    def score_samples(self, X: Any, t: Time = 0.0) -> Array:  # noqa: ANN401 -- any table
+    def score_samples(self, X: Any, t: float = 0.0) -> Array:  # noqa: ANN401 -- any table
         """Log-density of every row, in the units of the table.
 
         Args:
@@ -221,7 +220,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         """Mean log-density of the rows at t = 0, nats: what :class:`~sklearn.model_selection.GridSearchCV` compares."""
         return float(self.score_samples(X).mean())
 
-    def gradient(self, X: Any, t: Time = 0.0) -> Array:  # noqa: ANN401 -- any table
+    def gradient(self, X: Any, t: float = 0.0) -> Array:  # noqa: ANN401 -- any table
         r"""The score :math:`\partial_j \log p_t` in units of the columns' scales, ``(n_samples, n_features)``.
 
         It is taken where the density lives: behind the logarithm or logit of a bounded column, and at the middle of a
@@ -257,10 +256,10 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             return rows
         return type(self._frame)(rows, columns=self._frame.columns).astype(self._frame.dtypes)
 
-    def log_density_of(self, table: Tensor, t: Time) -> Tensor:
-        """Of standardised rows; a fixed set of points serves every row, so that a row's value is its own."""
+    def log_density_of(self, table: Tensor, t: float) -> Tensor:
+        """Log-density of standardised rows; a fixed set of points serves every row, so that a row's value is its own."""
         points: list[Tensor | None] = [None]
-        if self.columns_.jittered and isinstance(t, (int, float)) and t == 0.0:
+        if self.columns_.jittered and t == 0.0:
             points = list(self._points.to(table))
         terms = []
         with torch.no_grad():
@@ -277,6 +276,14 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         return list(getattr(self, "feature_names_in_", [f"x{j}" for j in range(self.n_features_in_)]))
 
     def _validated(self, X: Any, *, reset: bool) -> NDArray[np.float64]:  # noqa: ANN401 -- any table
+        if hasattr(X, "iloc") and hasattr(X, "columns"):
+            kinds = zip(X.columns, X.dtypes, strict=True)
+            strings = [f"{name} ({kind})" for name, kind in kinds if getattr(kind, "kind", "O") not in "biuf"]
+            if strings:
+                raise ArgumentError(
+                    f"X: got columns {', '.join(strings)}; expected numbers; encode categories, for instance by an "
+                    f"OrdinalEncoder in a pipeline"
+                )
         rows = validate_data(self, X, reset=reset, dtype=np.float64, ensure_min_samples=2 if reset else 1)
         return cast(NDArray[np.float64], rows)
 
@@ -310,7 +317,6 @@ class _Watch:
             return False
         with self.average.applied():
             value = float(self.estimator.log_density_of(self.rows, 0.0).mean())
-        self.density.train()
         self.bad += 1
         if value > self.best or self.at == 0:
             self.best, self.at, self.bad = value, step, 0
