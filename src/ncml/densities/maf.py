@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_count
-from ncml.density import SampleableDensity, check_draw
+from ncml.density import SampleableDensity
 from ncml.nn.conditioning import Conditioning, NoiseScaling
 from ncml.nn.masked import MaskedMLP
 from ncml.noise import Lattice, NoiseProcess
@@ -94,11 +94,9 @@ class MAF(SampleableDensity):
             log_det = log_det + log_scale.sum(1)
         return log_det - 0.5 * (z.square().sum(1) + z.shape[1] * math.log(2.0 * math.pi))
 
-    @torch.no_grad()
     def sample(
         self, n: int, t: Time = 0.0, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        t, context = check_draw(self, n, t, context, generator)
         features = self.conditioning(t, context)
         dims = math.prod(self.event_shape)
         z = torch.randn(n, dims, dtype=self.dtype, device=self.device, generator=generator)

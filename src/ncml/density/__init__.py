@@ -1,8 +1,15 @@
 """2. The noise conditional density: what log p_t(x) is; its interface, capabilities and checks."""
 
-from ncml.density.checks import check_arguments, check_draw, check_log_density, check_score, process_by_name
+from ncml.density.checks import (
+    at_zero_only,
+    check_arguments,
+    check_draw,
+    check_log_density,
+    check_score,
+    process_by_name,
+)
 from ncml.density.composed import ComposedTarget, guided
-from ncml.density.entry import check_process, inner_density, process_of, score_of, unwrapped
+from ncml.density.entry import check_process, density_and_score_of, inner_density, process_of, score_of, unwrapped
 from ncml.density.interface import (
     AutoregressiveDensity,
     NoiseConditionalDensity,
@@ -19,12 +26,14 @@ __all__ = [
     "NoiseConditionalDensity",
     "SampleableDensity",
     "Target",
+    "at_zero_only",
     "check_arguments",
     "check_draw",
     "check_log_density",
     "check_noise",
     "check_process",
     "check_score",
+    "density_and_score_of",
     "eval_mode",
     "evaluating",
     "gradient",

@@ -40,9 +40,9 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time
-from ncml.density.checks import check_arguments, check_log_density, check_score
+from ncml.density.checks import check_arguments, check_log_density, check_score, checked_resample, checked_sample
 from ncml.density.modes import eval_mode, evaluating, usable
-from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import Lattice, NoiseProcess
 
 __all__ = ["AutoregressiveDensity", "NoiseConditionalDensity", "SampleableDensity", "check_noise", "gradient"]
@@ -60,9 +60,12 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
 
     Attributes:
         dtype_follows_input: True for densities without a dtype of their own (closed forms).
+        differentiable: False where autograd cannot differentiate ``forward`` in x, and ``forward_score`` is all there
+            is.
     """
 
     dtype_follows_input: bool = False
+    differentiable: bool = True
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -158,8 +161,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         if self.lattice is not None and self.process is not None:
             clean = self.process.on_lattice(t)
             self.lattice.check(x if bool(clean.all()) else x[clean])
-        with eval_mode(self):
-            return check_log_density(self(x, t, context), x, t, type(self).__name__)
+        return self._evaluated(x, t, context, edges=True)
 
     def log_density(
         self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, check_finite: bool = True
@@ -169,8 +171,18 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         Equal to :meth:`log_prob` for continuous models. Arguments, result and errors as there.
         """
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
+        return self._evaluated(x, t, context, edges=False)
+
+    def _evaluated(self, x: Tensor, t: Tensor, context: Tensor | None, *, edges: bool) -> Tensor:
+        """The call in eval mode. Nothing is asked of the model for no examples, and no model is in inference mode."""
+        if not len(x):
+            return x.flatten(1).sum(1)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                given = None if context is None else usable(context)
+                return self._evaluated(usable(x), usable(t), given, edges=edges)
         with eval_mode(self):
-            return check_log_density(self(x, t, context, edges=False), x, t, type(self).__name__)
+            return check_log_density(self(x, t, context, edges=edges), x, t, type(self).__name__)
 
     def score(
         self,
@@ -198,6 +210,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             NonFiniteError: The score is NaN or infinite.
         """
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
+        if not len(x):
+            return torch.zeros_like(x)
         with evaluating(self):
             x, t = usable(x), usable(t)
             context = None if context is None else usable(context)
@@ -249,7 +263,18 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
 
 
 class SampleableDensity(NoiseConditionalDensity):
-    """A density that can draw samples."""
+    """A density that can draw samples.
+
+    A subclass's ``sample`` is called in eval mode and without gradients, with checked arguments, times of shape
+    ``(n,)`` and at least one sample to draw; what it returns is checked.
+    """
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, checked in (("sample", checked_sample), ("resample", checked_resample)):
+            method = vars(cls).get(name)
+            if inspect.isfunction(method) and not getattr(method, "__isabstractmethod__", False):
+                setattr(cls, name, checked(method))
 
     @abc.abstractmethod
     def sample(
@@ -265,6 +290,10 @@ class SampleableDensity(NoiseConditionalDensity):
 
         Returns:
             Tensor ``(n, *event_shape)`` in data units, detached; on the lattice where the process is.
+
+        Raises:
+            NonFiniteError: A sample is NaN or infinite.
+            UnsupportedError: This density cannot sample after all.
         """
 
 
@@ -338,5 +367,15 @@ def gradient(
             log_p = density(x, t, context, edges=False)
         if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1]:
             check_log_density(log_p, x, t, type(density).__name__)
-        (score,) = torch.autograd.grad(log_p.sum(), x, create_graph=create_graph)
+        score: Tensor | None = None
+        if log_p.requires_grad:
+            (score,) = torch.autograd.grad(log_p.sum(), x, create_graph=create_graph, allow_unused=True)
+        if score is None:
+            raise UnsupportedError(
+                f"score: got log-densities of a {type(density).__name__} that autograd does not connect with x; "
+                f"expected a differentiable function of x. If its values are categories (x.long(), an embedding), it "
+                f"is a mass and no density: give it a lattice and what to differentiate, CallableDensity(..., "
+                f"lattice=, density=), or a process on the lattice, LevelNoise. If it leaves torch (numpy, "
+                f"scikit-learn, JAX) or detaches, give the score yourself: CallableDensity(..., score=)"
+            )
     return log_p, score

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from ncml.checks import Time, check_finite, check_generator, per_example
 from ncml.density.checks import check_arguments
-from ncml.density.entry import inner_density, process_of, score_of
-from ncml.density.interface import gradient
+from ncml.density.entry import density_and_score_of, inner_density, process_of, score_of
 from ncml.density.modes import evaluating, usable
 from ncml.errors import NonFiniteError
 from ncml.noise import Lattice, NoiseProcess, as_time
@@ -167,7 +166,7 @@ class Target:
     def log_density_and_score(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """Both from one call of the density; where the density is zero, the score given is 0."""
         y, times = self._entering(x, t)
-        log_p, score = gradient(self.density, y, times, self.context)
+        log_p, score = density_and_score_of(self.density, y, times, self.context)
         log_p = log_p.detach()
         if self._counts.failed is None and math.isfinite(float(log_p.sum())) and math.isfinite(float(score.sum())):
             return log_p, score

@@ -257,7 +257,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         return type(self._frame)(rows, columns=self._frame.columns).astype(self._frame.dtypes)
 
     def log_density_of(self, table: Tensor, t: float) -> Tensor:
-        """Log-density of standardised rows; a fixed set of points serves every row, so that a row's value is its own."""
+        """Log-density of standardised rows; the same points for every row, so that a row's value is its own."""
         points: list[Tensor | None] = [None]
         if self.columns_.jittered and t == 0.0:
             points = list(self._points.to(table))

@@ -142,8 +142,13 @@ def log_prob_in_batches(
     context: Tensor | None,
     batch_size: int,
     progress: bool,
+    *,
+    check: bool = True,
 ) -> Tensor:
-    """Log-likelihoods of checked arguments, ``(B,)`` float64, in eval mode and without gradients."""
+    """Log-likelihoods of checked arguments, ``(B,)`` float64, in eval mode and without gradients.
+
+    NaN and ``+inf`` are refused, unless ``check`` is False.
+    """
     inner = inner_density(density)
     if inner.lattice is not None and inner.process is not None:
         inner.lattice.check(x[inner.process.on_lattice(t)])
@@ -151,5 +156,5 @@ def log_prob_in_batches(
     with evaluating(density), torch.no_grad():
         for rows in batches(x.shape[0], batch_size, progress, "log-likelihood"):
             log_p = density(x[rows], t[rows], None if context is None else context[rows])
-            parts.append(check_log_density(log_p, x[rows], t[rows], type(inner).__name__))
+            parts.append(check_log_density(log_p, x[rows], t[rows], type(inner).__name__) if check else log_p)
     return torch.cat(parts).double()

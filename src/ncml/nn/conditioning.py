@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import HALF, check_count, check_floating, check_positive, per_example
+from ncml.checks import HALF, Time, check_count, check_floating, check_positive, per_example
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import GaussianProcess, NoiseProcess
 
@@ -140,7 +140,7 @@ class NoiseScaling(nn.Module):
         self.process = process
         self.data_std = check_positive(data_std, "data_std")
 
-    def log_scale(self, t: Tensor) -> Tensor:
+    def log_scale(self, t: Time) -> Tensor:
         """``log c(t)``, shape of ``t``."""
         variance = (self.process.alpha(t) * self.data_std).square() + self.process.sigma(t).square()
         return -0.5 * variance.log()
@@ -150,6 +150,6 @@ class NoiseScaling(nn.Module):
         log_c = self.log_scale(t).to(x.dtype)
         return x * per_example(log_c.exp(), x), log_c * x[0].numel() if x.shape[0] else log_c
 
-    def inverse(self, y: Tensor, t: Tensor) -> Tensor:
+    def inverse(self, y: Tensor, t: Time) -> Tensor:
         """``y / c(t)``."""
         return y * per_example((-self.log_scale(t)).exp().to(y.dtype), y)

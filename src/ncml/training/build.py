@@ -120,7 +120,7 @@ def load_density(folder: str | Path) -> tuple[NoiseConditionalDensity, TrainConf
     if "config" not in info or "data" not in info:
         raise CheckpointError(
             f"{checkpoint.folder}: got a checkpoint without a configuration; expected one of ncml train; build the "
-            f"density yourself and use load_into(density, open_checkpoint(folder))"
+            f"density yourself and use load_into(density, folder)"
         )
     config = from_dict(TrainConfig, info["config"], f"{checkpoint.folder}: config")
     kind = from_dict(DataKind, info["data"], f"{checkpoint.folder}: data")

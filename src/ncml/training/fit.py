@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import check_count, check_generator, check_positive
-from ncml.density import unwrapped
+from ncml.density import inner_density, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.objective import NCMLObjective
 from ncml.progress import progress_bar
@@ -68,7 +68,8 @@ def fit(
         )
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(
-            f"x: got {type(x).__name__}; expected one tensor of all training data; stack the examples of a data set"
+            f"x: got {type(x).__name__}; expected one tensor of all training data: "
+            f"torch.as_tensor(numpy.asarray(x)), or the stacked examples of a data set"
         )
     check_count(steps, "steps")
     check_count(batch_size, "batch_size")
@@ -79,7 +80,8 @@ def fit(
     if context is not None and len(context) != len(x):
         raise ArgumentError(f"context: got {len(context)} rows; expected {len(x)}, one per example")
     check_rows(lambda rows: x[rows], len(x), "x")
-    if (inner := unwrapped(density)) is not None:
+    inner = unwrapped(density) if isinstance(density, nn.Module) else inner_density(density)
+    if inner is not None:
         warn_of_lattice_data(inner, objective, x, stacklevel=2)
     parameters = list(density.parameters())
     if not parameters:
