@@ -209,9 +209,10 @@ def test_the_figure_of_the_readme_is_that_of_its_script_and_runs():
         assert picture.text["Source"] == script["source"](), "run python docs/hero.py"
 
 
-def test_page_of_benchmarks_is_what_its_script_writes():
+@pytest.mark.parametrize("name", ["benchmarks", "adbench"])
+def test_page_of_benchmarks_is_what_its_script_writes(name):
     folder = ROOT / "docs" / "results"
-    assert runpy.run_path(str(folder / "benchmarks.py"))["page"]() == (folder / "benchmarks.md").read_text()
+    assert runpy.run_path(str(folder / f"{name}.py"))["page"]() == (folder / f"{name}.md").read_text()
 
 
 def test_the_readme_quotes_the_recorded_benchmarks():

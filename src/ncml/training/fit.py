@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ def fit(
     generator: torch.Generator | None = None,
     progress: bool = False,
     label: str = "training",
+    callback: Callable[[int], bool | None] | None = None,
 ) -> list[float]:
     """Minimise an objective with Adam and a cosine learning rate, in place; ends in eval mode.
 
@@ -46,6 +48,7 @@ def fit(
             the same machine with the same number of threads, training is repeated bit for bit.
         progress: Show a progress bar (needs tqdm).
         label: What the progress bar calls it.
+        callback: Called after every step with the number of steps taken; a true result ends the training.
 
     Returns:
         The loss of every step, in nats.
@@ -106,6 +109,8 @@ def fit(
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
+            if callback is not None and callback(step + 1):
+                break
     finally:
         density.eval()
     return losses
