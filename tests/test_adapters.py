@@ -437,7 +437,7 @@ def test_functions_of_lattice_data_are_a_lattice_density():
         exact.forward,
         (1,),
         VP,
-        sample=lambda n, t, context, generator: exact.sample(n, t, generator=generator).float(),
+        sample=lambda n, t, context, generator: exact.sample(n, t, generator=generator),
         lattice=exact.lattice,
         density=lambda x, t: exact(x, t, edges=False),
     )

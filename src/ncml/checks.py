@@ -26,6 +26,7 @@ __all__ = [
     "check_probability",
     "check_time",
     "clamp_time",
+    "kind_of",
     "per_example",
 ]
 
@@ -35,10 +36,17 @@ Time: TypeAlias = float | Tensor
 HALF = (torch.float16, torch.bfloat16)
 
 
+def kind_of(value: object) -> str:
+    """What a message calls a value of the wrong kind: its type, or the class that stands where an instance should."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
 def check_floating(x: Tensor, name: str) -> None:
     """Refuse anything but a real floating tensor."""
     if not isinstance(x, Tensor):
-        raise ArgumentTypeError(f"{name}: got {type(x).__name__}; expected a torch.Tensor")
+        raise ArgumentTypeError(
+            f"{name}: got {type(x).__name__}; expected a torch.Tensor: torch.as_tensor(numpy.asarray({name}))"
+        )
     if not x.is_floating_point():
         hint = "" if x.is_complex() else "; scale integers with Lattice(levels).to_unit()"
         raise ArgumentTypeError(f"{name}: got dtype {x.dtype}; expected a real floating dtype{hint}")
@@ -68,7 +76,8 @@ def check_input(
     if x.ndim != 1 + len(event_shape) or tuple(x.shape[1:]) != event_shape:
         raise ArgumentError(
             f"x: got shape {tuple(x.shape)}; expected (B, {', '.join(map(str, event_shape))}), "
-            f"a batch of events of shape {event_shape}; x is never broadcast"
+            f"a batch of events of shape {event_shape}; "
+            + ("for one example x[None]" if tuple(x.shape) == event_shape else "x is never broadcast")
         )
     if device is not None and x.device != device:
         raise ArgumentError(f"x: got device {x.device}; expected {device}, the density's; move one of them with .to()")

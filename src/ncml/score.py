@@ -20,8 +20,8 @@ from ncml.density import (
     check_arguments,
     check_log_density,
     check_score,
+    density_and_score_of,
     evaluating,
-    gradient,
     inner_density,
     usable,
 )
@@ -51,9 +51,11 @@ def log_density_and_score(
     """
     inner = inner_density(density)
     x, t, context = check_arguments(inner, x, t, context)
+    if not len(x):
+        return x.new_zeros(0), torch.zeros_like(x)
     with evaluating(density):
         x, t = usable(x), usable(t)
-        log_p, score = gradient(density, x, t, None if context is None else usable(context))
+        log_p, score = density_and_score_of(density, x, t, None if context is None else usable(context))
     check_log_density(log_p, x, t, type(inner).__name__)
     check_score(score, t)
     return log_p.detach(), score

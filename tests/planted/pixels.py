@@ -307,9 +307,9 @@ class ColumnOfDensities(PixelModel):
 
 
 class LoopOverRows(PixelModel):
-    def forward(self, x, t, context=None, *, edges=True):
-        rows = super().forward
-        return torch.cat([rows(x[i : i + 1], t[i : i + 1], edges=edges) for i in range(len(x))])
+    def log_prob(self, x, t=0.0, context=None, *, check_finite=True):
+        t, rows = torch.as_tensor(t, device=x.device).expand(len(x)), super().log_prob
+        return torch.cat([rows(x[i : i + 1], t[i : i + 1]) for i in range(len(x))])
 
 
 class CoarseNumbers(PixelModel):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time
-from ncml.density import AutoregressiveDensity, check_arguments, check_draw, check_noise, eval_mode, evaluating
+from ncml.density import AutoregressiveDensity, check_arguments, check_noise, eval_mode
 from ncml.errors import ArgumentError
 from ncml.nn.conditioning import Conditioning
 from ncml.nn.heads import GaussianHead, LogisticHead, MixtureHead
@@ -54,8 +54,6 @@ class MADE(AutoregressiveDensity):
         >>> made.sample(2, t=0.0).shape
         torch.Size([2, 1, 8, 8])
     """
-
-    process: NoiseProcess
 
     def __init__(
         self,
@@ -124,13 +122,10 @@ class MADE(AutoregressiveDensity):
         return self.head.draw_noise(n, len(self._order), self.dtype, self.device, generator)
 
     def resample(self, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
-        x, t, context = check_arguments(self, x, t, context)
         check_noise(self, noise, x.shape[0])
-        with evaluating(self), torch.no_grad():
-            outputs = self.net(self._ordered(x), self.conditioning(t, context))
+        outputs = self.net(self._ordered(x), self.conditioning(t, context))
         return self._restored(self.head.sample(outputs, noise, self.process.on_lattice(t)))
 
-    @torch.no_grad()
     def sample(
         self,
         n: int,
@@ -140,7 +135,6 @@ class MADE(AutoregressiveDensity):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        t, context = check_draw(self, n, t, context, generator)
         features, on_lattice = self.conditioning(t, context), self.process.on_lattice(t)
         if noise is None:
             noise = self.draw_noise(n, generator=generator)

@@ -5,19 +5,30 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from ncml.checks import Time, check_context, check_count, check_generator, check_input, check_time
+from ncml.density.modes import evaluating
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.noise import NoiseProcess
 
 if TYPE_CHECKING:
-    from ncml.density.interface import NoiseConditionalDensity
+    from ncml.density.interface import AutoregressiveDensity, NoiseConditionalDensity, SampleableDensity
 
-__all__ = ["check_arguments", "check_draw", "check_log_density", "check_score", "process_by_name"]
+__all__ = [
+    "at_zero_only",
+    "check_arguments",
+    "check_draw",
+    "check_log_density",
+    "check_noise",
+    "check_score",
+    "checked_resample",
+    "checked_sample",
+    "process_by_name",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,13 +65,73 @@ def check_draw(
     return check_time(t, rows, density.max_time), check_context(context, n, density.device)
 
 
+def checked_sample(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A ``sample`` behind its public edge.
+
+    Arguments are checked, times become ``(n,)``, and no samples are drawn without asking it. It runs in eval mode and
+    without gradients, and what it returns is looked at. Arguments of its own, such as a length, may change the shape.
+    """
+
+    @functools.wraps(sample)
+    def checked(
+        self: SampleableDensity,
+        n: int,
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> Tensor:
+        times, context = check_draw(self, n, t, context, options.get("generator"))
+        plain = options.keys() <= {"generator", "noise", "progress"}
+        if n == 0 and plain:
+            return torch.empty(0, *self.event_shape, dtype=self.dtype, device=self.device)
+        with evaluating(self), torch.no_grad():
+            x = sample(self, n, times, context, **options)
+        if not isinstance(x, Tensor) or x.shape[:1] != (n,) or (plain and x.shape[1:] != self.event_shape):
+            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ArgumentError(
+                f"sample: got {got} from a {type(self).__name__}; expected one tensor of shape "
+                f"{(n, *self.event_shape)}, the samples alone"
+            )
+        if not math.isfinite(float(x.sum())) and bool((bad := ~torch.isfinite(x.flatten(1)).all(1)).any()):
+            _raise_non_finite("sample", bad, times)
+        return x.detach()
+
+    return checked
+
+
+def checked_resample(resample: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A ``resample`` behind its public edge, as :func:`checked_sample`."""
+
+    @functools.wraps(resample)
+    def checked(
+        self: AutoregressiveDensity, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None
+    ) -> Tensor:
+        x, times, context = check_arguments(self, x, t, context)
+        if not len(x):
+            return x.detach().clone()
+        with evaluating(self), torch.no_grad():
+            return resample(self, x, noise, times, context)
+
+    return checked
+
+
+def check_noise(density: AutoregressiveDensity, noise: Tensor, n: int) -> None:
+    """Refuse noise that is not what ``draw_noise`` returns for ``n`` samples."""
+    expected = (n, *density.draw_noise(0).shape[1:])
+    if noise.shape != expected or noise.dtype != density.dtype or noise.device != density.device:
+        raise ArgumentError(
+            f"noise: got shape {tuple(noise.shape)}, {noise.dtype} on {noise.device}; expected {expected}, "
+            f"{density.dtype} on {density.device}; use draw_noise({n})"
+        )
+
+
 def check_log_density(log_p: Tensor, x: Tensor, t: Tensor, name: str) -> Tensor:
     """What a density's ``forward`` returned, if it is ``(B,)`` without NaN or ``+inf``."""
     if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1]:
-        got = tuple(log_p.shape) if isinstance(log_p, Tensor) else type(log_p).__name__
+        got = tuple(log_p.shape) if isinstance(log_p, Tensor) else f"a {type(log_p).__name__}"
         raise ArgumentError(
-            f"{name}.forward: got {got}; expected ({x.shape[0]},); return the log-density of each example: sum over "
-            f"event dimensions, not over the batch"
+            f"{name}.forward: got {got}; expected one tensor ({x.shape[0]},); return the log-density of each example: "
+            f"sum over event dimensions, not over the batch"
         )
     if math.isfinite(float(log_p.detach().sum())):  # then every term is
         return log_p
@@ -102,9 +173,20 @@ def process_by_name(name: str, call: str) -> Callable[[Callable[P, R]], Callable
     return decorate
 
 
+def at_zero_only(bad: Tensor, t: Tensor) -> str:
+    """What to say where the rows at t = 0 are bad and no others: most often, the model takes a logarithm of sigma."""
+    if bool((t[bad] != 0).any()) or not bool((t != 0).any() or bad.all()):
+        return ""
+    return (
+        "; all of them have t = 0: if the model takes log(sigma), which is infinite there, give it features that are "
+        "finite, such as ncml.nn.NoiseFeatures or CallableDensity(..., features=8)"
+    )
+
+
 def _raise_non_finite(what: str, bad: Tensor, t: Tensor) -> None:
     first = int(bad.nonzero()[0])
     raise NonFiniteError(
         f"{what}: got NaN or infinity for {int(bad.sum())} of {bad.numel()} examples, the first at index {first} "
         f"with t = {float(t[first]):.6g}; expected finite values; check the input's range and the parameters"
+        f"{at_zero_only(bad, t)}"
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from ncml.density.interface import NoiseConditionalDensity, gradient
+from ncml.density.gradient import gradient
+from ncml.density.interface import NoiseConditionalDensity
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import NoiseProcess
 from ncml.noise.gaussian import clean_at_zero
 
-__all__ = ["check_process", "inner_density", "process_of", "score_of", "unwrapped"]
+__all__ = ["check_process", "density_and_score_of", "inner_density", "process_of", "score_of", "unwrapped"]
 
 
 def unwrapped(density: nn.Module) -> NoiseConditionalDensity | None:
@@ -46,6 +48,18 @@ def score_of(
     if isinstance(density, NoiseConditionalDensity):
         return density.forward_score(x, t, context, create_graph=create_graph)
     return gradient(density, x, t, context, create_graph=create_graph)[1]
+
+
+def density_and_score_of(
+    density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The log-density without edges and its gradient, from one call where autograd can differentiate it."""
+    inner = unwrapped(density)
+    if inner is None or inner.differentiable:
+        return gradient(density, x, t, context)
+    with torch.no_grad():
+        log_p: Tensor = density(x, t, context, edges=False)
+    return log_p, inner.forward_score(x, t, context)
 
 
 def check_process(density: nn.Module, process: NoiseProcess) -> None:

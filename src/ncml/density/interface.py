@@ -35,17 +35,20 @@ from __future__ import annotations
 import abc
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time
-from ncml.density.checks import check_arguments, check_log_density, check_score
+from ncml.density.checks import check_arguments, check_log_density, check_score, checked_resample, checked_sample
+from ncml.density.gradient import gradient
+from ncml.density.lengths import padded
 from ncml.density.modes import eval_mode, evaluating, usable
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice, NoiseProcess
 
-__all__ = ["AutoregressiveDensity", "NoiseConditionalDensity", "SampleableDensity", "check_noise", "gradient"]
+__all__ = ["AutoregressiveDensity", "NoiseConditionalDensity", "SampleableDensity"]
 
 
 class NoiseConditionalDensity(nn.Module, abc.ABC):
@@ -60,9 +63,12 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
 
     Attributes:
         dtype_follows_input: True for densities without a dtype of their own (closed forms).
+        differentiable: False where autograd cannot differentiate ``forward`` in x, and ``forward_score`` is all there
+            is.
     """
 
     dtype_follows_input: bool = False
+    differentiable: bool = True
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -98,7 +104,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
                 f"lattice: got {lattice}; expected that of {process}: its noise would leave the density's lattice"
             )
         self.event_shape: tuple[int, ...] = shape
-        self.process = process
+        self.process: Any = process  # a NoiseProcess or None: who built the density knows which kind
         self.lattice = lattice
 
     # What subclasses write.
@@ -133,7 +139,15 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
 
     # The public edge.
 
-    def log_prob(self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, check_finite: bool = True) -> Tensor:
+    def log_prob(
+        self,
+        x: Tensor,
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        *,
+        check_finite: bool = True,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """Log-likelihood of ``x`` at time ``t`` in nats per example.
 
         Evaluates: dropout is off, and the training flags are restored. To train, call the density itself.
@@ -144,6 +158,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             t: A number, a 0-d tensor or ``(B,)``, ``0 <= t <= T``. The default is the data itself.
             context: Conditioning with one row per example, or None.
             check_finite: Refuse NaN or infinity in ``x`` (costs one reduction).
+            lengths: For densities over sequences, whose ``forward`` takes them: the number of positions of each row
+                that count, ``(B,)`` integers. What lies behind them, of whatever value, is no part of the event.
 
         Returns:
             Tensor ``(B,)``, differentiable. ``-inf`` where the density is zero.
@@ -153,24 +169,42 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
                 the process keeps data on it.
             ArgumentTypeError: ``x`` is not floating, or has another dtype than the density.
             NonFiniteError: The result is NaN or ``+inf``.
+            UnsupportedError: Lengths for a density whose events have one size.
         """
+        x, more = padded(self, x, lengths)
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
         if self.lattice is not None and self.process is not None:
             clean = self.process.on_lattice(t)
             self.lattice.check(x if bool(clean.all()) else x[clean])
-        with eval_mode(self):
-            return check_log_density(self(x, t, context), x, t, type(self).__name__)
+        return self._evaluated(x, t, context, edges=True, **more)
 
     def log_density(
-        self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, check_finite: bool = True
+        self,
+        x: Tensor,
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        *,
+        check_finite: bool = True,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Log-density without lattice edges: finite and smooth for any real ``x`` at any ``t``.
 
         Equal to :meth:`log_prob` for continuous models. Arguments, result and errors as there.
         """
+        x, more = padded(self, x, lengths)
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
+        return self._evaluated(x, t, context, edges=False, **more)
+
+    def _evaluated(self, x: Tensor, t: Tensor, context: Tensor | None, *, edges: bool, **more: Tensor) -> Tensor:
+        """The call in eval mode. Nothing is asked of the model for no examples, and no model is in inference mode."""
+        if not len(x):
+            return x.flatten(1).sum(1)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                given = None if context is None else usable(context)
+                return self._evaluated(usable(x), usable(t), given, edges=edges, **more)
         with eval_mode(self):
-            return check_log_density(self(x, t, context, edges=False), x, t, type(self).__name__)
+            return check_log_density(self(x, t, context, edges=edges, **more), x, t, type(self).__name__)
 
     def score(
         self,
@@ -180,6 +214,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         *,
         create_graph: bool = False,
         check_finite: bool = True,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         r"""The score :math:`\nabla_x \log p_t(x)`, gradient of :meth:`log_density`.
 
@@ -187,7 +222,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         training flags; leaves no gradient on parameters.
 
         Args:
-            x, t, context, check_finite: As for :meth:`log_prob`.
+            x, t, context, check_finite, lengths: As for :meth:`log_prob`; positions that do not count have score 0.
             create_graph: Keep the graph, so that the score can be differentiated again.
 
         Returns:
@@ -197,11 +232,14 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             InferenceTensorError: The parameters were created under ``torch.inference_mode``.
             NonFiniteError: The score is NaN or infinite.
         """
+        x, more = padded(self, x, lengths)
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
+        if not len(x):
+            return 0.0 * x if create_graph else torch.zeros_like(x)
         with evaluating(self):
             x, t = usable(x), usable(t)
             context = None if context is None else usable(context)
-            score = self.forward_score(x, t, context, create_graph=create_graph)
+            score = self.forward_score(x, t, context, create_graph=create_graph, **more)
         check_score(score, t)
         return score if create_graph else score.detach()
 
@@ -249,7 +287,18 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
 
 
 class SampleableDensity(NoiseConditionalDensity):
-    """A density that can draw samples."""
+    """A density that can draw samples.
+
+    A subclass's ``sample`` is called in eval mode and without gradients, with checked arguments, times of shape
+    ``(n,)`` and at least one sample to draw; what it returns is checked.
+    """
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, checked in (("sample", checked_sample), ("resample", checked_resample)):
+            method = vars(cls).get(name)
+            if inspect.isfunction(method) and not getattr(method, "__isabstractmethod__", False):
+                setattr(cls, name, checked(method))
 
     @abc.abstractmethod
     def sample(
@@ -265,6 +314,10 @@ class SampleableDensity(NoiseConditionalDensity):
 
         Returns:
             Tensor ``(n, *event_shape)`` in data units, detached; on the lattice where the process is.
+
+        Raises:
+            NonFiniteError: A sample is NaN or infinite.
+            UnsupportedError: This density cannot sample after all.
         """
 
 
@@ -309,34 +362,3 @@ class AutoregressiveDensity(SampleableDensity):
         noise: Tensor | None = None,
     ) -> Tensor:
         """Draw ``n`` samples, from ``noise`` if it is given (see :meth:`SampleableDensity.sample`)."""
-
-
-def check_noise(density: AutoregressiveDensity, noise: Tensor, n: int) -> None:
-    """Refuse noise that is not what ``draw_noise`` returns for ``n`` samples."""
-    expected = (n, *density.draw_noise(0).shape[1:])
-    if noise.shape != expected or noise.dtype != density.dtype or noise.device != density.device:
-        raise ArgumentError(
-            f"noise: got shape {tuple(noise.shape)}, {noise.dtype} on {noise.device}; expected {expected}, "
-            f"{density.dtype} on {density.device}; use draw_noise({n})"
-        )
-
-
-def gradient(
-    density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-density ``(B,)`` of a density or a wrapper of one, and its gradient in ``x``, from one call.
-
-    One backward pass serves the whole batch, since examples do not interact.
-    """
-    with torch.enable_grad():
-        if not (create_graph and x.requires_grad):
-            x = x.detach().requires_grad_()
-        if create_graph:
-            with torch.compiler.set_stance("force_eager"):
-                log_p = density(x, t, context, edges=False)
-        else:
-            log_p = density(x, t, context, edges=False)
-        if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1]:
-            check_log_density(log_p, x, t, type(density).__name__)
-        (score,) = torch.autograd.grad(log_p.sum(), x, create_graph=create_graph)
-    return log_p, score

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from ncml.checks import Time, check_finite, check_generator, per_example
 from ncml.density.checks import check_arguments
-from ncml.density.entry import inner_density, process_of, score_of
-from ncml.density.interface import gradient
+from ncml.density.entry import density_and_score_of, inner_density, process_of, score_of
 from ncml.density.modes import evaluating, usable
 from ncml.errors import NonFiniteError
 from ncml.noise import Lattice, NoiseProcess, as_time
@@ -128,6 +127,10 @@ class Target:
         """The mode in which :meth:`score` and its like are called: eval, and without inference mode."""
         return evaluating(self.density)
 
+    def finished(self, x: Tensor, t: Time) -> Tensor:
+        """What a call gives back for samples ``x`` at ``t``: targets that hold some values put them in place."""
+        return x
+
     def rows(self, index: Tensor) -> Target:
         """The same target for some of its rows: their context with them, counts and failures shared."""
         target = copy.copy(self)
@@ -152,6 +155,11 @@ class Target:
             return score.masked_fill(per_example(self.noted(bad, times, "score"), score), math.nan)
         return score
 
+    def differentiable_score(self, x: Tensor, t: Time) -> Tensor:
+        """The score with a graph back to ``x``, to be differentiated again; unchecked."""
+        y, times = self._entering(x, t)
+        return score_of(self.density, y, times, self.context, create_graph=True)
+
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """The likelihood ``(B,)`` in nats, with the lattice's edges where the process keeps data on it."""
         y, times = self._entering(x, t)
@@ -167,7 +175,7 @@ class Target:
     def log_density_and_score(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """Both from one call of the density; where the density is zero, the score given is 0."""
         y, times = self._entering(x, t)
-        log_p, score = gradient(self.density, y, times, self.context)
+        log_p, score = density_and_score_of(self.density, y, times, self.context)
         log_p = log_p.detach()
         if self._counts.failed is None and math.isfinite(float(log_p.sum())) and math.isfinite(float(score.sum())):
             return log_p, score
@@ -254,9 +262,13 @@ class Target:
         return counts.failed[self._index]
 
     def resampled(self, rows: Tensor) -> None:
-        """Say that row i of the call now is a copy of what row ``rows[i]`` was: failures go with it."""
+        """Say that row i of the call now is a copy of what row ``rows[i]`` was: what belongs to it goes with it."""
         if self._counts.failed is not None:
             self._counts.failed = self._counts.failed[rows]
+        self.reorder(rows)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take along what a target has for each row, other than failures. For targets around it."""
 
     def _entering(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """What the density is called with: times ``(B,)``, and zeros for the rows that have failed."""

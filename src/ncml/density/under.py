@@ -65,6 +65,10 @@ class _Under(NoiseConditionalDensity):
         return self.density.dtype_follows_input
 
     @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        return self.density.differentiable
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.density.dtype
 

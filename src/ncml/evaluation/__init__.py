@@ -1,5 +1,6 @@
 """Evaluation: likelihood, robustness, out-of-distribution detection, Fréchet distance, figures."""
 
+from ncml.density import time_posterior
 from ncml.evaluation.classifier import Classifier, TrainedClassifier, train_classifier
 from ncml.evaluation.fid import fid
 from ncml.evaluation.frechet import features_of, frechet_distance, gaussian_frechet
@@ -9,7 +10,6 @@ from ncml.evaluation.ladder import (
     audit_ladder,
     flow_log_prob,
     fokker_planck_residual,
-    time_posterior,
 )
 from ncml.evaluation.likelihood import bits_per_dim
 from ncml.evaluation.ood import AUROC, auroc, auroc_interval, ood_statistics
@@ -24,6 +24,7 @@ from ncml.evaluation.robustness import (
     robustness_curve,
 )
 from ncml.evaluation.two_sample import ClassifierTest, EnergyTest, classifier_test, energy_distance, energy_test
+from ncml.evaluation.typicality import Typicality, ladder_statistics
 
 __all__ = [
     "AUROC",
@@ -35,6 +36,7 @@ __all__ = [
     "LevelNoiseRow",
     "RobustnessCurve",
     "TrainedClassifier",
+    "Typicality",
     "audit_ladder",
     "auroc",
     "auroc_interval",
@@ -50,6 +52,7 @@ __all__ = [
     "fokker_planck_residual",
     "frechet_distance",
     "gaussian_frechet",
+    "ladder_statistics",
     "level_noise_table",
     "mean_abs_perturbation",
     "ood_statistics",

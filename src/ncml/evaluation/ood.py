@@ -12,6 +12,8 @@ this statistic orders examples almost exactly as :math:`\log p` alone does. Repo
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_count, check_generator
-from ncml.density import check_score, evaluating, inner_density, score_of
-from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.density import evaluating, inner_density, score_of
+from ncml.errors import ArgumentError, ArgumentTypeError, FailedRowsWarning, NonFiniteError
 from ncml.evaluation.likelihood import batches, check_batch, log_prob_in_batches
 
 __all__ = ["AUROC", "auroc", "auroc_interval", "ood_statistics"]
@@ -61,23 +63,44 @@ def ood_statistics(
 
     Raises:
         ArgumentError: No examples, or values that do not fit (see ``log_prob``).
-        NonFiniteError: A log-density is NaN or ``+inf``, or a score is not finite.
+        NonFiniteError: That is so of every example: a log-density is NaN or ``+inf``, or a score is not finite.
+
+    Warns:
+        FailedRowsWarning: It is so of some examples, which it names (floats overflow far from the data): what cannot be
+            computed of them is NaN, and the others keep their values.
     """
     x, times, context = check_batch(inner_density(density), x, t, context)
-    log_likelihood = log_prob_in_batches(density, x, times, context, batch_size, progress)
+    log_likelihood = log_prob_in_batches(density, x, times, context, batch_size, progress, check=False)
     norm, total = [], []
     with evaluating(density), torch.no_grad():
         for rows in batches(x.shape[0], batch_size, progress, "scores"):
             score = score_of(density, x[rows], times[rows], None if context is None else context[rows])
-            check_score(score, times[rows])
             norm.append(score.double().flatten(1).norm(dim=1))
             total.append(score.double().flatten(1).sum(1))
-    score_norm = torch.cat(norm)
+    bad_density = log_likelihood.isnan() | (log_likelihood == math.inf)
+    score_norm, score_sum = torch.cat(norm), torch.cat(total)
+    bad_score = ~torch.isfinite(score_norm + score_sum)
+    bad = (bad_density | bad_score).nonzero().flatten().tolist()
+    if len(bad) == len(x):
+        raise NonFiniteError(
+            f"x: got {len(bad)} examples, for each of which the log-density or the score is NaN or infinite; expected "
+            f"finite values; check the input's range and the parameters"
+        )
+    if bad:
+        named = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        warnings.warn(
+            f"ood_statistics: the log-density or the score of {len(bad)} of {len(x)} examples is NaN or infinite, and "
+            f"NaN in what is returned (rows {named}): {x.dtype} cannot tell how far out they are",
+            FailedRowsWarning,
+            stacklevel=2,
+        )
+    log_likelihood = log_likelihood.masked_fill(bad_density, math.nan)
+    score_norm, score_sum = (v.masked_fill(bad_score, math.nan) for v in (score_norm, score_sum))
     return {
         "log_p": log_likelihood,
         "score_norm": score_norm,
         "log_p_plus_log_score_norm": log_likelihood + score_norm.log(),
-        "score_sum": torch.cat(total),
+        "score_sum": score_sum,
     }
 
 

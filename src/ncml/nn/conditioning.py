@@ -18,11 +18,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import HALF, check_count, check_floating, check_positive, per_example
+from ncml.checks import HALF, Time, check_count, check_floating, check_positive, per_example
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import GaussianProcess, NoiseProcess
 
-__all__ = ["Conditioning", "NoiseFeatures", "NoiseScaling", "label_rows"]
+__all__ = ["Conditioning", "NoiseFeatures", "NoiseScaling", "dropped_labels", "label_rows"]
 
 REFERENCE = 100.0
 """sigma_T / sigma_ref: noise down to a hundredth of the largest level is resolved evenly in log."""
@@ -42,6 +42,17 @@ def label_rows(context: Tensor, classes: int) -> Tensor:
     if labels.numel() and (int(labels.min()) < -1 or int(labels.max()) >= classes):
         raise ArgumentError(f"context: got labels outside -1 .. {classes - 1}; -1 is the null label")
     return labels % (classes + 1)
+
+
+def dropped_labels(context: Tensor, classes: int, share: float) -> Tensor:
+    """Labels, int64 ``(B,)``, each replaced by the null label with probability ``share``, from torch's own generator.
+
+    Errors as for :func:`label_rows`.
+    """
+    rows = label_rows(context, classes)
+    if share == 0.0:
+        return context.long()
+    return torch.where(torch.rand(rows.shape, device=rows.device) < share, -1, context.long())
 
 
 class NoiseFeatures(nn.Module):
@@ -140,7 +151,7 @@ class NoiseScaling(nn.Module):
         self.process = process
         self.data_std = check_positive(data_std, "data_std")
 
-    def log_scale(self, t: Tensor) -> Tensor:
+    def log_scale(self, t: Time) -> Tensor:
         """``log c(t)``, shape of ``t``."""
         variance = (self.process.alpha(t) * self.data_std).square() + self.process.sigma(t).square()
         return -0.5 * variance.log()
@@ -150,6 +161,6 @@ class NoiseScaling(nn.Module):
         log_c = self.log_scale(t).to(x.dtype)
         return x * per_example(log_c.exp(), x), log_c * x[0].numel() if x.shape[0] else log_c
 
-    def inverse(self, y: Tensor, t: Tensor) -> Tensor:
+    def inverse(self, y: Tensor, t: Time) -> Tensor:
         """``y / c(t)``."""
         return y * per_example((-self.log_scale(t)).exp().to(y.dtype), y)

@@ -2,6 +2,7 @@ r"""3. The objective: :math:`-E_{t\sim\mu}\,E_{x_t\sim p_t}[\log p_{\theta,t}(x_
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -9,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_finite, check_floating, check_generator, check_input, check_time
-from ncml.density import check_arguments, check_process, score_of, unwrapped
+from ncml.checks import Time, check_finite, check_floating, check_generator, check_input, check_time, kind_of
+from ncml.density import at_zero_only, check_arguments, check_process, inner_density, score_of, unwrapped
+from ncml.density.lengths import padded
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
 from ncml.noise import DiscreteProcess, GaussianProcess, Lattice, NoiseProcess
 from ncml.objective.times import TimeSampler, UniformTimes
@@ -86,7 +88,9 @@ class NCMLObjective:
 
     def __post_init__(self) -> None:
         if not isinstance(self.process, NoiseProcess):
-            raise ArgumentTypeError(f"process: got {type(self.process).__name__}; expected a NoiseProcess")
+            raise ArgumentTypeError(
+                f"process: got {kind_of(self.process)}; expected a NoiseProcess, such as VPSDE.at_noise(0.1)"
+            )
         if self.times is None:
             object.__setattr__(self, "times", UniformTimes())
         if not isinstance(self.times, TimeSampler):
@@ -122,6 +126,7 @@ class NCMLObjective:
         noise: Tensor | None = None,
         uniform: Tensor | None = None,
         generator: torch.Generator | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """The loss of a batch, in nats.
 
@@ -134,6 +139,8 @@ class NCMLObjective:
             noise: The process's noise to use instead of drawing it.
             uniform: Uniforms on [0, 1) to dequantise with instead of drawing them, shape of ``x``.
             generator: Source of randomness for all three.
+            lengths: For densities over sequences: the number of positions of each row that count, ``(B,)``; what lies
+                behind them is no part of the loss. The mean is over examples, as without them.
 
         Returns:
             A scalar, or ``(B,)`` with ``reduction="none"``.
@@ -144,7 +151,9 @@ class NCMLObjective:
             ArgumentTypeError: Data that are not floating, or of another dtype than the density.
             NonFiniteError: A log-likelihood is NaN or infinite; nothing was changed.
         """
-        terms = self.terms(density, x, context, t=t, weight=weight, noise=noise, uniform=uniform, generator=generator)
+        terms = self.terms(
+            density, x, context, t=t, weight=weight, noise=noise, uniform=uniform, generator=generator, lengths=lengths
+        )
         if self.reduction == "none":
             return terms.loss
         if not len(terms.loss):
@@ -162,8 +171,15 @@ class NCMLObjective:
         noise: Tensor | None = None,
         uniform: Tensor | None = None,
         generator: torch.Generator | None = None,
+        lengths: Tensor | None = None,
     ) -> LossTerms:
         """What a call sums up, example by example; arguments and errors are those of a call."""
+        if self.score_matching and lengths is not None:
+            raise UnsupportedError(
+                "lengths: got some and score_matching; expected one of them: what lies behind a row's end has no score"
+            )
+        inner = unwrapped(density) if isinstance(density, nn.Module) else None
+        x, more = padded(density if inner is None else inner, x, lengths)
         x, context = self._checked(density, x, context)
         n = x.shape[0] if x.ndim else 0
         check_generator(generator, x.device)
@@ -177,9 +193,10 @@ class NCMLObjective:
         if self.score_matching and noise is None:
             noise = self.process.draw_noise(x, generator=generator)
         x_t = self._noisy(x, t, noise, uniform, generator)
-        nll = -density(x_t, t, context)
-        self._check(nll, x, t, n)
-        loss = nll
+        self._check_noisy(density, x_t, t)
+        log_p = density(x_t, t, context, **more) if n else x_t.flatten(1).sum(1)
+        self._check(log_p, x, t, n)
+        nll = loss = -log_p
         if self.score_matching and n:
             assert noise is not None
             loss = nll + self.score_matching * self._score_error(density, x_t, t, context, noise)
@@ -201,13 +218,15 @@ class NCMLObjective:
 
     def _checked(self, density: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Data and context, if they fit the density and the objective."""
-        if not isinstance(density, nn.Module):
-            raise ArgumentTypeError(
-                f"density: got {getattr(density, '__name__', type(density).__name__)}; expected an instance of a "
-                f"NoiseConditionalDensity, or a module that is called as one; wrap functions in CallableDensity"
-            )
-        inner = unwrapped(density)
+        inner = unwrapped(density) if isinstance(density, nn.Module) else inner_density(density)
         if inner is None:
+            try:
+                inspect.signature(density.forward).bind(x, 0.0, context)
+            except TypeError as error:
+                raise ArgumentTypeError(
+                    f"density: got a {type(density).__name__}, which is not called with (x, t, context); expected a "
+                    f"NoiseConditionalDensity; wrap a module of (x, t) in ncml.densities.CallableDensity"
+                ) from error
             check_floating(x, "x")
             x = check_input(x, tuple(x.shape[1:]), None, None, finite=False) if x.ndim else x
             if self.dequantize is not None:
@@ -242,6 +261,12 @@ class NCMLObjective:
             noise = self.process.draw_noise(x, generator=generator)
         y = self.dequantize.dequantize(x, uniform=uniform, generator=generator)
         return self.process.perturb(y, t, noise=noise)
+
+    def _check_noisy(self, density: nn.Module, x_t: Tensor, t: Tensor) -> None:
+        """Refuse noisy data off the density's lattice where the noise keeps them on one; Gaussian noise never does."""
+        inner = unwrapped(density)
+        if inner is not None and inner.lattice is not None and not isinstance(self.process, GaussianProcess):
+            inner.lattice.check(x_t[self.process.on_lattice(t)], "x_t")
 
     @staticmethod
     def _checked_weight(weight: Tensor | None, t: Tensor) -> Tensor:
@@ -278,21 +303,21 @@ class NCMLObjective:
         return t, weight
 
     @staticmethod
-    def _check(nll: Tensor, x: Tensor, t: Tensor, n: int) -> None:
-        if nll.shape != (n,):
-            raise ArgumentError(
-                f"density: got log-likelihoods of shape {tuple(nll.shape)}; expected ({n},), one per example"
-            )
-        if math.isfinite(float(nll.detach().sum())):
+    def _check(log_p: Tensor, x: Tensor, t: Tensor, n: int) -> None:
+        if not isinstance(log_p, Tensor) or log_p.shape != (n,):
+            got = f"of shape {tuple(log_p.shape)}" if isinstance(log_p, Tensor) else f"as a {type(log_p).__name__}"
+            raise ArgumentError(f"density: got log-likelihoods {got}; expected ({n},), one per example")
+        nll = -log_p.detach()
+        if math.isfinite(float(nll.sum())):
             return
-        bad = ~torch.isfinite(nll.detach())
+        bad = ~torch.isfinite(nll)
         if bool(bad.any()):
             check_finite(x, "x", "clean the data")  # looked at here only: good data cost nothing
             i = int(bad.nonzero()[0])
-            fine = nll.detach()[~bad]
+            fine = nll[~bad]
             spread = f"[{float(fine.min()):.6g}, {float(fine.max()):.6g}]" if fine.numel() else "no value"
             raise NonFiniteError(
-                f"loss: got {float(nll.detach()[i])} at index {i} with t = {float(t[i]):.6g} ({int(bad.sum())} of {n} "
-                f"examples; the others lie in {spread} nats); expected finite values; lower the learning rate or "
-                f"clip gradients"
+                f"loss: got {float(nll[i])} at index {i} with t = {float(t[i]):.6g} ({int(bad.sum())} of {n} "
+                f"examples; the others lie in {spread} nats); expected finite values"
+                f"{at_zero_only(bad, t) or '; lower the learning rate or clip gradients'}"
             )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from ncml.noise import DiscreteProcess, GaussianProcess, Lattice, NoiseProcess
 from ncml.sampling.sampler import Sampler
 from ncml.testing.expectations import generator_on, require
 from ncml.testing.reference import KnownGaussian
+from ncml.testing.report import CheckError
 
 CHUNK = 16_384
 """Rows evaluated at once."""
@@ -57,7 +59,7 @@ class ProcessCase:
 
 @dataclass(frozen=True)
 class DensityCase:
-    """A density, a batch of data for it in float64 with its context, and the times to check."""
+    """A density, a batch of data for it with its context, the times to check, and the dtype to compute in."""
 
     density: NoiseConditionalDensity
     process: NoiseProcess | None
@@ -66,6 +68,8 @@ class DensityCase:
     times: tuple[float, ...]
     samples: int
     seed: int
+    dtype: torch.dtype = torch.float64
+    saved: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     @property
     def dims(self) -> int:
@@ -73,11 +77,11 @@ class DensityCase:
 
     @cached_property
     def exact(self) -> NoiseConditionalDensity:
-        """A float64 copy in eval mode, whose zero-initialised parameters are no longer zero.
+        """A copy in float64 and eval mode, whose zero-initialised parameters are no longer zero.
 
         A layer that starts at zero would hide from every check what lies behind it.
         """
-        twin = copy.deepcopy(self.density).double().eval()
+        twin = self._copied(self.density).to(self.dtype).eval()
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             for p in twin.parameters():
@@ -88,7 +92,47 @@ class DensityCase:
 
     def copy(self) -> NoiseConditionalDensity:
         """A copy in eval mode with the dtype and parameters of the density, which itself stays untouched."""
-        return copy.deepcopy(self.density).eval()
+        density = self._copied(self.density)
+        if density is self.density:
+            self._restore()
+        return density.eval()
+
+    def training(self) -> NoiseConditionalDensity:
+        """A copy of :attr:`exact` in train mode."""
+        return self._copied(self.exact).train()
+
+    def _copied(self, density: NoiseConditionalDensity) -> NoiseConditionalDensity:
+        """A copy; of a density that cannot be copied itself, which :meth:`put_back` restores."""
+        try:
+            return copy.deepcopy(density)
+        except Exception:
+            if not self.saved:
+                tensors = (*density.parameters(), *density.buffers())
+                self.saved.extend((v, v.data, v.data.clone()) for v in tensors)
+            return density
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Run a block, and leave a density that cannot be copied as it was.
+
+        What is compiled runs eagerly: its graph serves one backward pass only, and every dtype would compile anew.
+        """
+        modes = [(module, module.training) for module in self.density.modules()]
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            self._restore()
+            for module, mode in modes:
+                module.training = mode
+
+    def _restore(self) -> None:
+        for tensor, own, value in self.saved:
+            tensor.data = own.copy_(value)
+
+    def tolerance(self, in_float64: float) -> float:
+        """How far results may be off: half of float64's digits, with half as many to compute in."""
+        return in_float64 if self.dtype == torch.float64 else math.sqrt(in_float64)
 
     @cached_property
     def can_sample(self) -> bool:
@@ -96,10 +140,34 @@ class DensityCase:
         if not isinstance(self.exact, SampleableDensity):
             return False
         try:
-            self.exact.sample(0, self.times[0], self.contexts(0), generator=self.generator())
+            self.exact.sample(1, self.times[0], self.contexts(1), generator=self.generator())
         except UnsupportedError:
             return False
+        except Exception as error:
+            raise CheckError(f"got {type(error).__name__} from sample: {error}; expected samples") from error
         return True
+
+    @cached_property
+    def has_score(self) -> bool:
+        """Whether the density has a score; one without says so with an UnsupportedError."""
+        t, density = self.times[-1], self.copy()
+        try:
+            density.score(self.noisy(t, 1).to(density.dtype), t, self.contexts(1, own=True))
+        except UnsupportedError:
+            return False
+        except Exception:  # which the checks of the score report
+            return True
+        return True
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether autograd can differentiate the log-density."""
+        return self.density.differentiable and self.has_score
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The public ways to evaluate it."""
+        return ("log_prob", "log_density", "score") if self.has_score else ("log_prob", "log_density")
 
     @property
     def sampleable(self) -> SampleableDensity:
@@ -116,7 +184,7 @@ class DensityCase:
         rows = self.context[torch.arange(n, device=self.context.device) % self.context.shape[0]]
         if not rows.is_floating_point():
             return rows
-        return rows.to(self.density.dtype) if own else rows.double()
+        return rows.to(self.density.dtype if own else self.dtype)
 
     def has_masses(self, t: float) -> bool:
         """Whether ``log_prob`` at ``t`` is the mass of a bin over its width."""
@@ -131,9 +199,10 @@ class DensityCase:
         return [t for t in self.times if not self.has_masses(t)]
 
     def noisy(self, t: Time, rows: int | None = None) -> Tensor:
-        """Data at time ``t`` (without a process, the data themselves), float64."""
+        """Data at time ``t`` (without a process, the data themselves)."""
         x = self.x[torch.arange(rows or self.x.shape[0], device=self.x.device) % self.x.shape[0]]
-        return x if self.process is None else self.process.perturb(x, t, generator=self.generator(7))
+        x = x if self.process is None else self.process.perturb(x, t, generator=self.generator(7))
+        return x.to(self.dtype)
 
     def batch(self, *, own: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
         """Data at all times in turn, with times and contexts; in float64, or the density's ``own`` dtype."""
@@ -205,12 +274,18 @@ class SamplerCase:
 
 
 def in_chunks(function: Callable[..., Tensor], x: Tensor, t: float, context: Tensor | None) -> Tensor:
-    """``function(x, t, context)`` without gradients, a limited number of rows at a time."""
+    """``function(x, t, context)`` of a density's method, without gradients, a limited number of rows at a time.
+
+    In the dtype of the density, where its parameters have one; the result is float64.
+    """
+    density: NoiseConditionalDensity = function.__self__  # type: ignore[attr-defined]
+    own = density.own_tensor()
 
     def parts() -> Iterator[Tensor]:
         for i in range(0, x.shape[0], CHUNK):
             rows = slice(i, i + CHUNK)
-            yield function(x[rows], t, None if context is None else context[rows])
+            given = x[rows] if own is None else x[rows].to(own.dtype)
+            yield function(given, t, None if context is None else context[rows]).double()
 
     with torch.no_grad():
         return torch.cat(list(parts()))

@@ -55,7 +55,11 @@ def expect_same_bits(a: Tensor, b: Tensor, what: str, meaning: str) -> None:
 
 
 def expect_close(a: Tensor, b: Tensor, tolerance: float, what: str, meaning: str) -> None:
-    """Fail unless ``|a - b| <= tolerance max(1, |b|)`` everywhere (equal infinities count as equal)."""
+    """Fail unless ``|a - b| <= tolerance max(1, |b|)`` everywhere (equal infinities count as equal).
+
+    The tolerance is that of float64; float32 has half as many digits.
+    """
+    tolerance = tolerance**0.5 if a.dtype == torch.float32 else tolerance
     if a.shape != b.shape:
         expect(False, f"{what}: shapes {tuple(a.shape)} and {tuple(b.shape)}", "equal shapes", meaning)
     difference = largest_difference(a, b, b.abs().clamp(min=1.0))

@@ -1,7 +1,7 @@
 """Training: a short loop for data in memory, and the program behind ``ncml train``."""
 
 from ncml.training.build import DataKind, build_density, build_objective, load_density
-from ncml.training.checkpoint import Checkpoint, load_into, load_state, open_checkpoint, save_checkpoint
+from ncml.training.checkpoint import Checkpoint, load_into, load_state, open_checkpoint, save_checkpoint, save_density
 from ncml.training.config import (
     ModelConfig,
     NoiseConfig,
@@ -46,4 +46,5 @@ __all__ = [
     "read_metrics",
     "read_toml",
     "save_checkpoint",
+    "save_density",
 ]

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncml.density import NoiseConditionalDensity, unwrapped
+from ncml.density import NoiseConditionalDensity, inner_density, unwrapped
 from ncml.errors import ArgumentError, CheckpointError, MissingExtraError
 from ncml.training.migration import migrated_info
 
@@ -41,6 +41,7 @@ __all__ = [
     "load_state",
     "open_checkpoint",
     "save_checkpoint",
+    "save_density",
 ]
 
 FORMAT = 2
@@ -110,14 +111,13 @@ def save_checkpoint(
 
     Raises:
         ArgumentError: The folder exists.
-        OSError: It cannot be written (a full disk, ...); nothing is left behind.
+        CheckpointError: It cannot be written (a full disk, ...); nothing is left behind.
     """
     folder = Path(folder)
     if folder.exists():
         raise ArgumentError(
             f"folder: got {folder}, which exists; expected a new one; checkpoints are never overwritten"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         plain_info = json.loads(json.dumps(dict(info), allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -126,7 +126,7 @@ def save_checkpoint(
         ) from error
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         files = {}
         for name, tensors in ((MODEL, model), (TRAINING, training)):
             if tensors is not None:
@@ -137,10 +137,46 @@ def save_checkpoint(
         _flush_folder(temporary)
         os.replace(temporary, folder)
         _flush_folder(folder.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            failure = CheckpointError(f"{folder}: cannot be written ({error.strerror or error})")
+            failure.errno = error.errno
+            raise failure from error
         raise
     return folder
+
+
+def save_density(density: nn.Module, folder: str | os.PathLike[str]) -> Path:
+    """Write the weights of a density, to be read by :func:`load_into`; nothing is pickled.
+
+    Args:
+        density: The density, or a wrapper (DDP, compiled) of one.
+        folder: The checkpoint's own folder; must not exist.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ArgumentError: The folder exists, or the density has no parameters or buffers.
+        CheckpointError: It cannot be written; nothing is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ncml.training import load_into, save_density
+        >>> process = VPSDE.at_noise(0.5)
+        >>> density, other = (MAF((2,), process, transforms=1, hidden=(4,)) for _ in range(2))
+        >>> folder = save_density(density, Path(tempfile.mkdtemp()) / "maf")
+        >>> load_into(other, folder)
+        >>> bool((other.log_prob(torch.zeros(1, 2)) == density.log_prob(torch.zeros(1, 2))).all())
+        True
+    """
+    inner = inner_density(density)
+    state = inner.state_dict()
+    if not state:
+        raise ArgumentError(f"density: got a {type(inner).__name__} without parameters or buffers; nothing to save")
+    return save_checkpoint(folder, 0, {"density": density_kind(inner)}, state)
 
 
 def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
@@ -222,17 +258,20 @@ def check_kind(density: NoiseConditionalDensity, checkpoint: Checkpoint) -> None
         raise CheckpointError(f"{checkpoint.folder}: got a checkpoint of another density: {'; '.join(differences)}")
 
 
-def load_into(density: NoiseConditionalDensity, checkpoint: Checkpoint) -> None:
+def load_into(density: nn.Module, checkpoint: Checkpoint | str | os.PathLike[str]) -> None:
     """Give a density the weights of a checkpoint (the moving average, if there was one).
 
     Args:
-        density: A density built as the one that was saved; unchanged unless everything fits.
-        checkpoint: What :func:`open_checkpoint` returned.
+        density: A density built as the one that was saved, or a wrapper of one; unchanged unless everything fits.
+        checkpoint: The folder that :func:`save_density` or ``ncml train`` wrote, or what :func:`open_checkpoint`
+            returned.
 
     Raises:
-        CheckpointError: Another class, shape, process, lattice, or other weights.
+        CheckpointError: No checkpoint, a damaged one, another class, shape, process, lattice, or other weights.
     """
-    check_kind(density, checkpoint)
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = open_checkpoint(checkpoint)
+    check_kind(inner_density(density), checkpoint)
     load_state(density, checkpoint.model(), str(checkpoint.folder))
 
 

@@ -34,7 +34,7 @@ from ncml.training.ema import EMA
 from ncml.training.metrics import MetricsLog, numbers
 from ncml.training.parallel import WHOLE_MODEL, reduced
 from ncml.training.signals import StopSignals
-from ncml.training.table_checks import check_rows, warn_of_lattice_data
+from ncml.training.table_checks import check_rows, warn_of_data
 from ncml.training.window import Window
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Trainer:
     Warns:
         LatticeDataWarning: The data lie on few evenly spaced values, and neither the density nor the objective knows
             their lattice.
+        ColumnScaleWarning: Columns of a table are constant, or of very different scales.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class Trainer:
             check_rows(lambda rows: examples.batch(torch.arange(rows.start, rows.stop)), len(examples), "examples")
         if fabric.is_global_zero:
             some = torch.arange(0, len(examples), -(-len(examples) // LOOKED_AT))
-            warn_of_lattice_data(density, objective, examples.batch(some), stacklevel=2)
+            warn_of_data(density, objective, examples.batch(some), stacklevel=2)
         self.fabric, self.density, self.examples = fabric, density, examples
         self.objective = objective
         self.folder, self.optim, self.run_config = folder, optim, run

@@ -5,19 +5,24 @@ from __future__ import annotations
 import abc
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time
-from ncml.density import SampleableDensity, check_draw, evaluating
-from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.checks import Time, kind_of
+from ncml.densities.adapters.drawing import library_draws
+from ncml.density import SampleableDensity, eval_mode
+from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.nn.conditioning import Conditioning, NoiseScaling
 from ncml.noise import NoiseProcess
 
-__all__ = ["FlowDensity", "global_random_state"]
+__all__ = ["FlowDensity"]
+
+ROWS = 4
+"""Examples that a flow is probed with."""
 
 
 class FlowDensity(SampleableDensity):
@@ -25,8 +30,6 @@ class FlowDensity(SampleableDensity):
 
     Subclasses say how to evaluate and sample ``flow`` given a context ``(B, C)``.
     """
-
-    process: NoiseProcess
 
     def __init__(
         self,
@@ -36,15 +39,17 @@ class FlowDensity(SampleableDensity):
         *,
         noise_features: int = 8,
         context_features: int = 0,
+        classes: int = 0,
         data_std: float | None = None,
     ) -> None:
         super().__init__(event_shape, process)
         if not isinstance(flow, nn.Module):
-            raise ArgumentTypeError(f"flow: got {type(flow).__name__}; expected an nn.Module")
-        conditioning = Conditioning(process, noise_features, context_features)
+            raise ArgumentTypeError(f"flow: got {kind_of(flow)}; expected a flow, an instance of nn.Module")
+        conditioning = Conditioning(process, noise_features, context_features, classes)
         scaling = None if data_std is None else NoiseScaling(process, data_std)
         self.flow = flow
-        self._probe(flow, conditioning.features)
+        with _probed(flow) as probe:
+            self._probe(probe, conditioning.features)
         self.conditioning = conditioning
         self.scaling = scaling
 
@@ -54,83 +59,125 @@ class FlowDensity(SampleableDensity):
 
     @abc.abstractmethod
     def flow_sample(self, flow: nn.Module, context: Tensor, generator: torch.Generator | None) -> Tensor:
-        """One sample of ``flow`` per row of ``context``, ``(B, *event_shape)``."""
+        """One sample of ``flow`` per row of ``context``, ``(B, *event_shape)``, under :func:`library_draws`."""
+
+    def context_hint(self, flow: nn.Module, width: int) -> str:
+        """What to do about a flow that does not take its context, if more is known than for any flow."""
+        return ""
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
         features = self._features(t, context)
-        if x.shape[0] == 0:  # some libraries cannot reshape an empty batch
-            return x.flatten(1).sum(1)
         if self.scaling is None:
             return self.flow_log_prob(self.flow, x, features)
         y, log_det = self.scaling(x, t)
         return self.flow_log_prob(self.flow, y, features) + log_det
 
-    @torch.no_grad()
     def sample(
         self, n: int, t: Time = 0.0, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        t, context = check_draw(self, n, t, context, generator)
+        """Draw samples by the flow's own sampler (see :meth:`ncml.SampleableDensity.sample`).
+
+        Raises:
+            UnsupportedError: The flow has no inverse.
+        """
         features = self._features(t, context)
-        if n == 0:
-            return torch.empty(0, *self.event_shape, dtype=self.dtype, device=self.device)
-        with evaluating(self), torch.no_grad():  # dropout would sample another density than the one evaluated
-            x = self.flow_sample(self.flow, features, generator)
+        with library_draws(generator, self.dtype, self.device):
+            try:
+                x = self.flow_sample(self.flow, features, generator)
+            except Exception as error:
+                if _has_no_inverse(error):
+                    raise UnsupportedError(
+                        f"flow: got a {type(self.flow).__name__} without an inverse ({type(error).__name__}); expected "
+                        f"one that can sample; or refine samples of your own with sampler(density, x)"
+                    ) from error
+                raise
         return x if self.scaling is None else self.scaling.inverse(x, t)
 
-    def _features(self, t: Tensor, context: Tensor | None) -> Tensor:
-        return self.conditioning(t, context).to(self.dtype)
+    def _features(self, t: Time, context: Tensor | None) -> Tensor:
+        features: Tensor = self.conditioning(t, context)
+        return features.to(self.dtype)
 
-    @torch.no_grad()
     def _probe(self, flow: nn.Module, width: int) -> None:
-        """Refuse a flow that cannot see its context: it would silently ignore t.
+        """Refuse a flow that cannot see its context, so that it would silently ignore t, or cannot sample.
 
-        Works on a copy in eval mode with randomised parameters, so that a flow initialised to the
-        identity, which does not use its context yet, is not refused.
+        Its parameters are randomised, so that one that is initialised to the identity, and does not use its context
+        yet, is not refused.
         """
-        try:
-            probe = copy.deepcopy(flow).eval()
-        except Exception as error:
-            raise ArgumentError(f"flow: got one that cannot be copied ({error}); expected a copyable module") from error
         generator = torch.Generator().manual_seed(0)
-        for p in probe.parameters():
+        x = torch.randn(ROWS, *self.event_shape, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
+        contexts = torch.randn(2, ROWS, width, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
+        drawn = self._probe_sample(flow, contexts[0])
+        for p in flow.parameters():
             if p.is_floating_point():
                 noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
                 p.add_(noise.to(p), alpha=0.1 / math.sqrt(max(p.shape[-1] if p.ndim else 1, 1)))
-        x = torch.randn(4, *self.event_shape, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
-        contexts = torch.randn(2, 4, width, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
         try:
-            first, second = (self.flow_log_prob(probe, x, c) for c in contexts)
+            first, second = (self.flow_log_prob(flow, x, c) for c in contexts)
         except Exception as error:
             raise ArgumentError(
                 f"flow: got an error for events of shape {self.event_shape} with a context of width {width} "
-                f"({type(error).__name__}: {error}); expected a conditional flow of that context width. If the "
-                f"error speaks of the context, build the flow's networks with context features = {width}, or pass "
-                f"noise_features= the width they have; if of the inputs, check event_shape; if of a domain, give "
-                f"splines linear tails; if of log_prob or of forward, it is another library's: NFlowsDensity takes "
-                f"flows of nflows, ZukoDensity those of zuko"
+                f"({type(error).__name__}: {error}); expected a conditional flow of that context width. "
+                f"{self.context_hint(flow, width) or self._general_hint(width)}"
             ) from error
-        if first.shape != (4,):
-            raise ArgumentError(f"flow: got log_prob of shape {tuple(first.shape)} for 4 examples; expected (4,)")
+        if not isinstance(first, Tensor) or first.shape != (ROWS,):
+            got = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
+            raise ArgumentError(f"flow: got log_prob of {got} for {ROWS} examples; expected ({ROWS},)")
         if bool((first == second).all()):
             raise ArgumentError(
                 f"flow: got one whose log_prob ignores its context; expected one that uses it, since the context is "
                 f"how it sees t; build every transform with context features = {width}"
             )
+        if isinstance(drawn, Exception):
+            raise ArgumentError(
+                f"flow: got an error from its sampler ({type(drawn).__name__}: {drawn}), though its log_prob works; "
+                f"expected a flow of the adapter's library; for another one CallableDensity(flow.log_prob, ..., "
+                f"features={width}, sample=...)"
+            ) from drawn
+        if drawn is not None and drawn.shape != x.shape:
+            raise ArgumentError(
+                f"flow: got samples of shape {tuple(drawn.shape)} for {ROWS} contexts; expected {tuple(x.shape)}"
+            )
+
+    def _probe_sample(self, flow: nn.Module, context: Tensor) -> Tensor | Exception | None:
+        """Samples, or what went wrong; None if the flow has no inverse."""
+        generator = torch.Generator(context.device).manual_seed(0)
+        try:
+            with library_draws(generator, context.dtype, context.device), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # nflows' use of what torch has deprecated is not the caller's affair
+                return self.flow_sample(flow, context, generator)
+        except Exception as error:
+            return None if _has_no_inverse(error) else error
+
+    @staticmethod
+    def _general_hint(width: int) -> str:
+        return (
+            f"If the error speaks of the context, build the flow's networks with context features = {width}, or pass "
+            f"noise_features= the width they have; if of the inputs, check event_shape; if of a domain, give splines "
+            f"linear tails; if of log_prob or of forward, it is another library's: NFlowsDensity takes flows of "
+            f"nflows, ZukoDensity those of zuko, and CallableDensity(flow.log_prob, ..., features={width}) any other"
+        )
 
 
 @contextmanager
-def global_random_state(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
-    """Let a library that only knows torch's global random state draw from ``generator``.
+def _probed(flow: nn.Module) -> Iterator[nn.Module]:
+    """A copy of a flow in eval mode, to be tried out; where it cannot be copied, itself, which is put back after."""
+    try:
+        twin = copy.deepcopy(flow).eval()
+    except Exception:  # weight norm as hooks, for one, keeps a tensor that cannot be copied
+        twin = None
+    with torch.no_grad():
+        if twin is not None:
+            yield twin
+            return
+        saved = [(v, v.detach().clone()) for v in (*flow.parameters(), *flow.buffers())]
+        try:
+            with eval_mode(flow):
+                yield flow
+        finally:
+            for tensor, value in saved:
+                tensor.copy_(value)
 
-    With no generator the global state itself is used, and advances; otherwise it is left untouched.
-    """
-    if generator is None:
-        yield
-        return
-    seed = int(torch.randint(0, 2**62, (), generator=generator, device=generator.device))
-    cuda = device.type == "cuda"
-    # Not torch.manual_seed, which would also reseed devices whose state is not restored.
-    own = torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        own.manual_seed(seed)
-        yield
+
+def _has_no_inverse(error: Exception) -> bool:
+    """Whether a library says that it cannot sample, as nflows does with an exception of its own."""
+    return isinstance(error, NotImplementedError) or type(error).__name__ == "InverseNotAvailable"

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ncml.densities.adapters.flow import FlowDensity, global_random_state
+from ncml.densities.adapters.flow import FlowDensity
 
 __all__ = ["NFlowsDensity"]
 
@@ -30,12 +30,14 @@ class NFlowsDensity(FlowDensity):
         noise_features: Width of the noise part of the context.
         context_features: Width of the context that you pass to ``log_prob`` and ``sample``, appended
             to the noise features; 0 for none.
+        classes: Number of classes of an integer context, 0 for none; the label -1 is "no label". Labels are embedded
+            in a vector of ``noise_features`` numbers, so that the flow's context is twice as wide.
         data_std: If given, the flow sees data scaled by ``1 / sqrt(alpha(t)^2 data_std^2 + sigma(t)^2)``,
             and the log-determinant is included.
 
     Raises:
         ArgumentError: The flow takes no context, one of another width, or ignores it (probed on a
-            copy): it would silently ignore t.
+            copy): it would silently ignore t. Or it cannot sample.
 
     Example:
         >>> from nflows.distributions.normal import StandardNormal
@@ -49,6 +51,21 @@ class NFlowsDensity(FlowDensity):
 
     def flow_log_prob(self, flow: nn.Module, x: Tensor, context: Tensor) -> Tensor:
         return cast(Tensor, cast(Any, flow).log_prob(x, context=context))
+
+    def context_hint(self, flow: nn.Module, width: int) -> str:
+        if type(flow).__name__ in ("SimpleRealNVP", "MaskedAutoregressiveFlow"):
+            return (
+                f"A {type(flow).__name__} takes no context: build a Flow(CompositeTransform([...]), "
+                f"StandardNormal([D])) of MaskedAffineAutoregressiveTransform(D, hidden, context_features={width}), or "
+                f"of coupling transforms whose networks have context_features={width}"
+            )
+        if len(self.event_shape) == 3:
+            return (
+                f"Convolutional networks take a context of the image's size, and this is a vector of {width} numbers: "
+                f"give them context_channels={width} and, in a forward of your own, "
+                f"context[:, :, None, None].expand(-1, -1, *x.shape[2:])"
+            )
+        return ""
 
     def flow_sample(self, flow: nn.Module, context: Tensor, generator: torch.Generator | None) -> Tensor:
         f = cast(Any, flow)
@@ -64,5 +81,4 @@ class NFlowsDensity(FlowDensity):
             )
             x, _ = f._transform.inverse(z, context=f._embedding_net(context))
             return cast(Tensor, x)
-        with global_random_state(generator, context.device):
-            return cast(Tensor, f.sample(1, context=context)).squeeze(1)
+        return cast(Tensor, f.sample(1, context=context)).squeeze(1)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ncml.densities.adapters.flow import FlowDensity, global_random_state
+from ncml.densities.adapters.flow import FlowDensity
 from ncml.errors import UnsupportedError
 
 __all__ = ["ZukoDensity"]
@@ -32,12 +32,14 @@ class ZukoDensity(FlowDensity):
         noise_features: Width of the noise part of the context.
         context_features: Width of the context that you pass to ``log_prob`` and ``sample``, appended
             to the noise features; 0 for none.
+        classes: Number of classes of an integer context, 0 for none; the label -1 is "no label". Labels are embedded
+            in a vector of ``noise_features`` numbers, so that the flow's context is twice as wide.
         data_std: If given, the flow sees data scaled by ``1 / sqrt(alpha(t)^2 data_std^2 + sigma(t)^2)``,
             and the log-determinant is included.
 
     Raises:
         ArgumentError: The flow takes no context, one of another width, or ignores it (probed on a
-            copy): it would silently ignore t.
+            copy): it would silently ignore t. Or it cannot sample.
         UnsupportedError: ``create_graph=True`` for a flow that is differentiable only once.
 
     Example:
@@ -51,8 +53,7 @@ class ZukoDensity(FlowDensity):
         return cast(Tensor, cast(Any, flow)(context).log_prob(x))
 
     def flow_sample(self, flow: nn.Module, context: Tensor, generator: torch.Generator | None) -> Tensor:
-        with global_random_state(generator, context.device):
-            return cast(Tensor, cast(Any, flow)(context).sample())
+        return cast(Tensor, cast(Any, flow)(context).sample())
 
     def forward_score(
         self, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False

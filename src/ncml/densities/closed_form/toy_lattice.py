@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ncml.checks import Time, per_example
 from ncml.densities.closed_form.base import ClosedForm, Numbers, as_float64
-from ncml.density import check_arguments, check_draw
+from ncml.density import check_arguments
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.noise import DiscreteProcess, GaussianProcess, Lattice, NoiseProcess
 
@@ -38,7 +38,6 @@ class ToyLattice(ClosedForm):
         ArgumentError: Negative probabilities, or rows without mass.
     """
 
-    process: NoiseProcess
     lattice: Lattice
     pmf: Tensor
 
@@ -86,10 +85,7 @@ class ToyLattice(ClosedForm):
     def sample(
         self, n: int, t: Time = 0.0, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        t, _ = check_draw(self, n, t, context, generator)
         flat = self.pmf.flatten(0, -2)
-        if n == 0:
-            return torch.empty(0, *self.event_shape, dtype=self.dtype, device=self.device)
         levels = torch.multinomial(flat, n, replacement=True, generator=generator).t()
         x = self.lattice.to_unit(levels, dtype=self.dtype).reshape(n, *self.event_shape)
         return self.process.perturb(x, t, generator=generator)

@@ -55,9 +55,9 @@ def masses_sum_to_one(case: DensityCase) -> None:
         log_mass = in_chunks(case.exact.log_prob, x, t, _one_context(case, states)) + _log_volume(case, lattice)
         total = float(log_mass.exp().sum())
         expect(
-            abs(total - 1.0) <= 1e-9,
+            abs(total - 1.0) <= case.tolerance(1e-9),
             f"masses that sum to {total:.12g} over all {states} states at t = {t:.3g}",
-            "1 within 1e-9",
+            f"1 within {case.tolerance(1e-9):.3g}",
             "log_prob is the log of (mass of a bin / its width): look at edge bins (missing, or their sides swapped), "
             "at the half-width 1 / (levels - 1), at log(width), at unnormalised mixture weights",
         )
@@ -72,7 +72,7 @@ def density_integrates_to_one(case: DensityCase) -> None:
             unresolved.append(t)
             continue
         expect(
-            abs(total - 1.0) <= max(1e-5, 5.0 * error * total),
+            abs(total - 1.0) <= max(case.tolerance(1e-5), 5.0 * error * total),
             f"an integral of exp(log_density) of {total:.9g} (+- {error * total:.1g}) at t = {t:.3g}",
             "1",
             "a log-determinant, a constant such as log(width), or the sum over dimensions is missing, or lattice edges "

@@ -87,6 +87,7 @@ def noisy_samples_are_neither_clamped_nor_rounded(case: DensityCase) -> None:
 
 
 def stein_identities_hold(case: DensityCase) -> None:
+    require(case.has_score, "no score")
     require(bool(case.density_times), "there are masses at all of these times")
     for t in case.density_times:
         x = case.draw(t)
