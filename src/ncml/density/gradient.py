@@ -1,4 +1,4 @@
-"""The gradient of a density's call in x: the score, by autograd."""
+"""The gradient of a density's call: the score wherever there is no closed form."""
 
 from __future__ import annotations
 
