@@ -1,6 +1,7 @@
 """Evaluation: likelihood, robustness, out-of-distribution detection, Fréchet distance, figures."""
 
 from ncml.density import time_posterior
+from ncml.evaluation.bridges import kernel_gap, ladder_bound
 from ncml.evaluation.classifier import Classifier, TrainedClassifier, train_classifier
 from ncml.evaluation.fid import fid
 from ncml.evaluation.frechet import features_of, frechet_distance, gaussian_frechet
@@ -52,6 +53,8 @@ __all__ = [
     "fokker_planck_residual",
     "frechet_distance",
     "gaussian_frechet",
+    "kernel_gap",
+    "ladder_bound",
     "ladder_statistics",
     "level_noise_table",
     "mean_abs_perturbation",
