@@ -73,7 +73,7 @@ class Settings:
         return "-".join([self.way, *(f"{k}{v:g}" for k, v in parts.items()), f"seed{self.seed}"])
 
 
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 REGULARISED = {"weight_decay": 0.1, "dropout": 0.1}
 TRIED: dict[str, tuple[Settings, ...]] = {
     "ml": (
