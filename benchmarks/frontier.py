@@ -93,20 +93,32 @@ def digits() -> Tensor:
     return (values + torch.rand(values.shape, generator=generator)) / 8.5 - 1.0
 
 
-def problems(quick: bool) -> dict[str, Problem]:
-    """Closed forms under narrow and wide ladders, and two networks."""
+def network(kind: str) -> Callable[[int, int], Problem]:
+    """A network on digits, to be trained for so many steps, with so many samples to refine."""
+
+    def build(steps: int, rows: int) -> Problem:
+        torch.manual_seed(0)
+        x, process = digits(), VESDE.linear(1.0)
+        if kind == "made":
+            return trained(MADE((64,), process, hidden=(128,), components=4), x, steps, rows)
+        density = CausalTransformer((8, 8), process, width=32, layers=2, heads=4, components=4)
+        return trained(density, x.reshape(-1, 8, 8), steps, rows)
+
+    return build
+
+
+def problems(quick: bool, only: str) -> dict[str, Problem]:
+    """Closed forms under narrow and wide ladders, and two networks; those whose name has ``only`` in it."""
     rows, steps = (16, 2) if quick else (64, 300)
-    pixels, few = digits(), max(rows // 4, 4)
-    made = MADE((64,), VESDE.linear(1.0), hidden=(128,), components=4)
-    transformer = CausalTransformer((8, 8), VESDE.linear(1.0), width=32, layers=2, heads=4, components=4)
-    return {
-        "mixture in 2 dimensions, VE to 5": mixture(VESDE.linear(5.0), 2, 0.2, rows),
-        "mixture in 16 dimensions, VE to 5": mixture(VESDE.linear(5.0), 16, 0.2, rows),
-        "mixture in 16 dimensions, VP to 0.5": mixture(VPSDE.at_noise(0.5), 16, 0.2, rows),
-        "mixture in 16 dimensions, VP, T = 1": mixture(VPSDE(), 16, 0.2, rows),
-        "MADE on 8x8 digits, VE to 1": trained(made, pixels, steps, few),
-        "causal transformer on 8x8 digits, VE to 1": trained(transformer, pixels.reshape(-1, 8, 8), steps, few),
+    every: dict[str, Callable[[], Problem]] = {
+        "mixture in 2 dimensions, VE to 5": lambda: mixture(VESDE.linear(5.0), 2, 0.2, rows),
+        "mixture in 16 dimensions, VE to 5": lambda: mixture(VESDE.linear(5.0), 16, 0.2, rows),
+        "mixture in 16 dimensions, VP to 0.5": lambda: mixture(VPSDE.at_noise(0.5), 16, 0.2, rows),
+        "mixture in 16 dimensions, VP, T = 1": lambda: mixture(VPSDE(), 16, 0.2, rows),
+        "MADE on 8x8 digits, VE to 1": lambda: network("made")(steps, rows // 4),
+        "causal transformer on 8x8 digits, VE to 1": lambda: network("transformer")(steps, rows // 4),
     }
+    return {name: build() for name, build in every.items() if only in name}
 
 
 # Solvers.
@@ -281,7 +293,7 @@ def run(args: argparse.Namespace) -> tuple[Report, dict[str, Any]]:
         except (ImportError, RuntimeError) as error:
             print(f"diffusers: its schedulers cannot be imported ({error}); skipped", file=sys.stderr)
     report, data = Report("frontier"), {}
-    chosen = problems(args.quick)
+    chosen = problems(args.quick, args.only)
     for name, (density, x, scale) in chosen.items():
         print(name, flush=True)
         table, gap = errors(density, x, scale, peers, QUICK if args.quick else 250)
@@ -323,8 +335,10 @@ def draw(data: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, show, and record with a picture."""
-    args = parser(__doc__).parse_args()
+    """Measure, show, and record with a picture; with --only, beside what has been recorded of the other problems."""
+    options = parser(__doc__)
+    options.add_argument("--only", default="", help="problems whose name has this in it")
+    args = options.parse_args()
     warnings.filterwarnings("ignore", module="diffusers")
     report, data = run(args)
     show([report])
@@ -332,10 +346,14 @@ def main() -> None:
         print(f"  relative error of the variance, {name}: " + ", ".join(f"{value:+.4f}" for value in values))
     if args.quick:
         return
-    versions = environment()
+    path = RESULTS / "frontier.json"
+    before = json.loads(path.read_text()) if args.only and path.exists() else {"figures": [], "problems": {}}
     figures = [{**vars(figure), "verdict": figure.verdict} for figure in report.figures]
+    figures = [f for f in before["figures"] if args.only not in f["name"]] + figures
+    data["problems"] = {**before["problems"], **data["problems"]}
+    versions = {**environment(), "clock": "none: errors, not times"}
     record = {"benchmark": "frontier", "environment": versions, "scores": EVALUATIONS, "figures": figures, **data}
-    (RESULTS / "frontier.json").write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n")
     draw(data, Path(__file__).parents[1] / "docs" / "results" / "frontier.png")
 
 

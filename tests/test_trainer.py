@@ -576,13 +576,15 @@ def test_weights_without_times_are_refused():
     t = UniformTimes()(4, PROCESS)[1]
     objective = NCMLObjective(PROCESS)
     with pytest.raises(ArgumentError, match="weight: got one without t"):
-        objective(torch.nn.Identity(), torch.zeros(4, 2), weight=t)
+        objective(MAF((2,), PROCESS, hidden=(4,)), torch.zeros(4, 2), weight=t)
     with pytest.raises(ArgumentError, match=r"weight: got shape \(3,\); expected \(4,\)"):
-        objective(torch.nn.Identity(), torch.zeros(4, 2), t=0.01, weight=torch.ones(3))
+        objective(MAF((2,), PROCESS, hidden=(4,)), torch.zeros(4, 2), t=0.01, weight=torch.ones(3))
     with pytest.raises(ArgumentError, match="weight: got 1 non-finite"):
-        objective(torch.nn.Identity(), torch.zeros(4, 2), t=0.01, weight=torch.tensor([1.0, math.nan, 1.0, 1.0]))
+        objective(
+            MAF((2,), PROCESS, hidden=(4,)), torch.zeros(4, 2), t=0.01, weight=torch.tensor([1.0, math.nan, 1.0, 1.0])
+        )
     with pytest.raises(TypeError, match="weight: got float"):
-        objective(torch.nn.Identity(), torch.zeros(4, 2), t=0.01, weight=1.0)
+        objective(MAF((2,), PROCESS, hidden=(4,)), torch.zeros(4, 2), t=0.01, weight=1.0)
 
 
 @pytest.mark.parametrize("classes", [False, True])

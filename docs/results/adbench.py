@@ -116,7 +116,7 @@ allows with probability 99.9 % (beta-binomial).
 
 {table(["table", *(f"p at most {float(rate):.0%}" for rate in first["false_alarms"])], alarms)}
 
-In file order, as above, these rates do not hold on tables whose second half differs from the first.
+In file order, as above, these rates need not hold: the second half of a table may differ from the first.
 
 ## Time
 

@@ -39,7 +39,7 @@ class LatticeMetropolis(GridSampler):
     grid: Grid | str = "uniform"
     moves: int = 64
 
-    needs: ClassVar[type[NoiseProcess]] = DiscreteProcess
+    needs: ClassVar[type[NoiseProcess]] = DiscreteProcess  # type: ignore[type-abstract]
     needs_log_density: ClassVar[bool] = True
     moves_in_place: ClassVar[bool] = True
 
@@ -89,7 +89,7 @@ class LatticeGibbs(Sampler):
 
     sweeps: int = 2
 
-    needs: ClassVar[type[NoiseProcess]] = DiscreteProcess
+    needs: ClassVar[type[NoiseProcess]] = DiscreteProcess  # type: ignore[type-abstract]
     needs_log_density: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -88,6 +88,8 @@ class NoiseConfig:
             drawn by bins and weighted back) have an atom at t = 0; ladder has finitely many levels (paper, eq. 7);
             zero is t = 0 only, which is maximum likelihood.
         p_zero: Share of each batch at t = 0; for uniform, log-uniform and importance.
+        score_matching: Factor of the error of the model's own score, added to the loss at t > 0; a step then costs two
+            to three times as much.
         t_min: For uniform: the smallest positive time.
         std_min: For log-uniform: the smallest positive noise, in data units; 1e-3 if not given.
         ladder: For ladder: its times above 0, which is always in it.
@@ -109,6 +111,7 @@ class NoiseConfig:
     edge: Literal["clip", "reflect"] | None = None
     times: Literal["uniform", "log-uniform", "zero", "ladder", "importance"] = "uniform"
     p_zero: float = 0.2
+    score_matching: float = 0.0
     t_min: float | None = None
     std_min: float | None = None
     ladder: tuple[float, ...] = ()
