@@ -44,25 +44,17 @@ def collect(runs: Path) -> dict[str, Any]:
         mechanism = folder / "mechanism.json"
         result[folder.name] = {
             "floor": json.loads((folder / "floor.json").read_text()),
+            "chosen": json.loads((folder / "chosen.json").read_text()),
             "runs": reports,
             "mechanism": json.loads(mechanism.read_text()) if mechanism.exists() else None,
         }
     return result
 
 
-def judged(run: dict[str, Any]) -> float:
-    """What settings were chosen by, as in run.py."""
-    if run["settings"]["way"] == "fixed":
-        return float(run["samples"]["Tweedie"]["energy"])
-    return float(run["nats"]["0"])
-
-
 def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
     """The test runs of the chosen settings of a way of training, by seed."""
-    runs = [r for r in entry["runs"] if r["settings"]["way"] == way]
-    tried = [r for r in runs if r["settings"]["seed"] >= TUNING]
-    chosen = {**min(tried, key=judged)["settings"], "seed": None} if tried else None
-    found = [r for r in runs if r["settings"]["seed"] < TUNING and chosen in (None, {**r["settings"], "seed": None})]
+    chosen = {**entry["chosen"][way], "seed": None}
+    found = [r for r in entry["runs"] if r["settings"]["seed"] < TUNING and {**r["settings"], "seed": None} == chosen]
     return sorted(found, key=lambda r: r["settings"]["seed"])
 
 
@@ -247,8 +239,14 @@ def draw_paths(runs: Path, file: Path) -> None:
     from matplotlib.figure import Figure
 
     folder = next(path for path in sorted(runs.iterdir()) if path.name.startswith("paths-0.0001-64-made"))
-    reports = {way: sorted(folder.glob(f"{way}-*seed0.json")) for way in ("ml", "ncml")}
-    loaded = {way: json.loads(files[0].read_text())["samples"] for way, files in reports.items()}
+    reports = [json.loads(file.read_text()) for file in folder.glob("*seed0.json")]
+    chosen = json.loads((folder / "chosen.json").read_text())
+    loaded = {
+        w: r["samples"]
+        for r in reports
+        for w in ("ml", "ncml")
+        if {**r["settings"], "seed": None} == {**chosen[w], "seed": None}
+    }
     shown = {
         "maximum likelihood": loaded["ml"]["direct"]["shown"],
         "NCML, drawn at t = 0": loaded["ncml"]["direct"]["shown"],

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +132,10 @@ def exact_forecasts(data: Problem) -> dict[str, list[float]]:
 def measured(folder: Path, model: str, size: Size, data: Problem, seeds: list[int]) -> dict[str, Any]:
     """All of it for every trained model of the chosen settings."""
     result: dict[str, Any] = {}
+    settings = json.loads((folder / "chosen.json").read_text())
     for way in ("ml", "ncml"):
-        for file in sorted(folder.glob(f"{way}-*.json")):
-            settings = json.loads(file.read_text())["settings"]
-            if settings["seed"] not in seeds:
-                continue
-            chosen = replace(Settings(way, 0), **{f.name: settings[f.name] for f in fields(Settings)})
+        for seed in seeds:
+            chosen = Settings(**{**settings[way], "seed": seed})
             density = load(model, size, data, chosen, folder)
             assert isinstance(density, MADE | CausalTransformer)
             levels = (0.0, 0.05, 0.1) if way == "ncml" else (0.0,)

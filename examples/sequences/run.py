@@ -278,14 +278,17 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     floor = measures(data, data.validation[:4000], data.test)
     write_report(folder / "floor.json", {"floor": floor, "limit": data.limit, "quick": args.quick})
+    chosen = {}
     for way in WAYS:
         tried = TRIED[way]
         if args.model == "transformer" and way == "fixed":
             tried = tried[1:2]  # the level in the middle, untried: its runs take long
         reports = [run(args.model, size, data, s, folder, True) for s in tried] if len(tried) > 1 else []
         best = tried[min(range(len(reports)), key=lambda i: judged(reports[i]))] if reports else tried[0]
+        chosen[way] = asdict(best)
         for seed in args.seeds:
             run(args.model, size, data, replace(best, seed=seed), folder, False)
+    write_report(folder / "chosen.json", chosen)
 
 
 if __name__ == "__main__":
