@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import time
 from dataclasses import replace
@@ -33,6 +34,7 @@ def silent(path):
 
 def dies(path):
     if len(path.read_bytes()) < 30:
+        faulthandler.disable()  # which would print a page
         os.abort()
 
 
