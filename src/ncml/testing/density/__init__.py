@@ -14,7 +14,7 @@ from ncml.density import NoiseConditionalDensity
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import NoiseProcess
 from ncml.testing.cases import DensityCase
-from ncml.testing.density import autoregressive, contract, entry, normalisation, samples, score
+from ncml.testing.density import autoregressive, contract, coverage, entry, normalisation, samples, score
 from ncml.testing.expectations import lattice_points
 from ncml.testing.report import Check, Report, checks_with, run_all
 
@@ -27,6 +27,7 @@ CHECKS = (
     *autoregressive.CHECKS,
     *normalisation.CHECKS,
     *samples.CHECKS,
+    *coverage.CHECKS,
 )
 
 SAMPLES = 2000

@@ -24,6 +24,29 @@ def float64_copy_works(case: DensityCase) -> None:
     )
 
 
+def float32_agrees_with_float64(case: DensityCase) -> None:
+    """The same numbers in both, as far as x in float32 is known at all."""
+    require(case.density.dtype == torch.float32, f"its dtype is {case.density.dtype}")
+    single = copy.deepcopy(case.exact).float()
+    double = copy.deepcopy(single).double()
+    for t in case.times:
+        x = case.noisy(t, 64).float()
+        for name in ("log_prob", "log_density"):
+            coarse = getattr(single, name)(x, t, case.contexts(64, dtype=torch.float32)).double()
+            fine = getattr(double, name)(x.double(), t, case.contexts(64, dtype=torch.float32))
+            score = double.score(x.double(), t, case.contexts(64, dtype=torch.float32))
+            rounding = (x.double() * score).abs().flatten(1).sum(1)
+            allowed = 0.01 + 1e-4 * fine.abs() + 64.0 * torch.finfo(torch.float32).eps * rounding
+            error = torch.where(coarse == fine, torch.zeros_like(fine), (coarse - fine).abs())
+            worst = int((error / allowed).nan_to_num(nan=math.inf).argmax())
+            expect(
+                error[worst] <= allowed[worst],
+                f"{name} in float32 {float(coarse[worst]):.9g} at t = {t:.3g}",
+                f"its value in float64, {float(fine[worst]):.9g}, within {float(allowed[worst]):.2g}",
+                "large numbers cancel, or a part runs in half precision: keep log-densities, times and heads in float32",
+            )
+
+
 def log_prob_is_one_number_per_example(case: DensityCase) -> None:
     x, t, context = case.batch(own=True)
     for name in ("log_prob", "log_density"):
@@ -201,6 +224,7 @@ def bad_arguments_are_refused(case: DensityCase) -> None:
 
 CHECKS = (
     float64_copy_works,
+    float32_agrees_with_float64,
     log_prob_is_one_number_per_example,
     empty_batches_work,
     arguments_are_left_alone,
