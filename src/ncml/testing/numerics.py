@@ -40,7 +40,7 @@ def cdf_distance(u: Tensor) -> float:
     return float(torch.maximum((steps[1:] - u).max(), (u - steps[:-1]).max()))
 
 
-def binomial_bound(n: int, p: Tensor) -> Tensor:
+def binomial_bound(n: int | Tensor, p: Tensor) -> Tensor:
     """Bound on ``|count - n p|`` for ``n`` trials (Bernstein, no approximation); 0 where p is 0 or 1."""
     log_term = math.log(2.0 / FALSE_ALARM)
     variance = n * p * (1.0 - p)

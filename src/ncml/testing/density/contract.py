@@ -30,11 +30,12 @@ def float32_agrees_with_float64(case: DensityCase) -> None:
     single = copy.deepcopy(case.exact).float()
     double = copy.deepcopy(single).double()
     for t in case.times:
-        x = case.noisy(t, 64).float()
+        x, context = case.noisy(t, 64).float(), case.contexts(64, dtype=torch.float32)
+        wide = None if context is None else context.double() if context.is_floating_point() else context
         for name in ("log_prob", "log_density"):
-            coarse = getattr(single, name)(x, t, case.contexts(64, dtype=torch.float32)).double()
-            fine = getattr(double, name)(x.double(), t, case.contexts(64, dtype=torch.float32))
-            score = double.score(x.double(), t, case.contexts(64, dtype=torch.float32))
+            coarse = getattr(single, name)(x, t, context).detach().double()
+            fine = getattr(double, name)(x.double(), t, wide).detach()
+            score = double.score(x.double(), t, wide)
             rounding = (x.double() * score).abs().flatten(1).sum(1)
             allowed = 0.01 + 1e-4 * fine.abs() + 64.0 * torch.finfo(torch.float32).eps * rounding
             error = torch.where(coarse == fine, torch.zeros_like(fine), (coarse - fine).abs())
