@@ -29,11 +29,10 @@ def some_columns(x: Tensor) -> Tensor:
 
 def normal_scores(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each column's values by their rank, as quantiles of N(0, 1); ties are broken at random."""
-    n = x.shape[0]
-    shuffle = torch.randperm(n, generator=generator, device=x.device)
-    ranks = x[shuffle].argsort(dim=0, stable=True).argsort(dim=0)
-    scores = torch.special.ndtri((ranks.double() + 0.5) / n)
-    return torch.empty_like(scores).index_copy_(0, shuffle, scores)
+    shuffle = torch.rand(x.shape, generator=generator, device=x.device).argsort(dim=0)
+    ranks = x.gather(0, shuffle).argsort(dim=0, stable=True).argsort(dim=0)
+    scores = torch.special.ndtri((ranks.double() + 0.5) / x.shape[0])
+    return torch.empty_like(scores).scatter_(0, shuffle, scores)
 
 
 def whitened(z: Tensor) -> Tensor:

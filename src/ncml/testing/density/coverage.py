@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def samples_have_the_means_of_the_density(case: DensityCase) -> str:
         if isinstance(weighted, str):
             skipped.append(f"{weighted} at t = {t:.3g}")
             continue
-        x, weights, exact, note = weighted
+        x, weights, error, note = weighted
         notes += [note] if note else []
         samples = density.sample(case.samples, t, case.one_context(case.samples), generator=case.generator(5)).double()
         samples = samples.flatten(1)
@@ -54,33 +55,41 @@ def samples_have_the_means_of_the_density(case: DensityCase) -> str:
         phase = 2.0 * math.pi * torch.rand(FEATURES, dtype=torch.float64, device=x.device, generator=generator)
         expected, variance = weighted_mean((((x - center) / scale) @ wave + phase).cos(), weights)
         values = (((samples - center) / scale) @ wave + phase).cos()
-        noise = values.var(0) / len(values) + (0.0 if exact else 1.0) * variance
-        slack = 1e-4 if exact else 0.0
-        z = ((values.mean(0) - expected).abs() - slack).clamp(min=0.0) / noise.sqrt().clamp(min=1e-12)
+        noise = values.var(0) / len(values) + (variance if error is None else 0.0)
+        z = ((values.mean(0) - expected).abs() - (error or 0.0)).clamp(min=0.0) / noise.sqrt().clamp(min=1e-12)
         expect_equal_means(z, f"over {len(values)} samples, in one of {FEATURES} waves, at t = {t:.3g}", MISSING)
     require(len(skipped) < len(case.times), "; ".join(skipped))
     return "; ".join(notes + skipped)
 
 
-def _weighted(case: DensityCase, t: float) -> tuple[Tensor, Tensor, bool, str] | str:
-    """Points with weights, whether these are exact, and a remark; or why there are none."""
+class Weighted(NamedTuple):
+    """Points with weights; what means of them may be off by, None if that is up to chance; and a remark."""
+
+    x: Tensor
+    weights: Tensor
+    error: float | None
+    note: str
+
+
+def _weighted(case: DensityCase, t: float) -> Weighted | str:
+    """Weighted points at one time, or why there are none."""
     lattice = case.density.lattice
     if case.has_masses(t) and lattice is not None and lattice.levels**case.dims <= MAX_STATES:
         levels = torch.cartesian_prod(*[torch.arange(lattice.levels)] * case.dims).reshape(-1, case.dims)
         x = lattice.to_unit(levels.to(case.x.device), dtype=torch.float64)
         log_p = in_chunks(case.exact.log_prob, case.events(x), t, case.one_context(len(x)))
-        return x, log_p.softmax(0), True, ""
+        return Weighted(x, log_p.softmax(0), 1e-9, "")
     if not case.has_masses(t) and case.dims <= 2:
         integral = Cubature(case, t, case.contexts(1))(LOOKS)
-        if integral.error > 3e-3:
+        if integral.error > 0.02:
             return f"{LOOKS} points do not resolve the density"
-        return integral.x, integral.mass, True, integral.note
+        return Weighted(integral.x, integral.mass, integral.error + 1e-4, integral.note)
     if case.dims > MAX_DIMS:
         return f"{case.dims} dimensions are too many for importance weights"
     proposals = Proposals(case, t, case.contexts(1), PROPOSALS)
     if proposals.degenerate:
         return "importance weights degenerate"
-    return proposals.x, proposals.weights, False, proposals.note
+    return Weighted(proposals.x, proposals.weights, None, proposals.note)
 
 
 def samples_reach_every_mode(case: DensityCase) -> str:

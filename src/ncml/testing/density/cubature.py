@@ -63,7 +63,7 @@ class Cubature:
         d = case.dims
         self.unit = torch.cartesian_prod(*[unit] * d).reshape(-1, d).to(typical)
         self.weight = torch.cartesian_prod(*[weight] * d).reshape(-1, d).prod(1).to(typical)
-        self.evaluations, self.outside = 0, 0
+        self.evaluations, self.outside, self.ends = 0, 0, False
 
     def first(self) -> tuple[Tensor, Tensor]:
         """Lower and upper corners in y of the first cells."""
@@ -88,6 +88,7 @@ class Cubature:
         x = self.center + self.scale * y.sinh()
         log_p = self.log_density(x.flatten(0, 1)).reshape(volume.shape)
         mass = volume * log_p.exp()
+        self.ends = self.ends or bool((log_p == -math.inf).any())
         bad = ~(log_p < math.inf)  # +inf, and NaN
         if bool(bad.any()):
             mass = self.without_far_nodes(x, mass, bad)
@@ -153,6 +154,11 @@ class Cubature:
             done = (change <= 0.01 * SETTLED * total) | (settled & calm)
             moving = ~done.repeat_interleave(2**d) & (mass.sum(1) > 0.01 * SETTLED * total)
             moving |= self.coarse(low, high)
+            if self.ends:  # somewhere the density is 0: between a corner and the nodes, perhaps
+                y = low[:, None] + 2.0 * (high - low)[:, None] * corners
+                at_corners = self.log_density((self.center + self.scale * y.sinh()).flatten(0, 1)).reshape(len(y), -1)
+                ends = (at_corners == -math.inf).any(1) & (mass.sum(1) > 0.01 * SETTLED * total)
+                moving |= ends
             error += float(change[~moving.reshape(-1, 2**d).any(1)].sum())
             last = float(change.sum())
             done_x.append(x[~moving].flatten(0, 1))

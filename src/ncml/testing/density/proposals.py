@@ -20,6 +20,9 @@ TYPICAL = 1000
 DEGREES = 5
 """Degrees of freedom of Student-t proposals, which have heavier tails than most densities."""
 
+ROUNDS = 3
+"""How often proposals are fitted anew, where there are no samples to fit them to."""
+
 LEAST = 0.02
 """Least share of proposals that may be effective."""
 
@@ -39,14 +42,16 @@ class Proposals:
             f"normalisation cannot be checked in {case.dims} dimensions; build the same architecture with fewer",
         )
         self.case, self.n, self.generator, self.note = case, n, case.generator(stream), ""
+        self.t, self.context = t, context
         typical = case.typical(t, TYPICAL, stream, context).flatten(1)
-        self.x, log_q, radius = self._lattice(typical) if case.has_masses(t) else self._student(typical)
-        values = []
-        with torch.no_grad():
-            for part in self.x.split(CHUNK):
-                rows = None if context is None else context.expand(len(part), *context.shape[1:])
-                values.append(case.exact(case.events(part), part.new_full((len(part),), t), rows))
-        log_p = torch.cat(values).double()
+        if case.has_masses(t):
+            self.x, log_q, radius = self._lattice(typical)
+        else:
+            mean, covariance = typical.mean(0), torch.atleast_2d(typical.T.cov())
+            for _ in range(0 if case.can_sample else ROUNDS):
+                mean, covariance = self._adapted(mean, covariance)
+            self.x, log_q, radius = self._student(mean, covariance, n)
+        log_p = self._log_prob(self.x)
         bad = ~(log_p < math.inf)  # +inf, and NaN
         self.weights = torch.where(bad, -math.inf, log_p - log_q).exp()
         if bool(bad.any()):
@@ -59,6 +64,24 @@ class Proposals:
                 "the model overflows near its data",
             )
             self.note = f"{int(bad.sum())} far proposals that are not finite count as no mass at t = {t:.3g}"
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        """The call itself, which may be NaN."""
+        values = []
+        with torch.no_grad():
+            for part in x.split(CHUNK):
+                rows = None if self.context is None else self.context.expand(len(part), *self.context.shape[1:])
+                values.append(self.case.exact(self.case.events(part), part.new_full((len(part),), self.t), rows))
+        return torch.cat(values).double()
+
+    def _adapted(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the density as weighted points see them, from data that may lie beside it."""
+        x, log_q, _ = self._student(mean, 2.0 * covariance, TYPICAL)
+        log_w = (self._log_prob(x) - log_q).nan_to_num(nan=-math.inf, posinf=-math.inf)
+        top = log_w.topk(TYPICAL // 20).values[-1]  # the largest weights count as one of them
+        share = log_w.clamp(max=float(top)).softmax(0)[:, None]
+        center = (share * x).sum(0)
+        return center, ((share * (x - center)).T @ (x - center)).nan_to_num()
 
     @property
     def degenerate(self) -> bool:
@@ -74,13 +97,13 @@ class Proposals:
         chance = math.sqrt(2.0 * length / self.n) * float(self.weights.std())
         return float(self.weights.mean()), chance + 7.0 * length * float(self.weights.max()) / (3.0 * (self.n - 1))
 
-    def _student(self, typical: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _student(self, mean: Tensor, covariance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws of a Student-t distribution, their log-densities, and their distances in standard deviations."""
         d = self.case.dims
-        covariance = torch.atleast_2d(typical.T.cov())
         jitter = 1e-12 * covariance.trace().clamp(min=1e-300) / d
-        scale = torch.linalg.cholesky(covariance + jitter * torch.eye(d).to(typical))
+        scale = torch.linalg.cholesky(covariance + jitter * torch.eye(d).to(covariance))
         z, chi = (
-            torch.randn(self.n, k, dtype=torch.float64, device=typical.device, generator=self.generator)
+            torch.randn(n, k, dtype=torch.float64, device=mean.device, generator=self.generator)
             for k in (d, DEGREES)
         )
         r = z / (chi.square().sum(1) / DEGREES).sqrt()[:, None]
@@ -91,7 +114,7 @@ class Proposals:
             - scale.diagonal().log().sum()
             - 0.5 * (DEGREES + d) * (r.square().sum(1) / DEGREES).log1p()
         )
-        return typical.mean(0) + r @ scale.T, log_q, r.norm(dim=1)
+        return mean + r @ scale.T, log_q, r.norm(dim=1)
 
     def _lattice(self, typical: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Lattice points with the marginals of ``typical``, a tenth of them uniform."""

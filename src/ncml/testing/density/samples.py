@@ -219,7 +219,7 @@ def _jumps(case: DensityCase, t: float, x: Tensor) -> bool:
         return True
     gained = ((slope * move[:, None]).sum(2) * weight).sum(1)
     change = ends[1] - ends[0]
-    apart = ~((change - gained).abs() <= 0.01 * (1.0 + change.abs()))
+    apart = ~change.isfinite() | ((change - gained).abs() > 0.01 * (1.0 + change.abs()))
     return int(apart.sum()) > len(x) // 50
 
 
