@@ -155,6 +155,8 @@ def test_unusual_processes_conform(process):
     assert check_noise_process(process).passed
 
 
-@pytest.mark.parametrize("sampler", [EulerMaruyama(steps=48, grid="uniform"), HeunODE(steps=24), PredictorCorrector()], ids=str)
+@pytest.mark.parametrize(
+    "sampler", [EulerMaruyama(steps=48, grid="uniform"), HeunODE(steps=24), PredictorCorrector()], ids=str
+)
 def test_samplers_conform_from_other_seeds(sampler):
     assert check_sampler(sampler, seed=5).passed

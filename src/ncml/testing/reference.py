@@ -125,7 +125,9 @@ class KnownMixture(KnownGaussian):
     def cdf(self, x: Tensor, t: float) -> Tensor:
         """The distribution function of each coordinate at time ``t``."""
         parts = (self.component(t, i) for i in range(2))
-        return sum((w * torch.special.ndtr((x - m) / s) for w, (m, s) in zip(self.weights, parts, strict=True)), 0.0 * x)
+        return sum(
+            (w * torch.special.ndtr((x - m) / s) for w, (m, s) in zip(self.weights, parts, strict=True)), 0.0 * x
+        )
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
         self.calls.append(Call(t, context, self.training or self.child.training))

@@ -103,7 +103,9 @@ class Cubature:
                 rows = len(part)
                 t = part.new_full((rows,), self.t)
                 context = None if self.context is None else self.context.expand(rows, *self.context.shape[1:])
-                values.append(self.case.exact(part.reshape(-1, *self.case.density.event_shape), t, context, edges=False))
+                values.append(
+                    self.case.exact(part.reshape(-1, *self.case.density.event_shape), t, context, edges=False)
+                )
         return torch.cat(values).double()
 
     def without_far_nodes(self, x: Tensor, mass: Tensor, bad: Tensor) -> Tensor:
@@ -130,6 +132,15 @@ class Cubature:
             wide[i] = bool(((self.typical >= low[i]) & (self.typical <= high[i])).all(1).any())
         return wide
 
+    def mixed(self, low: Tensor, high: Tensor, mass: Tensor, corners: Tensor, least: float) -> Tensor:
+        """Whether the density ends inside a cell, perhaps between its nodes and a corner, where that matters."""
+        y = low[:, None] + 2.0 * (high - low)[:, None] * corners
+        x = self.center + self.scale * y.sinh()
+        p = self.log_density(x.flatten(0, 1)).exp().reshape(len(y), -1)
+        volume = (x.amax(1) - x.amin(1)).prod(1)
+        nothing = (p == 0).any(1) | (mass == 0).any(1)
+        return nothing & (p.amax(1) * volume + mass.sum(1) > least)
+
     def __call__(self, budget: int = MAX_EVALUATIONS) -> Integral:
         """Divide cells until all have settled, or the budget is spent."""
         d = self.case.dims
@@ -154,11 +165,8 @@ class Cubature:
             done = (change <= 0.01 * SETTLED * total) | (settled & calm)
             moving = ~done.repeat_interleave(2**d) & (mass.sum(1) > 0.01 * SETTLED * total)
             moving |= self.coarse(low, high)
-            if self.ends:  # somewhere the density is 0: between a corner and the nodes, perhaps
-                y = low[:, None] + 2.0 * (high - low)[:, None] * corners
-                at_corners = self.log_density((self.center + self.scale * y.sinh()).flatten(0, 1)).reshape(len(y), -1)
-                ends = (at_corners == -math.inf).any(1) & (mass.sum(1) > 0.01 * SETTLED * total)
-                moving |= ends
+            if self.ends:
+                moving |= self.mixed(low, high, mass, corners, 0.01 * SETTLED * total)
             error += float(change[~moving.reshape(-1, 2**d).any(1)].sum())
             last = float(change.sum())
             done_x.append(x[~moving].flatten(0, 1))
@@ -169,6 +177,8 @@ class Cubature:
             error += last
             done_x.append(x.flatten(0, 1))
             done_mass.append(mass.flatten())
-        note = f"{self.outside} far nodes that are not finite count as no mass at t = {self.t:.3g}" if self.outside else ""
+        note = (
+            f"{self.outside} far nodes that are not finite count as no mass at t = {self.t:.3g}" if self.outside else ""
+        )
         error = error / total if total else math.inf
         return Integral(torch.cat(done_x), torch.cat(done_mass), total, error, note)

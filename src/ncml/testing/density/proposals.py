@@ -103,8 +103,7 @@ class Proposals:
         jitter = 1e-12 * covariance.trace().clamp(min=1e-300) / d
         scale = torch.linalg.cholesky(covariance + jitter * torch.eye(d).to(covariance))
         z, chi = (
-            torch.randn(n, k, dtype=torch.float64, device=mean.device, generator=self.generator)
-            for k in (d, DEGREES)
+            torch.randn(n, k, dtype=torch.float64, device=mean.device, generator=self.generator) for k in (d, DEGREES)
         )
         r = z / (chi.square().sum(1) / DEGREES).sqrt()[:, None]
         log_q = (

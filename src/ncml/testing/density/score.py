@@ -37,7 +37,9 @@ def score_is_the_gradient(case: DensityCase) -> None:
         x = case.noisy(t)
         context = case.contexts(x.shape[0])
         score = case.exact.score(x, t, context).flatten(1)
-        some = in_chunks(case.exact.log_density, x, t, context) > -math.inf  # elsewhere there is nothing to differentiate
+        some = (
+            in_chunks(case.exact.log_density, x, t, context) > -math.inf
+        )  # elsewhere there is nothing to differentiate
         unit = _unit(score)
         for i in range(DIRECTIONS):
             v = _direction(case, x, i)
