@@ -183,7 +183,7 @@ def outliers(run: OpenRun, test: DataSet, ood: Path | None, settings: EvaluateSe
     for name, x in sets.items():
         outside = _statistics(run, x, name, settings)
         result[name] = {
-            statistic: auroc_interval(sign * inside[key], sign * outside[key], generator=draw)
+            statistic: auroc_interval(sign * inside[key], sign * outside[key])
             for statistic, key, sign in (
                 ("log_p", "log_p", 1.0),
                 ("log_p_plus_log_score_norm", "log_p_plus_log_score_norm", 1.0),
