@@ -78,10 +78,11 @@ def test_fewer_rows_than_features_lose_no_precision(rows):
     cross = np.linalg.svd((ca @ cb.t()).numpy(), compute_uv=False).sum() / math.sqrt(n * m)
     shift = float((a.mean(0) - b.mean(0)).square().sum())
     expected = shift + float(ca.square().sum()) / n + float(cb.square().sum()) / m - 2 * cross
-    with pytest.warns(UserWarning, match=f"^a: got {rows} rows of 30 features; expected more rows"):
+    with pytest.warns(UserWarning) as caught:
         assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-7)
-    with pytest.warns(UserWarning, match=f"^b: got {rows} rows of 30 features"):
-        assert frechet_distance(randn(50, 30, seed=15), a) > 0.0
+    told = [str(w.message) for w in caught]
+    assert told[0].startswith(f"a: got {rows} rows of 30 features; expected more rows")
+    assert told[1].startswith(f"b: got {rows + 3} rows of 30 features")
 
 
 def test_constant_features_have_only_a_mean():
