@@ -21,7 +21,12 @@ CHECKS = (*contract.CHECKS, *gaussian.CHECKS, *sde.CHECKS, *discrete.CHECKS)
 
 
 def check_noise_process(
-    process: NoiseProcess, x: Tensor | None = None, *, starts_at_data: bool = True, seed: int = 0, progress: bool | None = None
+    process: NoiseProcess,
+    x: Tensor | None = None,
+    *,
+    starts_at_data: bool = True,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> Report:
     """Check that a noise process keeps its contract, and that its closed forms belong together.
 

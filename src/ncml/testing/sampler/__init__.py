@@ -22,7 +22,12 @@ TOLERANCE = 0.05
 
 
 def check_sampler(
-    sampler: Sampler, process: GaussianProcess | None = None, *, tolerance: float = TOLERANCE, seed: int = 0, progress: bool | None = None
+    sampler: Sampler,
+    process: GaussianProcess | None = None,
+    *,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> Report:
     """Check that a sampler keeps its contract and leads from the distribution at T to that at t_end.
 
