@@ -44,7 +44,7 @@ def float32_agrees_with_float64(case: DensityCase) -> None:
                 error[worst] <= allowed[worst],
                 f"{name} in float32 {float(coarse[worst]):.9g} at t = {t:.3g}",
                 f"its value in float64, {float(fine[worst]):.9g}, within {float(allowed[worst]):.2g}",
-                "large numbers cancel, or a part runs in half precision: keep log-densities, times and heads in float32",
+                "large numbers cancel, or a part runs in half precision: keep log-densities and times in float32",
             )
 
 

@@ -117,8 +117,8 @@ def _expect_average_of_one(proposals: Proposals, t: float, where: str) -> None:
         abs(mean - 1.0) <= error + 1e-9,
         f"an integral of exp(log_prob) of {mean:.5f} (importance sampling) at t = {t:.6g}{where}",
         f"1 +- {error:.5f}",
-        "a log-determinant, a constant such as log(width), or the sum over dimensions is missing, for this t and context "
-        "at least",
+        "a log-determinant, a constant such as log(width), or the sum over dimensions is missing, at least for this t "
+        "and context",
     )
 
 

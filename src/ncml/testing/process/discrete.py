@@ -75,8 +75,8 @@ def moves_match_the_transition_matrix(case: ProcessCase) -> None:
             float(excess[i, j]) <= 0.0,
             f"{int(counts[i, j])} of {int(n[i])} moves from level {i} to {j} at t = {t:.3g}",
             f"{float(n[i] * matrix[i, j]):.0f} +- {float(bound[i, j]):.0f}",
-            "perturb and transition_matrix disagree (noise applied twice? half the probability per side? edges? a level "
-            "that never moves?)",
+            "perturb and transition_matrix disagree (noise applied twice? half the probability per side? edges? a "
+            "level that never moves?)",
         )
 
 
