@@ -148,7 +148,7 @@ def test_far_points_that_are_not_finite_are_no_mass_and_reported():
     report = check_density(Given(overflowing(500.0)), seed=1)
     assert "far nodes that are not finite count as no mass" in dict(report.notes)["density_integrates_to_one"]
     assert "note            density_integrates_to_one: " in str(report)
-    with pytest.raises(ConformanceError, match="a log-density of NaN or .inf at x = .*wherever there is mass"):
+    with pytest.raises(ConformanceError, match=r"a log-density of NaN or .inf at x = .*wherever there is mass"):
         check_density(Given(overflowing(0.8)), 0.1 * torch.randn(8, 1, generator=seeded(0)))
 
 

@@ -102,8 +102,10 @@ def stein_identities_hold(case: DensityCase) -> None:
         pairs = (score[:, :, None] * x[:, None, :]) if case.dims <= CROSS_DIMS else (score * x)[:, :, None]
         target = -torch.eye(case.dims).to(x) if case.dims <= CROSS_DIMS else -torch.ones(case.dims, 1).to(x)
         where = f"over {x.shape[0]} samples at t = {t:.3g}"
-        meaning = "the score and the samples belong to different densities; look at the sampler's use of t, its inverse, and "
+        meaning = (
+            "the score and the samples belong to different densities; look at the sampler's use of t, its inverse, and "
             "the order of its parameters"
+        )
         for name, values, expected in (("s", score, torch.zeros_like(score[0])), ("s x^T", pairs, target)):
             z = (values.mean(0) - expected) / (values.std(0) / math.sqrt(x.shape[0])).clamp(min=1e-12)
             worst = float(z.abs().max())
