@@ -227,7 +227,7 @@ def test_transitions_against_time_or_beyond_it_are_refused(process, s, t):
     with pytest.raises(ArgumentError, match=r"^s, t: got .*; expected 0 <= s <= t <= T"):
         process.transition(s * process.T, t * process.T)
     rows = torch.tensor([0.1, t]) * process.T
-    with pytest.raises(ArgumentError, match="^s, t: got"):
+    with pytest.raises(ArgumentError, match=r"^s, t: got"):
         process.transition(torch.tensor([0.0, s]) * process.T, rows)
 
 
