@@ -122,10 +122,7 @@ class Given(NoiseConditionalDensity):
         return torch.as_tensor(self.log_p(x), dtype=x.dtype).reshape(len(x), -1).sum(1)
 
 
-@pytest.mark.parametrize(
-    "target",
-    [stats.norm(0.3, 0.2), stats.logistic(-1.0, 0.5), stats.laplace(0.1, 1.0), stats.t(3), stats.uniform(-1, 1.7)],
-)
+@pytest.mark.parametrize("target", [stats.laplace(0.1, 1.0), stats.uniform(-1, 1.7)])
 @pytest.mark.parametrize("dims", [1, 2])
 def test_cubature_integrates_densities(target, dims):
     density = Given(lambda x: target.logpdf(x.numpy()), dims)
