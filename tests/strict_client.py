@@ -55,7 +55,7 @@ def main() -> dict[str, float]:
     means = {name: float(generate(density, 4, sampler=s, generator=generator).mean()) for name, s in samplers.items()}
     refined: Refined = HeunODE(steps=2).refine(density, x[:4], density.process.T)
     inside = ood_statistics(density, x[:32])
-    interval = auroc_interval(inside["log_p"], ood_statistics(density, x[32:])["log_p"], generator=generator)
+    interval = auroc_interval(inside["log_p"], ood_statistics(density, x[32:])["log_p"])
     found = {"loss": losses[-1], "refined": float(refined.x.mean()), "auroc": interval.value}
     return {
         **means,

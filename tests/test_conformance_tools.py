@@ -10,10 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ncml import VPSDE, GaussianProcess
-from ncml.errors import ArgumentError
-from ncml.testing import check_noise_process, strategies
+from ncml import VPSDE, GaussianProcess, NoiseConditionalDensity
+from ncml.errors import ArgumentError, ConformanceError
+from ncml.testing import check_density, check_noise_process, strategies
+from ncml.testing.density import prepared
+from ncml.testing.density.cubature import Cubature
 from ncml.testing.expectations import expect_close, expect_refused, expect_same_bits
+from ncml.testing.independence import (
+    expect_independent_columns,
+    expect_independent_pairs,
+    expect_independent_rows,
+)
 from ncml.testing.numerics import (
     binomial_bound,
     cdf_distance,
@@ -21,7 +28,7 @@ from ncml.testing.numerics import (
     dkw_bound,
     gauss_legendre,
     integrate,
-    line_rule,
+    poisson_tail,
 )
 from ncml.testing.report import CheckError
 from tests.problems import seeded
@@ -104,20 +111,83 @@ def test_integrals_with_a_root_singularity():
     assert integrate(lambda t: t.pow(-0.5), 0.0, 4.0) == pytest.approx(4.0, rel=1e-12)
 
 
+class Given(NoiseConditionalDensity):
+    """One of scipy's distributions, or a function of x."""
+
+    def __init__(self, log_p, dims=1):
+        super().__init__((dims,))
+        self.log_p = log_p
+
+    def forward(self, x, t, context=None, *, edges=True):
+        return torch.as_tensor(self.log_p(x), dtype=x.dtype).reshape(len(x), -1).sum(1)
+
+
+@pytest.mark.parametrize("target", [stats.laplace(0.1, 1.0), stats.uniform(-1, 1.7)])
+@pytest.mark.parametrize("dims", [1, 2])
+def test_cubature_integrates_densities(target, dims):
+    density = Given(lambda x: target.logpdf(x.numpy()), dims)
+    integral = Cubature(prepared(density), 0.0, None)()
+    assert integral.total == pytest.approx(1.0, abs=max(3e-5, 5.0 * integral.error))
+    assert integral.error < 3e-3
+    assert float((integral.mass * integral.x[:, 0].clamp(-3, 3)).sum()) == pytest.approx(
+        target.expect(lambda x: min(max(x, -3.0), 3.0)), abs=max(1e-4, 5.0 * integral.error)
+    )
+
+
+def test_far_points_that_are_not_finite_are_no_mass_and_reported():
+    """Beyond a thousand standard deviations; a hole where the mass is, is an error."""
+
+    def overflowing(edge):
+        return lambda x: torch.where(
+            x.abs() < edge, -0.5 * (x / 0.5).square() - 0.5 * math.log(0.5 * math.pi), math.nan
+        )
+
+    report = check_density(Given(overflowing(500.0)), seed=1)
+    assert "far nodes that are not finite count as no mass" in dict(report.notes)["density_integrates_to_one"]
+    assert "note            density_integrates_to_one: " in str(report)
+    with pytest.raises(ConformanceError, match=r"a log-density of NaN or .inf at x = .*wherever there is mass"):
+        check_density(Given(overflowing(0.8)), 0.1 * torch.randn(8, 1, generator=seeded(0)))
+
+
+def test_poisson_tails():
+    for count, mean in ((0, 30.0), (12, 30.0), (80, 30.0), (3, 2.0)):
+        low, high = stats.poisson.cdf(count, mean), stats.poisson.sf(count - 1, mean)
+        assert poisson_tail(count, mean) == pytest.approx(min(1.0, 2.0 * min(low, high)), rel=1e-6)
+
+
+def test_independent_rows_and_columns_pass_whatever_their_law():
+    """Ties, heavy tails, constant and dependent columns; 20 seeds of 5 laws, at a nominal 1e-9 each."""
+    for seed in range(20):
+        g = seeded(seed)
+        z = torch.randn(501, 4, dtype=F64, generator=g)
+        for x in (z, z.tan(), z.round(), (z > 2.5).double(), z.exp()):
+            expect_independent_rows(x, g, "", "")
+            expect_independent_columns(x, g, "", "")
+        expect_independent_rows(torch.cat([z, z[:, :2] + z[:, 2:], 0.0 * z], dim=1), g, "", "")
+        expect_independent_pairs(z[:256].reshape(128, 2, 4), "", "", g)
+
+
 @pytest.mark.parametrize(
-    "target", [stats.norm(0.3, 0.2), stats.logistic(-1.0, 0.5), stats.laplace(0.1, 1.0), stats.t(3)]
+    "change",
+    [
+        lambda z: torch.cat([z[:250], z[:251]]),
+        lambda z: torch.cat([z[:250], -z[:251]]),
+        lambda z: torch.cat([z[:250], z[:251].flip(0)]),
+        lambda z: torch.cat([z[:250], z[:251].abs() * z[250:].sign()]),
+        lambda z: z[:251].repeat_interleave(2, 0)[:501],
+        lambda z: z - 0.5 * z.roll(1, 0),
+    ],
 )
-def test_line_rules_integrate_densities(target):
-    x, w = line_rule(0.1, 0.5, splits=4)
-    assert float((w * torch.from_numpy(target.pdf(x.numpy()))).sum()) == pytest.approx(1.0, abs=1e-6)
-    assert float(x.abs().max()) > 1e4
+def test_dependent_rows_are_seen(change):
+    with pytest.raises(CheckError, match="a correlation of"):
+        expect_independent_rows(change(torch.randn(501, 2, dtype=F64, generator=seeded(0))), seeded(1), "", "")
 
 
-def test_line_rules_take_jumps_at_their_breaks():
-    edges = [-0.5, -0.1, 0.4]
-    x, w = line_rule(0.0, 1.0, splits=1, breaks=edges)
-    inside = ((x > edges[0]) & (x < edges[1])).double() + 2.0 * ((x > edges[1]) & (x < edges[2])).double()
-    assert float((w * inside).sum()) == pytest.approx(0.4 + 2.0 * 0.5, rel=1e-7)
+def test_a_progress_bar_is_shown_where_asked_for(capsys):
+    check_noise_process(VP)
+    assert capsys.readouterr().err == ""  # no terminal
+    check_noise_process(VP, progress=True)
+    assert "checks of VPSDE" in capsys.readouterr().err
 
 
 # Strategies.

@@ -78,8 +78,11 @@ def test_fewer_rows_than_features_lose_no_precision(rows):
     cross = np.linalg.svd((ca @ cb.t()).numpy(), compute_uv=False).sum() / math.sqrt(n * m)
     shift = float((a.mean(0) - b.mean(0)).square().sum())
     expected = shift + float(ca.square().sum()) / n + float(cb.square().sum()) / m - 2 * cross
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-7)
-    assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-12)
+    with pytest.warns(UserWarning, match="expected more rows than features") as caught:
+        assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-7)
+    told = [str(w.message) for w in caught]
+    assert told[0].startswith(f"a: got {rows} rows of 30 features; expected more rows")
+    assert told[1].startswith(f"b: got {rows + 3} rows of 30 features")
 
 
 def test_constant_features_have_only_a_mean():

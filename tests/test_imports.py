@@ -40,7 +40,7 @@ LAYERS = (
 
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}
 
-INTERFACES = {"errors", "checks", "noise", "density", "objective", "score", "sampling"}
+INTERFACES = {"errors", "checks", "progress", "noise", "density", "objective", "score", "sampling"}
 """All that ``ncml.testing`` may see, and of these not the bundled classes: it must not treat them better than a
 user's."""
 

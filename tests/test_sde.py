@@ -15,7 +15,7 @@ from torch import Tensor
 from ncml import VESDE, VPSDE, Lattice, LevelNoise, LinearVESDE, SubVPSDE
 from ncml.errors import ArgumentError
 from ncml.score import exact_divergence
-from tests.problems import LEVEL, SDES, WHOLE_SDES, each_linear_sde, each_whole_sde, plane_mixture, seeded
+from tests.problems import LEVEL, PROCESSES, SDES, WHOLE_SDES, each_linear_sde, each_whole_sde, plane_mixture, seeded
 
 L = math.log(5000.0)
 """Logarithm of sigma_max / sigma_min."""
@@ -219,6 +219,16 @@ def test_half_precision_times_are_raised(process):
     assert process.sigma(t).dtype == process.alpha(t).dtype == process.diffusion(t).dtype == torch.float32
     x = torch.ones(2, 3, dtype=torch.float16)
     assert process.drift(x, torch.tensor([0.0, 0.01])).dtype == torch.float16
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
+@pytest.mark.parametrize(("s", "t"), [(0.5, 0.4), (-0.1, 0.5), (0.5, 1.1), (0.5, math.nan)])
+def test_transitions_against_time_or_beyond_it_are_refused(process, s, t):
+    with pytest.raises(ArgumentError, match=r"^s, t: got .*; expected 0 <= s <= t <= T"):
+        process.transition(s * process.T, t * process.T)
+    rows = torch.tensor([0.1, t]) * process.T
+    with pytest.raises(ArgumentError, match=r"^s, t: got"):
+        process.transition(torch.tensor([0.0, s]) * process.T, rows)
 
 
 # How much noise.

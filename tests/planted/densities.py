@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ncml import NoiseConditionalDensity
-from ncml.densities import MADE, MAF, GaussianDensity
+from ncml.densities import MADE, MAF, GaussianDensity, GaussianMixtureDensity
+from ncml.density import check_draw
 from tests.planted import Bug, pixels
 from tests.planted.pixels import PROCESS
 
@@ -57,6 +58,99 @@ class NoShrinkage(GaussianDensity):
         return x + (1.0 - self.process.alpha(t)).to(x.dtype)[:, None] * self.mean.to(x.dtype)
 
 
+class MissingMode(GaussianMixtureDensity):
+    """Never draws its first component, whose weight is a fifth."""
+
+    def sample(self, n, t=0.0, context=None, *, generator=None):
+        rest = GaussianMixtureDensity(self.process, self.weights[1:], self.means[1:].float(), self.stds[1:])
+        return rest.to(self.dtype).sample(n, t, context, generator=generator)
+
+
+class RoundedNats(GaussianDensity):
+    def forward(self, x, t, context=None, *, edges=True):
+        log_p = super().forward(x, t, context)
+        return (log_p + 1e7) - 1e7 if x.dtype == torch.float32 else log_p
+
+
+class HalfPrecisionMean(GaussianDensity):
+    def forward(self, x, t, context=None, *, edges=True):
+        return super().forward(x if x.dtype == torch.float64 else x.bfloat16().to(x.dtype), t, context)
+
+
+class BetweenTheTimes(GaussianDensity):
+    """Wrong where nobody asks by default, in the middle between 0 and T."""
+
+    def forward(self, x, t, context=None, *, edges=True):
+        return super().forward(x, t) + 0.5 * torch.exp(-(((t / self.process.T - 0.5) / 0.1) ** 2)).to(x.dtype)
+
+
+class OtherContexts(Shifted):
+    """Right in the first context of the check only."""
+
+    def forward(self, x, t, context=None, *, edges=True):
+        return super().forward(x, t, context) + 0.2 * (context[:, 0] > 0.0)
+
+
+class Changed(GaussianDensity):
+    """Returns what ``changed`` makes of right samples."""
+
+    def changed(self, x, mean):
+        return x
+
+    def sample(self, n, t=0.0, context=None, *, generator=None):
+        t, _ = check_draw(self, n, t, context, generator)
+        x = super().sample(n, t, context, generator=generator)
+        mean = self.process.alpha(t).to(x.dtype)[:, None] * self.mean.to(x.dtype)
+        return self.changed(x, mean)
+
+
+class Repeated(Changed):
+    def changed(self, x, mean):
+        return torch.cat([x[: len(x) // 2], x[: -(-len(x) // 2)] * (1.0 + 1e-9)])
+
+
+class Mirrored(Changed):
+    def changed(self, x, mean):
+        half = len(x) // 2
+        return torch.cat([x[:half], (2.0 * mean - x)[:half], x[2 * half :]])
+
+
+class MirroredBackwards(Changed):
+    def changed(self, x, mean):
+        half = len(x) // 2
+        return torch.cat([x[: len(x) - half], (2.0 * mean - x)[:half].flip(0)])
+
+
+class SizesRepeated(Changed):
+    def changed(self, x, mean):
+        half = len(x) // 2
+        same = (x - mean)[:half].abs() * (x - mean)[len(x) - half :].sign()
+        return torch.cat([x[: len(x) - half], mean[:half] + same])
+
+
+class HalfTheBatchMean(Changed):
+    def changed(self, x, mean):
+        return x - 0.5 * (x - mean).mean(0) if len(x) else x
+
+
+class WrongWeights(GaussianMixtureDensity):
+    """Draws its components alike, whatever their weights."""
+
+    def sample(self, n, t=0.0, context=None, *, generator=None):
+        even = GaussianMixtureDensity(self.process, torch.ones_like(self.weights), self.means.float(), self.stds)
+        return even.to(self.dtype).sample(n, t, context, generator=generator)
+
+
+def modes(kind=GaussianMixtureDensity, dims=2, distance=1.6):
+    means = distance * torch.eye(max(dims, 3))[:3, :dims]
+    means[2] -= 0.5 * distance
+    return kind(PROCESS, [0.2, 0.5, 0.3], means, 0.3)
+
+
+def plain(kind=GaussianDensity):
+    return kind(PROCESS, [0.3, -3.0], 0.2)
+
+
 def made(break_masks: bool = False) -> MADE:
     torch.manual_seed(0)
     density = MADE((3,), PROCESS, hidden=(6,), components=2)
@@ -77,6 +171,9 @@ DENSITIES = {
     "one pixel": lambda: pixels.PixelModel(dims=1),
     "dropout": pixels.WithDropout,
     "gaussian": lambda: GaussianDensity(PROCESS, [0.3, -3.0], 0.2),
+    "two-dimensional modes": modes,
+    "six-dimensional modes": lambda: modes(dims=6),
+    "twelve-dimensional modes": lambda: modes(dims=12),
     "made": made,
     "maf": maf,
     "three-dimensional maf": lambda: maf(dims=3),
@@ -147,5 +244,30 @@ DENSITY_BUGS = {
     "log_density past the hooks": Bug("pixels", pixels.PastTheHooks, "hooks_see_every_call"),
     "score past the hooks": Bug("pixels", pixels.ScorePastTheHooks, "hooks_see_every_call"),
     "another function in train mode": Bug("pixels", pixels.OtherInTraining, "train_mode_is_the_same_function"),
+    "a mode missing in 2 dimensions": Bug(
+        "two-dimensional modes", lambda: modes(MissingMode), "samples_have_the_means_of_the_density"
+    ),
+    "a mode missing in 6 dimensions": Bug(
+        "six-dimensional modes", lambda: modes(MissingMode, dims=6), "samples_have_the_means_of_the_density"
+    ),
+    "a mode missing in 12 dimensions": Bug(
+        "twelve-dimensional modes", lambda: modes(MissingMode, dims=12), "samples_reach_every_mode"
+    ),
+    "weights of modes ignored": Bug(
+        "six-dimensional modes", lambda: modes(WrongWeights, dims=6), "samples_reach_every_mode"
+    ),
+    "whole nats in float32": Bug("gaussian", lambda: plain(RoundedNats), "float32_agrees_with_float64"),
+    "bfloat16 inside": Bug("gaussian", lambda: plain(HalfPrecisionMean), "float32_agrees_with_float64"),
+    "wrong between the times": Bug(
+        "gaussian", lambda: plain(BetweenTheTimes), "integral_is_one_at_drawn_times_and_contexts"
+    ),
+    "wrong in other contexts": Bug(
+        "shifted", lambda: OtherContexts((2,)), "integral_is_one_at_drawn_times_and_contexts"
+    ),
+    "second half repeated": Bug("gaussian", lambda: plain(Repeated), "rows_of_samples_are_independent"),
+    "second half mirrored": Bug("gaussian", lambda: plain(Mirrored), "rows_of_samples_are_independent"),
+    "mirrored backwards": Bug("gaussian", lambda: plain(MirroredBackwards), "rows_of_samples_are_independent"),
+    "sizes repeated": Bug("gaussian", lambda: plain(SizesRepeated), "rows_of_samples_are_independent"),
+    "half the batch mean": Bug("gaussian", lambda: plain(HalfTheBatchMean), "rows_of_samples_are_independent"),
     "order off by one": Bug("pixels", pixels.NotAPermutation, "order_is_a_permutation"),
 }

@@ -84,6 +84,33 @@ class UniformNoise(VPSDE):
         return math.sqrt(12.0) * (u - 0.5)
 
 
+class CoupledNeighbours(VPSDE):
+    def draw_noise(self, x, *, generator=None):
+        z = super().draw_noise(x, generator=generator)
+        return 0.8 * z + 0.6 * z.roll(1, -1)
+
+
+class MirroredBatch(VPSDE):
+    def draw_noise(self, x, *, generator=None):
+        z = super().draw_noise(x, generator=generator)
+        half = len(z) // 2
+        return torch.cat([z[:half], -z[:half] * (1.0 + 1e-6), z[2 * half :]])
+
+
+class SharedSizes(VPSDE):
+    """Values of a row are normal and uncorrelated, and all large or all small."""
+
+    def draw_noise(self, x, *, generator=None):
+        z = super().draw_noise(x, generator=generator)
+        return torch.where((z[..., :1] < 0) == (z < 0), z[..., :1], -z[..., :1]) + 1e-9 * z
+
+
+class Clipped(VPSDE):
+    def draw_noise(self, x, *, generator=None):
+        z = super().draw_noise(x, generator=generator)
+        return torch.where(z.abs() > 3.2, 3.2 * z.sign() * (1.0 + 1e-9 * z.abs()), z)
+
+
 class GlobalNoise(VPSDE):
     def draw_noise(self, x, *, generator=None):
         return super().draw_noise(x)
@@ -233,6 +260,18 @@ class AppliedTwice(LevelNoise):
         return super().perturb(super().perturb(x, t, noise=noise), t, noise=noise)
 
 
+class StuckLevel(LevelNoise):
+    def perturb(self, x, t, *, noise=None, generator=None):
+        y = super().perturb(x, t, noise=noise, generator=generator)
+        return torch.where(self.lattice.nearest(x.double()) == 3, x, y)
+
+
+class RowsMoveTogether(LevelNoise):
+    def perturb(self, x, t, *, noise=None, generator=None):
+        noise = self.checked_noise(x, noise, generator)
+        return super().perturb(x, t, noise=noise.flatten(1)[:, :1].reshape(-1, *[1] * (x.ndim - 1)).expand(x.shape))
+
+
 class HalfTheMoves(LevelNoise):
     def transition_matrix(self, t):
         return super().transition_matrix(0.5 * t)
@@ -244,6 +283,7 @@ PROCESSES = {
     "ve": VESDE(T=0.4),
     "cosine": GaussianProcess(torch.cos, torch.sin, T=0.2),
     "level": LevelNoise(5),
+    "nine levels": LevelNoise(9),
 }
 PROCESS_BUGS = {
     "sigma for sigma^2 in sub-VP": Bug("subvp", lambda: VarianceForStd(T=0.2), "sigma_solves_the_diffusion"),
@@ -261,6 +301,12 @@ PROCESS_BUGS = {
     "noise reused": Bug("vp", lambda: SharedNoise(T=0.2), "noise_is_fresh"),
     "noise reused in perturb": Bug("vp", lambda: SharedNoiseInPerturb(T=0.2), "noise_is_fresh"),
     "noise of another distribution": Bug("vp", lambda: UniformNoise(T=0.2), "perturbed_data_have_the_moments"),
+    "noise of neighbours": Bug("vp", lambda: CoupledNeighbours(T=0.2), "noise_is_independent_and_has_its_tails"),
+    "second half mirrored": Bug("vp", lambda: MirroredBatch(T=0.2), "noise_is_independent_and_has_its_tails"),
+    "sizes shared": Bug("vp", lambda: SharedSizes(T=0.2), "noise_is_independent_and_has_its_tails"),
+    "noise clipped": Bug("vp", lambda: Clipped(T=0.2), "noise_is_independent_and_has_its_tails"),
+    "a level that never moves": Bug("nine levels", lambda: StuckLevel(9), "moves_match_the_transition_matrix"),
+    "values move together": Bug("level", lambda: RowsMoveTogether(5), "moves_are_independent"),
     "generator ignored": Bug("vp", lambda: GlobalNoise(T=0.2), "generator_gives_the_noise"),
     "x written to": Bug("vp", lambda: InPlace(T=0.2), "perturb_leaves_its_arguments_alone"),
     "batch statistics": Bug("vp", lambda: BatchStatistics(T=0.2), "perturb_treats_rows_alone"),

@@ -62,6 +62,73 @@ class SameNoiseEveryStep(OtherNoise):
         return torch.randn(x.shape, dtype=x.dtype, generator=seeded(0))
 
 
+class OtherNormals(OtherNoise):
+    """Draws what ``changed`` makes of normals."""
+
+    def changed(self, z):
+        return z
+
+    def step(self, target, x, t, s, state):
+        self_normal = target.normal
+        target.normal = lambda x: self.changed(self_normal(x))
+        try:
+            return EulerMaruyama.step(self, target, x, t, s, state)
+        finally:
+            target.normal = self_normal
+
+
+class OneNumberPerRow(OtherNormals):
+    def changed(self, z):
+        return z[:, :1].expand(z.shape)
+
+
+class SharedByNeighbours(OtherNormals):
+    def changed(self, z):
+        return (z + z.roll(1, 1)) / math.sqrt(2.0)
+
+
+class MirroredHalf(OtherNormals):
+    def changed(self, z):
+        half = z[: len(z) // 2]
+        return torch.cat([half, -half, z[2 * len(half) :]])
+
+
+class SignsOnly(OtherNormals):
+    def changed(self, z):
+        return z.sign()
+
+
+class SmallNoise(OtherNormals):
+    def changed(self, z):
+        return 0.97 * z
+
+
+class HalfTheBatchMean(EulerMaruyama):
+    def step(self, target, x, t, s, state):
+        x, state = super().step(target, x, t, s, state)
+        return x - 0.5 * x.mean(0), state
+
+
+class LinearScore(EulerMaruyama):
+    """Replaces the score by the straight line that fits it over the batch."""
+
+    rows_interact = True
+
+    def step(self, target, x, t, s, state):
+        score = target.score
+
+        def fitted(x, t):
+            y = score(x, t)
+            rows = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+            return rows @ torch.linalg.lstsq(rows, y).solution if len(x) > 2 * rows.shape[1] else y
+
+        target.score = fitted
+        try:
+            return super().step(target, x, t, s, state)
+        finally:
+            target.score = score
+
+
 class ClampedSteps(EulerMaruyama):
     def step(self, target, x, t, s, state):
         return super().step(target, x, t, s, state)[0].clamp_(-1.0, 1.0), None
@@ -339,6 +406,13 @@ SAMPLERS = {
     "metropolis": MetropolisLangevin(),
 }
 SAMPLER_BUGS = {
+    "one number per row": Bug("euler", lambda: OneNumberPerRow(steps=32), "results_are_independent"),
+    "noise of neighbours": Bug("euler", lambda: SharedByNeighbours(steps=32), "results_are_independent"),
+    "second half mirrored": Bug("euler", lambda: MirroredHalf(steps=32), "results_are_independent"),
+    "+-1 for normals": Bug("euler", lambda: SignsOnly(steps=32), "noise_is_normal"),
+    "noise 3 % too small": Bug("euler", lambda: SmallNoise(steps=32), "more_steps_reduce_the_error"),
+    "half the batch mean": Bug("euler", lambda: HalfTheBatchMean(steps=32), "rows_do_not_interact"),
+    "score linear over the batch": Bug("euler", lambda: LinearScore(steps=32), "distribution_of_a_mixture"),
     "drift sign": Bug("euler", lambda: DriftReversed(steps=32), "distribution_at_zero"),
     "+ g^2 score": Bug("euler", lambda: ScoreReversed(steps=32), "distribution_at_zero"),
     "eq. 4 as printed": Bug("euler", lambda: AsPrinted(steps=32), "distribution_at_zero"),

@@ -259,11 +259,9 @@ def _ood(settings: DemoSettings, data: ImageData, model: MADE) -> dict[str, dict
     for name, x in outliers.items():
         outside = ood_statistics(model, x)
         result[name] = {
-            statistic: auroc_interval(inside[statistic], outside[statistic], generator=generator)
+            statistic: auroc_interval(inside[statistic], outside[statistic])
             for statistic in ("log_p", "log_p_plus_log_score_norm")
         }
         # A large score is a sign of an outlier, so its negative ranks.
-        result[name]["minus_score_norm"] = auroc_interval(
-            -inside["score_norm"], -outside["score_norm"], generator=generator
-        )
+        result[name]["minus_score_norm"] = auroc_interval(-inside["score_norm"], -outside["score_norm"])
     return result

@@ -206,7 +206,7 @@ def outliers(
     result: dict[str, Any] = {}
     for name, x in sets.items():
         outside = scores(x, name)
-        result[name] = {key: auroc_interval(inside[key], outside[key], generator=draw) for key in inside}
+        result[name] = {key: auroc_interval(inside[key], outside[key]) for key in inside}
     return result
 
 

@@ -10,6 +10,7 @@ called FID (Heusel et al., 2017). Values from other features are not comparable 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -42,7 +43,16 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         >>> round(frechet_distance(a, a + 3.0), 12)
         9.0
     """
-    return gaussian_frechet(*_moments(a, "a"), *_moments(b, "b"))
+    moments = *_moments(a, "a"), *_moments(b, "b")
+    for features, name in ((a, "a"), (b, "b")):
+        if features.shape[0] <= features.shape[1]:
+            warnings.warn(
+                f"{name}: got {features.shape[0]} rows of {features.shape[1]} features; expected more rows than "
+                f"features: the covariance is singular, and the distance far too large or small; take more rows, or "
+                f"fewer features",
+                stacklevel=2,
+            )
+    return gaussian_frechet(*moments)
 
 
 def gaussian_frechet(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_count, check_generator
+from ncml.checks import Time
 from ncml.density import evaluating, inner_density, score_of
 from ncml.errors import ArgumentError, ArgumentTypeError, FailedRowsWarning, NonFiniteError
 from ncml.evaluation.likelihood import batches, check_batch, log_prob_in_batches
@@ -136,11 +136,11 @@ def _auroc(inside: Tensor, sorted_outside: Tensor) -> float:
 
 @dataclass(frozen=True)
 class AUROC:
-    """An AUROC with its bootstrap interval.
+    """An AUROC with its interval.
 
     Args:
         value: The AUROC of the scores themselves.
-        low, high: Ends of the percentile interval.
+        low, high: Ends of the interval.
         level: Its nominal coverage.
         n_in, n_out: Number of scores on either side.
     """
@@ -159,54 +159,59 @@ class AUROC:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def auroc_interval(
-    in_scores: Scores,
-    out_scores: Scores,
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-    generator: torch.Generator | None = None,
-) -> AUROC:
-    """AUROC with a bootstrap percentile interval over examples.
+def auroc_interval(in_scores: Scores, out_scores: Scores, *, level: float = 0.95) -> AUROC:
+    r"""AUROC with an interval over the choice of examples; that of the training run is not in it.
 
-    Both sides are resampled independently. The interval covers the choice of examples, not that of the
-    training run; at a value of exactly 0 or 1 it has no width, whatever n.
+    Wilson's score interval on DeLong's variance: all :math:`\theta` that are less than z standard errors away,
+
+    .. math:: (A - \theta)^2 \le z^2\, \theta (1 - \theta)\, d, \qquad
+              d = \frac{e\, V / (A (1 - A)) + 4 / m}{e + 4} = \frac{m V + 1 / m}{m A (1 - A) + 1},
+
+    where A is the AUROC, V DeLong's estimate of its variance, m the smaller number of scores and
+    :math:`e = 4 m A (1 - A)`: the variance at :math:`\theta` in units of :math:`\theta (1 - \theta)`, drawn towards
+    that of m independent comparisons, the more so the fewer of them went either way. The interval has a width even at
+    A = 0 and 1, where the usual ones have none. In simulation (30 scores on each side, normal scores, AUROC of 0.5 to
+    0.995) it covers 95 to 99 %, where the bootstrap's falls to 50 %.
 
     Args:
         in_scores, out_scores: As for :func:`auroc`.
         level: Nominal coverage, between 0 and 1.
-        resamples: Number of bootstrap resamples.
-        generator: Source of the resampling, on the CPU.
 
     Raises:
         ArgumentError: As :func:`auroc`, or a ``level`` outside (0, 1).
+
+    References:
+        DeLong, DeLong and Clarke-Pearson (1988), https://doi.org/10.2307/2531595; Wilson (1927),
+        https://doi.org/10.1080/01621459.1927.10502953
+
+    Example:
+        >>> from ncml.evaluation import auroc_interval
+        >>> print(auroc_interval([4.0, 5.0, 6.0], [1.0, 2.0, 3.0]))
+        1.000 [0.439, 1.000]
     """
     inside, outside = _checked_scores(in_scores, "in_scores"), _checked_scores(out_scores, "out_scores")
     if isinstance(level, bool) or not isinstance(level, float) or not 0.0 < level < 1.0:
         raise ArgumentError(f"level: got {level!r}; expected a coverage between 0 and 1, such as 0.95")
-    check_count(resamples, "resamples")
-    check_generator(generator, inside.device)
     n, m = inside.numel(), outside.numel()
-    # A resample only changes how often each distinct score occurs: counts, instead of sorting anew.
-    values, position = torch.cat([inside, outside]).unique(return_inverse=True)
-    chunk = max(1, 4_000_000 // (n + m))  # bounds the memory
-    estimates = []
-    for start in range(0, resamples, chunk):
-        rows = min(chunk, resamples - start)
-        count_in = _resampled_counts(position[:n], values.numel(), rows, generator)
-        count_out = _resampled_counts(position[n:], values.numel(), rows, generator)
-        below = count_out.cumsum(1) - 0.5 * count_out
-        estimates.append((count_in * below).sum(1) / (n * m))
-    tail = 0.5 * (1.0 - level)
-    low, high = torch.cat(estimates).quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
-    return AUROC(_auroc(inside, outside.sort().values), low, high, level, n, m)
+    a, few = _auroc(inside, outside.sort().values), min(n, m)
+    variance = _variance_of_mean(_placements(inside, outside)) + _variance_of_mean(_placements(outside, inside))
+    d = (few * variance + 1.0 / few) / (few * a * (1.0 - a) + 1.0)
+    z = float(torch.special.ndtri(torch.tensor(0.5 * (1.0 + level), dtype=torch.float64)))
+    width = z * z * d
+    root = math.sqrt(width * (width + 4.0 * a * (1.0 - a)))
+    low, high = ((2.0 * a + width + sign * root) / (2.0 * (1.0 + width)) for sign in (-1.0, 1.0))
+    return AUROC(a, min(low, a), max(high, a), level, n, m)
 
 
-def _resampled_counts(position: Tensor, size: int, rows: int, generator: torch.Generator | None) -> Tensor:
-    """How often each of ``size`` distinct scores occurs in ``rows`` resamples, ``(rows, size)`` float64."""
-    picks = position[torch.randint(position.numel(), (rows, position.numel()), generator=generator)]
-    counts = torch.zeros(rows, size, dtype=torch.float64)
-    return counts.scatter_add_(1, picks, torch.ones((), dtype=torch.float64).expand(picks.shape))
+def _placements(scores: Tensor, others: Tensor) -> Tensor:
+    """The share of ``others`` below each score, ties by half."""
+    order = others.sort().values
+    below, up_to = (torch.searchsorted(order, scores, right=right) for right in (False, True))
+    return (below + up_to).double() / (2.0 * others.numel())
+
+
+def _variance_of_mean(values: Tensor) -> float:
+    return float(values.var()) / values.numel() if values.numel() > 1 else 0.0
 
 
 def _checked_scores(scores: Any, name: str) -> Tensor:  # noqa: ANN401 -- whatever torch can read

@@ -15,7 +15,7 @@ from ncml.checks import Time, check_finite, check_floating, check_positive, chec
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise.process import NoiseProcess, as_time
 
-__all__ = ["GaussianProcess", "LinearSDE", "clean_at_zero"]
+__all__ = ["GaussianProcess", "LinearSDE", "as_interval", "clean_at_zero"]
 
 
 class GaussianProcess(NoiseProcess):
@@ -176,7 +176,11 @@ class GaussianProcess(NoiseProcess):
 
         .. math:: x_t \mid x_s \sim N(a\,x_s,\ v), \qquad a = \alpha_t/\alpha_s,
                   \quad v = \sigma_t^2 - a^2 \sigma_s^2.
+
+        Raises:
+            ArgumentError: Not ``0 <= s <= t <= T``.
         """
+        s, t = as_interval(s, t, self.T)
         scale = self.alpha(t) / self.alpha(s)
         variance = self.sigma(t).square() - (scale * self.sigma(s)).square()
         return scale, variance.clamp(min=0.0).sqrt()
@@ -197,6 +201,19 @@ class GaussianProcess(NoiseProcess):
         alpha, sigma, clean = (per_example(v, x) for v in (self.alpha(t), self.sigma(t), self.on_lattice(t)))
         # The selection keeps t = 0 bit for bit: -0.0 + 0.0 would lose its sign.
         return torch.where(clean, x, (alpha * x + sigma * z).to(x.dtype))
+
+
+def as_interval(s: Time, t: Time, T: float) -> tuple[Tensor, Tensor]:
+    """Two times as tensors.
+
+    Raises:
+        ArgumentError: Not ``0 <= s <= t <= T`` (T may have been rounded up to float32).
+    """
+    early, late = as_time(s), as_time(t)
+    ordered = (early >= 0.0) & (early <= late) & (late <= T * (1.0 + 4.0 * torch.finfo(torch.float32).eps))
+    if not bool(ordered.all()):
+        raise ArgumentError(f"s, t: got s = {s}, t = {t}; expected 0 <= s <= t <= T = {T:.6g}; noise only grows with t")
+    return early, late
 
 
 def clean_at_zero(process: NoiseProcess) -> TypeGuard[GaussianProcess]:

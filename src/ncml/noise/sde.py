@@ -30,7 +30,7 @@ from typing_extensions import Self
 
 from ncml.checks import Time, check_positive
 from ncml.errors import ArgumentError
-from ncml.noise.gaussian import LinearSDE
+from ncml.noise.gaussian import LinearSDE, as_interval
 from ncml.noise.process import as_time
 
 __all__ = ["VESDE", "VPSDE", "LinearVESDE", "SubVPSDE"]
@@ -160,7 +160,7 @@ class VPSDE(_BetaSDE):
         return self._beta(as_time(t)).sqrt()
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
-        b = self._integral(as_time(s), as_time(t))
+        b = self._integral(*as_interval(s, t, self.T))
         return torch.exp(-0.5 * b), (-torch.expm1(-b)).sqrt()
 
     def invert_sigma(self, sigma: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class SubVPSDE(_BetaSDE):
         return (-self._beta(t) * torch.expm1(-2.0 * self._integral(0.0, t))).sqrt()
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
-        s, t = as_time(s), as_time(t)
+        s, t = as_interval(s, t, self.T)
         b, total = self._integral(s, t), self._integral(0.0, s) + self._integral(0.0, t)
         return torch.exp(-0.5 * b), (torch.expm1(-b) * torch.expm1(-total)).sqrt()
 
@@ -278,7 +278,7 @@ class VESDE(LinearSDE):
         return self.sigma_min * math.sqrt(2.0 * self._log_ratio) * torch.exp(self._log_ratio * as_time(t))
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
-        s, t = as_time(s), as_time(t)
+        s, t = as_interval(s, t, self.T)
         std = self.sigma_min * torch.exp(self._log_ratio * s) * torch.expm1(2.0 * self._log_ratio * (t - s)).sqrt()
         return torch.ones_like(std), std
 
@@ -324,7 +324,7 @@ class LinearVESDE(LinearSDE):
         return (2.0 * as_time(t)).sqrt()
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
-        s, t = as_time(s), as_time(t)
+        s, t = as_interval(s, t, self.T)
         std = ((t - s) * (t + s)).sqrt()
         return torch.ones_like(std), std
 

@@ -177,14 +177,14 @@ class DensityCase:
     def generator(self, stream: int = 0) -> torch.Generator:
         return generator_on(self.x.device, self.seed + stream)
 
-    def contexts(self, n: int, *, own: bool = False) -> Tensor | None:
-        """A context for ``n`` rows: those given, in turn; in float64, or the density's ``own`` dtype."""
+    def contexts(self, n: int, *, own: bool = False, dtype: torch.dtype | None = None) -> Tensor | None:
+        """A context for ``n`` rows, those given in turn: in ``dtype`` (by default the copy's), or in its ``own``."""
         if self.context is None:
             return None
         rows = self.context[torch.arange(n, device=self.context.device) % self.context.shape[0]]
         if not rows.is_floating_point():
             return rows
-        return rows.to(self.density.dtype if own else self.dtype)
+        return rows.to(self.density.dtype if own else dtype or self.dtype)
 
     def has_masses(self, t: float) -> bool:
         """Whether ``log_prob`` at ``t`` is the mass of a bin over its width."""
@@ -217,11 +217,33 @@ class DensityCase:
         n = n or self.samples
         return self.sampleable.sample(n, t, self.contexts(n), generator=self.generator(stream)).double()
 
-    def typical(self, t: float) -> Tensor:
+    def typical(self, t: float, n: int = 256, stream: int = 0, context: Tensor | None = None) -> Tensor:
         """Points where the density lives: its own samples, or the data at time ``t``."""
-        if self.can_sample:
-            return self.draw(t, max(self.samples, 256))
-        return self.noisy(t, max(self.x.shape[0], 256))
+        rows = self.contexts(n) if context is None else context.expand(n, *context.shape[1:])
+        try:
+            return self.sampleable.sample(n, t, rows, generator=self.generator(stream)).double()
+        except Exception:  # cannot sample, or fails to, which other checks report
+            return self.noisy(t, max(self.x.shape[0], n))
+
+    def widths(self, x: Tensor, t: float, context: Tensor | None = None) -> Tensor:
+        """How wide the density is along each coordinate around typical ``x``: that of a Gaussian with these scores."""
+        std = x.flatten(1).std(0).clamp(min=1e-300)
+        rows = self.contexts(len(x)) if context is None else context.expand(len(x), *context.shape[1:])
+        try:
+            score = in_chunks(self.exact.score, x.reshape(-1, *self.density.event_shape), t, rows).flatten(1)
+        except Exception:  # no score here, or none at all, which other checks report
+            return std
+        slope = score.abs().median(0).values / 0.6745
+        return torch.where(slope * std > 1.0, 1.0 / slope, std)
+
+    def one_context(self, n: int) -> Tensor | None:
+        """The first context for ``n`` rows."""
+        context = self.contexts(1)
+        return None if context is None else context.expand(n, *context.shape[1:])
+
+    def events(self, flat: Tensor) -> Tensor:
+        """Rows ``(n, D)`` as events."""
+        return flat.reshape(-1, *self.density.event_shape)
 
 
 @dataclass(frozen=True)

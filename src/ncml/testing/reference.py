@@ -106,6 +106,40 @@ class KnownGaussian(NoiseConditionalDensity):
         return -0.5 * terms.sum(1).to(x.dtype)
 
 
+class KnownMixture(KnownGaussian):
+    """As :class:`KnownGaussian`, for independent coordinates with two modes each."""
+
+    weights, means, stds = (0.4, 0.6), (-0.6, 0.8), (0.25, 0.15)
+
+    def component(self, t: float, i: int) -> tuple[float, float]:
+        """Mean and standard deviation of a component at time ``t``."""
+        alpha, sigma = float(self.noise.alpha(t)), float(self.noise.sigma(t))
+        return alpha * self.means[i], math.hypot(alpha * self.stds[i], sigma)
+
+    def draw(self, n: int, t: float, generator: torch.Generator) -> Tensor:
+        """Exact samples at time ``t``, float64."""
+        z, u = (f(n, *self.event_shape, dtype=torch.float64, generator=generator) for f in (torch.randn, torch.rand))
+        (m, s), (m_2, s_2) = (self.component(t, i) for i in range(2))
+        return torch.where(u < self.weights[0], m + s * z, m_2 + s_2 * z)
+
+    def cdf(self, x: Tensor, t: float) -> Tensor:
+        """The distribution function of each coordinate at time ``t``."""
+        parts = (self.component(t, i) for i in range(2))
+        return sum(
+            (w * torch.special.ndtr((x - m) / s) for w, (m, s) in zip(self.weights, parts, strict=True)), 0.0 * x
+        )
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
+        self.calls.append(Call(t, context, self.training or self.child.training))
+        alpha, sigma = (per_example(c(t), x) for c in (self.noise.alpha, self.noise.sigma))
+        terms = []
+        for weight, mean, std in zip(self.weights, self.means, self.stds, strict=True):
+            variance = (alpha * std).square() + sigma.square()
+            terms.append(math.log(weight) - 0.5 * ((x - alpha * mean).square() / variance + variance.log()))
+        log_p = torch.stack(terms).logsumexp(0) - 0.5 * math.log(2.0 * math.pi)
+        return log_p.sum(1).to(x.dtype)
+
+
 class FailingGaussian(KnownGaussian):
     """NaN, density and score, in the rows with a positive context at times up to ``below``."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from unittest import SkipTest
 
 from ncml.errors import ArgumentTypeError, ConformanceError
+from ncml.progress import progress_bar
 
 __all__ = ["Check", "CheckError", "NotApplicableError", "Report", "checks_with", "run_all"]
 
@@ -33,12 +36,14 @@ class Report:
         passed: Names of the checks that ran and passed, in order.
         failed: Names of the checks that failed, each with what was got and what was expected.
         not_applicable: Names of the checks that say nothing about the object, each with the reason.
+        notes: Names of checks that passed, with what was odd or left out on the way.
     """
 
     subject: str
     passed: tuple[str, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
     not_applicable: tuple[tuple[str, str], ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         counts = [f"{len(self.passed)} checks passed"]
@@ -48,6 +53,7 @@ class Report:
         lines += [f"  failed          {name}: {text}" for name, text in self.failed]
         lines += [f"  passed          {name}" for name in self.passed]
         lines += [f"  not applicable  {name}: {reason}" for name, reason in self.not_applicable]
+        lines += [f"  note            {name}: {text}" for name, text in self.notes]
         return "\n".join(lines)
 
     def error(self, cause: BaseException | None = None) -> ConformanceError:
@@ -67,7 +73,7 @@ class Check(Generic[Subject]):
     """One check: call it with the object to be checked. Its name is its ``id`` and its ``str``.
 
     Args:
-        function: What is checked, of a case.
+        function: What is checked, of a case; may return a note.
         prepare: Makes the case from the object: anew for each check, so that none can spoil another.
 
     Raises:
@@ -76,7 +82,7 @@ class Check(Generic[Subject]):
             report such a test as skipped, with the reason.
     """
 
-    function: Callable[[Any], None]
+    function: Callable[[Any], str | None]
     prepare: Callable[[Subject], Any]
 
     @property
@@ -88,55 +94,59 @@ class Check(Generic[Subject]):
         return self.id
 
     def __call__(self, subject: Subject) -> None:
-        failure = self.failure(subject)
+        failure, _ = self.outcome(subject)
         if failure is not None:
             text, cause = failure
             raise Report(type(subject).__name__, failed=((self.id, text),)).error(cause)
 
-    def failure(self, subject: Subject) -> tuple[str, Exception | None] | None:
-        """What failed, with the error of the object that was the cause, if any; None if nothing did."""
+    def outcome(self, subject: Subject) -> tuple[tuple[str, Exception | None] | None, str]:
+        """What failed, with the error of the object that was the cause, if any; None if nothing did. And a note."""
         case = self.prepare(subject)
         try:
-            self.function(case)
+            note = self.function(case)
         except NotApplicableError:
             raise
         except CheckError as failure:
-            return str(failure), failure.__cause__ if isinstance(failure.__cause__, Exception) else None
+            return (str(failure), failure.__cause__ if isinstance(failure.__cause__, Exception) else None), ""
         except Exception as error:
-            return f"got {type(error).__name__}: {error}; expected no error", error
-        return None
+            return (f"got {type(error).__name__}: {error}; expected no error", error), ""
+        return None, note or ""
 
 
-def run_all(checks: Sequence[Check[Subject]], subject: Subject) -> Report:
-    """Run every check, whatever the others say.
+def run_all(checks: Sequence[Check[Subject]], subject: Subject, progress: bool | None = None) -> Report:
+    """Run every check, whatever the others say, with a progress bar (None: on a terminal, if tqdm is there).
 
     Raises:
         ConformanceError: At the end, if checks failed; it lists them all.
     """
     checks[0].prepare(subject)  # refuses bad arguments before anything runs
+    if progress is None:
+        progress = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
     passed: list[str] = []
     failed: list[tuple[str, str]] = []
     not_applicable: list[tuple[str, str]] = []
+    notes: list[tuple[str, str]] = []
     causes: list[Exception] = []
-    for check in checks:
+    for check in progress_bar(checks, progress, f"checks of {type(subject).__name__}"):
         try:
-            failure = check.failure(subject)
+            failure, note = check.outcome(subject)
         except NotApplicableError as reason:
             not_applicable.append((check.id, str(reason)))
             continue
         if failure is None:
             passed.append(check.id)
+            notes += [(check.id, note)] if note else []
             continue
         failed.append((check.id, failure[0]))
         causes += [] if failure[1] is None else [failure[1]]
-    report = Report(type(subject).__name__, tuple(passed), tuple(failed), tuple(not_applicable))
+    report = Report(type(subject).__name__, tuple(passed), tuple(failed), tuple(not_applicable), tuple(notes))
     if failed:
         raise report.error(causes[0] if causes else None)
     return report
 
 
 def checks_with(
-    functions: Sequence[Callable[[Case], None]],
+    functions: Sequence[Callable[[Case], str | None]],
     prepare: Callable[..., Case],
     options: dict[str, Any],
 ) -> list[Check[Any]]:

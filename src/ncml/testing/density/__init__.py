@@ -15,18 +15,18 @@ from ncml.density import NoiseConditionalDensity
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import NoiseProcess
 from ncml.testing.cases import DensityCase
-from ncml.testing.density import autoregressive, contract, entry, normalisation, samples, score
+from ncml.testing.density import autoregressive, contract, coverage, entry, normalisation, samples, score
 from ncml.testing.expectations import lattice_points
 from ncml.testing.report import Check, Report, checks_with, run_all
 
 __all__ = ["check_density", "density_checks"]
 
 
-def _leaving_no_trace(check: Callable[[DensityCase], None]) -> Callable[[DensityCase], None]:
+def _leaving_no_trace(check: Callable[[DensityCase], str | None]) -> Callable[[DensityCase], str | None]:
     @functools.wraps(check)
-    def run(case: DensityCase) -> None:
+    def run(case: DensityCase) -> str | None:
         with case.put_back():
-            check(case)
+            return check(case)
 
     return run
 
@@ -41,6 +41,7 @@ CHECKS = tuple(
             *autoregressive.CHECKS,
             *normalisation.CHECKS,
             *samples.CHECKS,
+            *coverage.CHECKS,
         ),
     )
 )
@@ -59,6 +60,7 @@ def check_density(
     samples: int = SAMPLES,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
+    progress: bool | None = None,
 ) -> Report:
     """Check that a density keeps its contract, is normalised, and agrees with its score and its samples.
 
@@ -67,13 +69,13 @@ def check_density(
     as it was; one that cannot be copied is checked itself, and then put back. Statistical checks have a
     false-alarm probability of 1e-9 each, and a fixed seed.
 
-    Normalisation is exact (sums over a lattice, quadrature) for 1 or 2 dimensions, and statistical
-    (importance sampling) up to 10. Beyond, only agreement with the density's own samples can be checked:
-    build the same architecture with a small event shape to check the rest.
+    Normalisation is exact (sums over a lattice, cubature) for 1 or 2 dimensions, and statistical
+    (importance sampling) up to 10, there also at drawn times and contexts. Samples are compared with the
+    density by means of waves (up to 10 dimensions), by the mass near each mode (up to 32), and along lines in any
+    number. Beyond 10, build the same architecture with a small event shape to check the rest.
 
-    Measured on one core: 0.1 s for a Gaussian, 2 s for a MADE of 8 units in 2 dimensions, 90 s for one of the
-    default size, 30 s for a MAF of the default size in 6 dimensions. Nearly all of it goes into the integral (1 or 2
-    dimensions) and into ``samples_follow_the_density``, whose share is proportional to ``samples``.
+    Measured on one busy core: below 1 s for a Gaussian, 8 s for an nflows MAF (3 layers of 32 units) in 6 dimensions,
+    31 s for a MADE of the default size in 2.
 
     Args:
         density: The density. More is checked of a :class:`~ncml.SampleableDensity` or an
@@ -86,6 +88,7 @@ def check_density(
         samples: Number of own samples for the statistical checks; fewer for expensive models.
         seed: Seed of every random draw. torch's default generators are left as they were.
         dtype: What to compute in: torch.float32 for models that cannot do float64, with tolerances to match.
+        progress: Show a progress bar; None: on a terminal, if tqdm is installed.
 
     Returns:
         Names of the checks that passed, and of those that do not apply with the reason.
@@ -103,7 +106,7 @@ def check_density(
     """
     options: dict[str, Any] = {"x": x, "context": context, "times": times, "process": process}
     options |= {"samples": samples, "seed": seed, "dtype": dtype}
-    return run_all(density_checks(**options), density)
+    return run_all(density_checks(**options), density, progress)
 
 
 def density_checks(**options: Any) -> list[Check[NoiseConditionalDensity]]:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 
@@ -22,6 +23,33 @@ def float64_copy_works(case: DensityCase) -> None:
         "float64",
         "a density follows .to(dtype); create tensors with the dtype of x and keep constants in buffers",
     )
+
+
+def float32_agrees_with_float64(case: DensityCase) -> None:
+    """The same numbers in both, as far as x in float32 is known at all."""
+    require(case.density.dtype == torch.float32, f"its dtype is {case.density.dtype}")
+    require(case.dtype == torch.float64, f"dtype={case.dtype}")
+    require(case.exact is not case.density, "it cannot be copied")
+    require(case.has_score, "it has no score, which says how much rounding x matters")
+    single = copy.deepcopy(case.exact).float()
+    double = copy.deepcopy(single).double()
+    for t in case.times:
+        x, context = case.noisy(t, 64).float(), case.contexts(64, dtype=torch.float32)
+        wide = None if context is None else context.double() if context.is_floating_point() else context
+        for name in ("log_prob", "log_density"):
+            coarse = getattr(single, name)(x, t, context).detach().double()
+            fine = getattr(double, name)(x.double(), t, wide).detach()
+            score = double.score(x.double(), t, wide)
+            rounding = (x.double() * score).abs().flatten(1).sum(1)
+            allowed = 0.01 + 1e-4 * fine.abs() + 64.0 * torch.finfo(torch.float32).eps * rounding
+            error = torch.where(coarse == fine, torch.zeros_like(fine), (coarse - fine).abs())
+            worst = int((error / allowed).nan_to_num(nan=math.inf).argmax())
+            expect(
+                error[worst] <= allowed[worst],
+                f"{name} in float32 {float(coarse[worst]):.9g} at t = {t:.3g}",
+                f"its value in float64, {float(fine[worst]):.9g}, within {float(allowed[worst]):.2g}",
+                "large numbers cancel, or a part runs in half precision: keep log-densities and times in float32",
+            )
 
 
 def log_prob_is_one_number_per_example(case: DensityCase) -> None:
@@ -203,6 +231,7 @@ def bad_arguments_are_refused(case: DensityCase) -> None:
 
 CHECKS = (
     float64_copy_works,
+    float32_agrees_with_float64,
     log_prob_is_one_number_per_example,
     empty_batches_work,
     arguments_are_left_alone,

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ncml.noise import Lattice
 from ncml.testing.cases import DensityCase, in_chunks
+from ncml.testing.density.cubature import MAX_EVALUATIONS, Cubature
+from ncml.testing.density.proposals import Proposals, log_volume
 from ncml.testing.expectations import expect, expect_close, require
-from ncml.testing.numerics import Z, line_rule
 
 MAX_STATES = 100_000
 """Most lattice states that are summed over."""
 
-MAX_EVALUATIONS = 700_000
-"""Most evaluations of the density in one integral."""
-
-MAX_SAMPLED_DIMS = 10
-"""Most dimensions for importance sampling, whose weights degenerate beyond."""
-
 PROPOSALS = 20_000
-"""Draws of the importance sampler."""
+"""Draws of the importance sampler at each of the times."""
 
-DEGREES = 5
-"""Degrees of freedom of its Student-t proposals, which have heavier tails than most densities."""
+STRATA, FEWER_PROPOSALS = 16, 4_000
+"""Drawn times, and proposals at each."""
 
 
 def log_density_equals_log_prob_where_there_are_no_masses(case: DensityCase) -> None:
@@ -50,9 +42,9 @@ def masses_sum_to_one(case: DensityCase) -> None:
     states = lattice.levels**case.dims
     require(states <= MAX_STATES, f"{lattice.levels}^{case.dims} states are too many to sum over")
     levels = torch.cartesian_prod(*[torch.arange(lattice.levels)] * case.dims).reshape(states, -1)
-    x = _events(case, lattice.to_unit(levels.to(case.x.device), dtype=torch.float64))
+    x = case.events(lattice.to_unit(levels.to(case.x.device), dtype=torch.float64))
     for t in case.mass_times:
-        log_mass = in_chunks(case.exact.log_prob, x, t, _one_context(case, states)) + _log_volume(case, lattice)
+        log_mass = in_chunks(case.exact.log_prob, x, t, case.one_context(states)) + log_volume(case)
         total = float(log_mass.exp().sum())
         expect(
             abs(total - 1.0) <= case.tolerance(1e-9),
@@ -63,115 +55,76 @@ def masses_sum_to_one(case: DensityCase) -> None:
         )
 
 
-def density_integrates_to_one(case: DensityCase) -> None:
+def density_integrates_to_one(case: DensityCase) -> str:
     require(case.dims <= 2, f"quadrature takes 1 or 2 dimensions, not {case.dims}")
-    unresolved = []
+    unresolved, notes = [], []
     for t in case.times:
-        total, error = _integral(case, t)
-        if error > 3e-3:
+        integral = Cubature(case, t, case.contexts(1))()
+        if integral.error > 3e-3:
             unresolved.append(t)
             continue
+        notes += [integral.note] if integral.note else []
+        total, error = integral.total, integral.error * integral.total
         expect(
-            abs(total - 1.0) <= max(case.tolerance(1e-5), 5.0 * error * total),
-            f"an integral of exp(log_density) of {total:.9g} (+- {error * total:.1g}) at t = {t:.3g}",
+            abs(total - 1.0) <= max(case.tolerance(3e-5), 5.0 * error),
+            f"an integral of exp(log_density) of {total:.9g} (+- {error:.1g}) at t = {t:.3g}",
             "1",
             "a log-determinant, a constant such as log(width), or the sum over dimensions is missing, or lattice edges "
             "are applied where data are continuous; if the integral is near 0, pass x of typical data",
         )
     require(not unresolved, f"{MAX_EVALUATIONS} points do not resolve t = {', '.join(f'{t:.3g}' for t in unresolved)}")
+    return "; ".join(notes)
 
 
-def importance_weights_average_to_one(case: DensityCase) -> None:
+def importance_weights_average_to_one(case: DensityCase) -> str:
     require(case.dims > 2, "quadrature is exact for 1 or 2 dimensions")
-    require(
-        case.dims <= MAX_SAMPLED_DIMS,
-        f"normalisation cannot be checked in {case.dims} dimensions; build the same architecture with fewer",
-    )
-    degenerate = []
+    weighted, notes = [], []
     for t in case.times:
-        proposals, log_q = _proposals(case, t)
-        log_p = in_chunks(case.exact.log_prob, proposals, t, _one_context(case, PROPOSALS))
-        weights = (log_p - log_q).exp()
-        mean, error = float(weights.mean()), float(weights.std()) / math.sqrt(PROPOSALS)
-        if not float(weights.square().sum()) * 0.02 * PROPOSALS < float(weights.sum()) ** 2:
-            degenerate.append(t)
-            continue
-        expect(
-            abs(mean - 1.0) <= Z * error + 1e-9,
-            f"an integral of exp(log_prob) of {mean:.5f} +- {error:.5f} (importance sampling) at t = {t:.3g}",
-            f"1 within {Z} standard errors",
-            "a log-determinant, a constant such as log(width), or the sum over dimensions is missing",
-        )
-    require(not degenerate, f"importance weights degenerate at t = {', '.join(f'{t:.3g}' for t in degenerate)}")
+        proposals = Proposals(case, t, case.contexts(1), PROPOSALS)
+        weighted.append(proposals.degenerate)
+        notes += [proposals.note] if proposals.note else []
+        if not proposals.degenerate:
+            _expect_average_of_one(proposals, t, "")
+    bad = [t for t, degenerate in zip(case.times, weighted, strict=True) if degenerate]
+    require(not bad, f"importance weights degenerate at t = {', '.join(f'{t:.3g}' for t in bad)}")
+    return "; ".join(notes)
 
 
-def _integral(case: DensityCase, t: float) -> tuple[float, float]:
-    """The integral of exp(log_density) at ``t``, refined until it settles, and its last relative change."""
-    typical = case.typical(t).flatten(1)
-    centers, scales = typical.mean(0).tolist(), typical.std(0).clamp(min=1e-6).tolist()
-    lattice = case.density.lattice
-    # A density on bins may jump from bin to bin.
-    breaks = [] if lattice is None else [-1.0 + (2 * k - 1) * lattice.half_width for k in range(lattice.levels + 1)]
-    total, error, splits = math.inf, math.inf, 4 if case.dims == 1 else 1
-    while error > 1e-6:
-        rules = [line_rule(c, s, splits=splits, breaks=breaks) for c, s in zip(centers, scales, strict=True)]
-        nodes, weights = (torch.cartesian_prod(*parts).reshape(-1, case.dims) for parts in zip(*rules, strict=True))
-        if nodes.shape[0] > MAX_EVALUATIONS:
-            break
-        x = _events(case, nodes.to(case.x.device))
-        log_p = in_chunks(case.exact.log_density, x, t, _one_context(case, x.shape[0]))
-        previous, total = total, float((weights.prod(1).to(log_p) * log_p.exp()).sum())
-        # Relative, so that a grid that misses all of the mass is not taken for a settled one.
-        error, splits = abs(total - previous) / total if total else math.inf, 2 * splits
-    return total, error
+def integral_is_one_at_drawn_times_and_contexts(case: DensityCase) -> str:
+    """One time in each sixteenth of the range, and any of the contexts, by importance sampling."""
+    first, last = min(case.times), max(case.times)
+    require(first < last or case.context is not None, "only one time to check, and no context")
+    generator = case.generator(12)
+    u = torch.rand(STRATA, dtype=torch.float64, device=case.x.device, generator=generator)
+    times = first + (last - first) * (torch.arange(STRATA).to(u) + u) / STRATA
+    degenerate = 0
+    for i, t in enumerate(times.tolist()):
+        context = None
+        if case.context is not None:
+            row = int(torch.randint(len(case.context), (), device=u.device, generator=generator))
+            context = case.contexts(len(case.context))[row : row + 1]  # type: ignore[index]
+        proposals = Proposals(case, t, context, FEWER_PROPOSALS, stream=20 + i)
+        degenerate += proposals.degenerate
+        if not proposals.degenerate:
+            _expect_average_of_one(proposals, t, "" if context is None else f", context {_words(context)}")
+    require(degenerate < STRATA, "importance weights degenerate at all drawn times")
+    return f"importance weights degenerate at {degenerate} of {STRATA} drawn times" if degenerate else ""
 
 
-def _proposals(case: DensityCase, t: float) -> tuple[Tensor, Tensor]:
-    """Points around the density, drawn from a known distribution, and its log-density."""
-    typical = case.typical(t).flatten(1)
-    if case.has_masses(t):
-        return _lattice_proposals(case, typical)
-    generator, d = case.generator(11), case.dims
-    scale = torch.linalg.cholesky(typical.T.cov() + 1e-12 * torch.eye(d).to(typical))
-    z, chi = (
-        torch.randn(PROPOSALS, k, dtype=torch.float64, device=case.x.device, generator=generator) for k in (d, DEGREES)
+def _expect_average_of_one(proposals: Proposals, t: float, where: str) -> None:
+    mean, error = proposals.average()
+    expect(
+        abs(mean - 1.0) <= error + 1e-9,
+        f"an integral of exp(log_prob) of {mean:.5f} (importance sampling) at t = {t:.6g}{where}",
+        f"1 +- {error:.5f}",
+        "a log-determinant, a constant such as log(width), or the sum over dimensions is missing, at least for this t "
+        "and context",
     )
-    mix = chi.square().sum(1) / DEGREES
-    r = z / mix.sqrt()[:, None]
-    log_q = (
-        math.lgamma(0.5 * (DEGREES + d))
-        - math.lgamma(0.5 * DEGREES)
-        - 0.5 * d * math.log(math.pi * DEGREES)
-        - scale.diagonal().log().sum()
-        - 0.5 * (DEGREES + d) * (r.square().sum(1) / DEGREES).log1p()
-    )
-    return _events(case, typical.mean(0) + r @ scale.T), log_q
 
 
-def _lattice_proposals(case: DensityCase, typical: Tensor) -> tuple[Tensor, Tensor]:
-    """Lattice points with the marginals of ``typical``, a tenth of them uniform."""
-    lattice = case.density.lattice
-    assert lattice is not None
-    one_hot = torch.nn.functional.one_hot(lattice.nearest(typical), lattice.levels)
-    pmf = 0.9 * one_hot.double().mean(0) + 0.1 / lattice.levels
-    levels = torch.multinomial(pmf, PROPOSALS, replacement=True, generator=case.generator(11)).T
-    log_q = pmf.log().gather(1, levels.T).sum(0) - _log_volume(case, lattice)
-    return _events(case, lattice.to_unit(levels, dtype=torch.float64)), log_q
-
-
-def _events(case: DensityCase, flat: Tensor) -> Tensor:
-    return flat.reshape(-1, *case.density.event_shape)
-
-
-def _one_context(case: DensityCase, n: int) -> Tensor | None:
-    """The first context for all ``n`` points of an integral."""
-    context = case.contexts(1)
-    return None if context is None else context.expand(n, *context.shape[1:])
-
-
-def _log_volume(case: DensityCase, lattice: Lattice) -> float:
-    """Log of the volume of a bin, which turns a density into a mass."""
-    return case.dims * math.log(lattice.width)
+def _words(context: Tensor) -> str:
+    values = context.flatten().tolist()
+    return f"{values[0] if len(values) == 1 else values[:6]}"
 
 
 CHECKS = (
@@ -179,4 +132,5 @@ CHECKS = (
     masses_sum_to_one,
     density_integrates_to_one,
     importance_weights_average_to_one,
+    integral_is_one_at_drawn_times_and_contexts,
 )

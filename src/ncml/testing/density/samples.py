@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ncml.density import SampleableDensity
+from ncml.errors import NonFiniteError
 from ncml.testing.cases import DensityCase, in_chunks
 from ncml.testing.expectations import (
     default_rng_restored,
@@ -17,10 +18,16 @@ from ncml.testing.expectations import (
     expect_same_bits,
     require,
 )
-from ncml.testing.numerics import Z, cdf_distance, dkw_bound, line_rule
+from ncml.testing.numerics import Z, cdf_distance, dkw_bound, gauss_legendre
 
 FEW = 64
 """Samples drawn where their distribution does not matter."""
+
+OTHERS, FACTORS = 31, (0.5, 4.0)
+"""Points that a sample is exchanged with, and how far around it, in widths of the density, at least and at most."""
+
+SEGMENTS = 128
+"""Segments on which jumps are sought."""
 
 CROSS_DIMS = 16
 """Up to so many dimensions, Stein's identity is checked for every pair of coordinates."""
@@ -97,31 +104,32 @@ def stein_identities_hold(case: DensityCase) -> None:
         target = -torch.eye(case.dims).to(x) if case.dims <= CROSS_DIMS else -torch.ones(case.dims, 1).to(x)
         where = f"over {x.shape[0]} samples at t = {t:.3g}"
         meaning = (
-            "the score and the samples belong to different densities (or the density has jumps, and no score); "
-            "look at the sampler's use of t, its inverse, and the order of its parameters"
+            "the score and the samples belong to different densities; look at the sampler's use of t, its inverse, and "
+            "the order of its parameters"
         )
         for name, values, expected in (("s", score, torch.zeros_like(score[0])), ("s x^T", pairs, target)):
             z = (values.mean(0) - expected) / (values.std(0) / math.sqrt(x.shape[0])).clamp(min=1e-12)
             worst = float(z.abs().max())
+            if worst > Z:
+                require(not _jumps(case, t, x), f"the density has jumps at t = {t:.3g}, which its score cannot know of")
             expect(worst <= Z, f"a mean of {name} {worst:.1f} standard errors off {where}", f"at most {Z}", meaning)
 
 
 def samples_follow_the_density(case: DensityCase) -> None:
-    r"""If x has the density p, then :math:`P(X_i < x_i \mid x_{-i})` is uniform for every coordinate i."""
+    r"""Each sample is as likely to be the one among equals as its density says.
+
+    A value x of a sample with density p, and K further ones that are drawn around a point that was drawn around x, can
+    be exchanged: given all of them, x is the j-th with probability :math:`p(y_j) / \sum_i p(y_i)`, along any line. The
+    share of the mass below x is then uniform, whatever p is like, and without an integral.
+    """
     density, n = case.sampleable, case.samples * len(case.times)
     index = torch.arange(n, device=case.x.device) % len(case.times)
     times = torch.tensor(case.times, dtype=torch.float64, device=case.x.device)[index]
     contexts = case.contexts(n)
     samples = density.sample(n, times, contexts, generator=case.generator(2)).double()
-    unresolved = []
     for i, t in enumerate(case.times):
-        slices = Slices(case, t, samples[index == i], None if contexts is None else contexts[index == i])
-        ranks = slices.lattice_ranks() if case.has_masses(t) else slices.ranks()
-        if ranks is None:
-            unresolved.append(t)
-        else:
-            _expect_uniform(ranks, t)
-    require(not unresolved, f"slices are not resolved at t = {', '.join(f'{t:.3g}' for t in unresolved)}")
+        lines = Lines(case, t, samples[index == i], None if contexts is None else contexts[index == i])
+        _expect_uniform(lines.lattice_ranks() if case.has_masses(t) else lines.ranks(), t)
 
 
 def _expect_uniform(u: Tensor, t: float) -> None:
@@ -146,13 +154,14 @@ def _expect_uniform(u: Tensor, t: float) -> None:
         expect(z <= Z, f"conditional ranks with a {name} {z:.1f} standard errors off {where}", f"at most {Z}", meaning)
 
 
-class Slices:
+class Lines:
     """One line through each sample, along a random coordinate."""
 
     def __init__(self, case: DensityCase, t: float, x: Tensor, context: Tensor | None) -> None:
         self.case, self.t, self.x, self.context = case, t, x.flatten(1), context
         n = x.shape[0]
-        self.coordinate = torch.randint(case.dims, (n, 1), device=x.device, generator=case.generator(3))
+        self.generator = case.generator(3)
+        self.coordinate = torch.randint(case.dims, (n, 1), device=x.device, generator=self.generator)
         self.value = self.x.gather(1, self.coordinate)
 
     def log_prob(self, values: Tensor, rows: Tensor) -> Tensor:
@@ -171,25 +180,49 @@ class Slices:
         n = self.x.shape[0]
         points = lattice.points(dtype=torch.float64, device=self.x.device).expand(n, -1)
         mass = self.log_prob(points, torch.arange(n, device=self.x.device)).softmax(1)
-        jitter = torch.rand(n, 1, dtype=torch.float64, device=self.x.device, generator=self.case.generator(4))
+        jitter = torch.rand(n, 1, dtype=torch.float64, device=self.x.device, generator=self.generator)
         return (mass.cumsum(1) - mass + jitter * mass).gather(1, lattice.nearest(self.value))[:, 0]
 
-    def ranks(self) -> Tensor | None:
-        """The share of each slice that lies below its sample, by quadrature; None if it does not settle."""
-        scale = float(self.x.std(0).mean())
-        u = torch.full_like(self.value[:, 0], math.inf)
-        moving = torch.arange(u.numel(), device=u.device)
-        for splits in (1, 2, 4, 8, 16):
-            offsets, weights = (v.to(u.device) for v in line_rule(0.0, scale, splits=splits))
-            log_p = self.log_prob(self.value[moving] + offsets, moving)
-            mass = weights * (log_p - log_p.amax(1, keepdim=True)).exp()
-            refined = mass[:, offsets < 0].sum(1) / mass.sum(1)
-            settled = (refined - u[moving]).abs() < 5e-3
-            u[moving] = refined
-            moving = moving[~settled]
-            if not moving.numel():
-                return u
-        return None
+    def ranks(self) -> Tensor:
+        """The share of the density below each sample, among points that it can be exchanged with."""
+        n, device = self.x.shape[0], self.x.device
+        width = self.case.widths(self.case.typical(self.t, stream=17), self.t)[self.coordinate]
+        u = torch.rand(n, 2, dtype=torch.float64, device=device, generator=self.generator)
+        z = torch.randn(n, OTHERS + 1, dtype=torch.float64, device=device, generator=self.generator)
+        z *= width * FACTORS[0] * (FACTORS[1] / FACTORS[0]) ** u[:, :1]
+        around = self.value + z[:, :1]
+        points = torch.cat([self.value, around + z[:, 1:]], dim=1)
+        log_p = self.log_prob(points, torch.arange(n, device=device))
+        expect(
+            bool((log_p[:, 0] > -math.inf).all()),
+            f"{int((log_p[:, 0] == -math.inf).sum())} samples whose density is 0 at t = {self.t:.3g}",
+            "none",
+            "the sampler draws what cannot be",
+        )
+        mass = log_p.softmax(1)
+        below = (mass * (points < self.value)).sum(1)
+        return below + u[:, 1] * mass[:, 0]
+
+
+def _jumps(case: DensityCase, t: float, x: Tensor) -> bool:
+    """Whether log-densities differ by something else than the score between them, as where a density ends."""
+    x = x[:SEGMENTS]
+    length = 2.0 * case.widths(x, t)
+    v = torch.randn(x.shape, dtype=torch.float64, device=x.device, generator=case.generator(18))
+    move = length * v / v.norm(dim=1, keepdim=True)
+    share, weight = gauss_legendre(torch.linspace(0.0, 1.0, 17, dtype=torch.float64, device=x.device))
+    points = x[:, None] + move[:, None] * share[:, None]
+    context = case.contexts(len(x))
+    each = None if context is None else context.repeat_interleave(len(share), dim=0)
+    ends = [in_chunks(case.exact.log_density, case.events(v), t, context) for v in (x, x + move)]
+    try:
+        slope = in_chunks(case.exact.score, case.events(points.flatten(0, 1)), t, each).reshape(points.shape)
+    except NonFiniteError:
+        return True
+    gained = ((slope * move[:, None]).sum(2) * weight).sum(1)
+    change = ends[1] - ends[0]
+    apart = ~change.isfinite() | ((change - gained).abs() > 0.01 * (1.0 + change.abs()))
+    return int(apart.sum()) > len(x) // 50
 
 
 CHECKS = (

@@ -21,11 +21,16 @@ CHECKS = (*contract.CHECKS, *gaussian.CHECKS, *sde.CHECKS, *discrete.CHECKS)
 
 
 def check_noise_process(
-    process: NoiseProcess, x: Tensor | None = None, *, starts_at_data: bool = True, seed: int = 0
+    process: NoiseProcess,
+    x: Tensor | None = None,
+    *,
+    starts_at_data: bool = True,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> Report:
     """Check that a noise process keeps its contract, and that its closed forms belong together.
 
-    Takes a tenth of a second at most. Statistical checks have a false-alarm probability of 1e-9 each, and a fixed seed.
+    Takes a few tenths of a second. Statistical checks have a false-alarm probability of 1e-9 each, and a fixed seed.
 
     Args:
         process: The process. Beyond the interface of :class:`~ncml.NoiseProcess`, more is checked of a
@@ -34,6 +39,7 @@ def check_noise_process(
             None: standard normal, or on the lattice of a discrete process.
         starts_at_data: False for a process that is already noisy at t = 0, on purpose.
         seed: Seed of every random draw. torch's default generators are left as they were.
+        progress: Show a progress bar; None: on a terminal, if tqdm is installed.
 
     Returns:
         Names of the checks that passed, and of those that do not apply with the reason.
@@ -48,7 +54,7 @@ def check_noise_process(
         >>> report.not_applicable[0][0]
         'discrete_process_stays_on_its_lattice'
     """
-    return run_all(process_checks(x=x, starts_at_data=starts_at_data, seed=seed), process)
+    return run_all(process_checks(x=x, starts_at_data=starts_at_data, seed=seed), process, progress)
 
 
 def process_checks(**options: Any) -> list[Check[NoiseProcess]]:  # noqa: ANN401

@@ -9,10 +9,11 @@ import torch
 from ncml.noise import DiscreteProcess, Lattice
 from ncml.testing.cases import ProcessCase
 from ncml.testing.expectations import expect, expect_close, require
+from ncml.testing.independence import expect_independent_columns, expect_independent_rows
 from ncml.testing.numerics import binomial_bound
 
-DRAWS = 20_000
-"""Moves drawn from each level."""
+DRAWS, FEWEST = 100_000, 4_000
+"""Moves drawn in all, and at least from each level."""
 
 
 def _discrete(case: ProcessCase) -> tuple[DiscreteProcess, Lattice]:
@@ -57,26 +58,43 @@ def transition_matrix_is_stochastic(case: ProcessCase) -> None:
 
 def moves_match_the_transition_matrix(case: ProcessCase) -> None:
     process, lattice = _discrete(case)
-    top = lattice.levels - 1
+    levels, size = lattice.levels, case.x[0].numel()
+    each = max(FEWEST, DRAWS // levels)
     for t in (0.3 * process.T, process.T):
         matrix = process.transition_matrix(t)
-        for level in sorted({0, 1, top // 2, top - 1, top}):
-            x = lattice.points(dtype=torch.float64)[level].expand(-(-DRAWS // case.x[0].numel()), *case.x.shape[1:])
-            y = process.perturb(x, t, generator=case.generator(level))
-            counts = torch.bincount(lattice.nearest(y).flatten(), minlength=lattice.levels).double()
-            n = y.numel()
-            excess = (counts - n * matrix[level]).abs() - binomial_bound(n, matrix[level])
-            j = int(excess.argmax())
-            expect(
-                float(excess[j]) <= 0.0,
-                f"{int(counts[j])} of {n} moves from level {level} to {j} at t = {t:.3g}",
-                f"{n * float(matrix[level, j]):.0f} +- {float(binomial_bound(n, matrix[level, j])):.0f}",
-                "perturb and transition_matrix disagree (noise applied twice? half the probability per side? edges?)",
-            )
+        # Every level, in turn along each row.
+        start = torch.arange(-(-levels * each // size) * size, device=case.x.device) % levels
+        x = lattice.to_unit(start, dtype=torch.float64).reshape(-1, *case.x.shape[1:])
+        y = lattice.nearest(process.perturb(x, t, generator=case.generator())).flatten()
+        counts = torch.bincount(start * levels + y, minlength=levels**2).reshape(levels, levels).double()
+        n = counts.sum(1, keepdim=True)
+        bound = binomial_bound(n, matrix)
+        excess = (counts - n * matrix).abs() - bound
+        i, j = divmod(int(excess.argmax()), levels)
+        expect(
+            float(excess[i, j]) <= 0.0,
+            f"{int(counts[i, j])} of {int(n[i])} moves from level {i} to {j} at t = {t:.3g}",
+            f"{float(n[i] * matrix[i, j]):.0f} +- {float(bound[i, j]):.0f}",
+            "perturb and transition_matrix disagree (noise applied twice? half the probability per side? edges? a "
+            "level that never moves?)",
+        )
+
+
+def moves_are_independent(case: ProcessCase) -> None:
+    process, lattice = _discrete(case)
+    n = max(256, 32_768 // case.x[0].numel())
+    start = torch.full((n, *case.x.shape[1:]), lattice.levels // 2, device=case.x.device)
+    y = process.perturb(lattice.to_unit(start, dtype=torch.float64), process.T, generator=case.generator(1))
+    require(bool((y != y.flatten()[0]).any()), "nothing moves")
+    where = f"of {n} rows at t = {process.T:.3g}"
+    meaning = "every value moves by its own chance: draw a tensor of the shape of x"
+    expect_independent_rows(y, case.generator(2), where, meaning)
+    expect_independent_columns(y, case.generator(3), where, meaning)
 
 
 CHECKS = (
     discrete_process_stays_on_its_lattice,
     transition_matrix_is_stochastic,
     moves_match_the_transition_matrix,
+    moves_are_independent,
 )

@@ -11,10 +11,14 @@ from torch import Tensor
 from ncml.noise import GaussianProcess
 from ncml.testing.cases import ProcessCase
 from ncml.testing.expectations import expect, expect_close, expect_refused, expect_relative, require
-from ncml.testing.numerics import FALSE_ALARM, Z, cdf_distance, chi2_tail, dkw_bound
+from ncml.testing.independence import expect_independent_columns, expect_independent_rows
+from ncml.testing.numerics import FALSE_ALARM, Z, cdf_distance, chi2_tail, dkw_bound, poisson_tail
 
 DRAWS = 50_000
 """Values per statistical comparison: a relative error of 3 % in the variance is seen."""
+
+TAIL_DRAWS, TAILS = 200_000, (3.0, 3.5, 4.0)
+"""Values whose independence and tails are looked at, and where the tails begin."""
 
 
 def gaussian_process(case: ProcessCase) -> GaussianProcess:
@@ -138,6 +142,26 @@ def perturbed_data_have_the_moments(case: ProcessCase) -> None:
         )
 
 
+def noise_is_independent_and_has_its_tails(case: ProcessCase) -> None:
+    process = gaussian_process(case)
+    x = case.x[:1].expand(-(-TAIL_DRAWS // case.x[0].numel()), *case.x.shape[1:])
+    t = process.T
+    z = (process.perturb(x, t, generator=case.generator(3)) - process.alpha(t) * x) / process.sigma(t)
+    where = f"of (x_t - alpha x) / sigma over {z.numel()} draws"
+    meaning = "every value has its own standard normal: no shared, mirrored, filtered or reused draws"
+    expect_independent_rows(z, case.generator(4), where, meaning)
+    expect_independent_columns(z, case.generator(5), where, meaning)
+    for edge in TAILS:
+        count = int((z.abs() > edge).sum())
+        expected = z.numel() * math.erfc(edge / math.sqrt(2.0))
+        expect(
+            poisson_tail(count, expected) >= FALSE_ALARM,
+            f"{count} values {where} beyond {edge}",
+            f"about {expected:.0f}",
+            "the noise is clipped, or has other tails than a normal's",
+        )
+
+
 def on_lattice_only_at_zero(case: ProcessCase) -> None:
     process = gaussian_process(case)
     on = process.on_lattice(decades(process))
@@ -207,6 +231,7 @@ CHECKS = (
     log_snr_is_that_of_alpha_and_sigma,
     perturb_applies_alpha_and_sigma,
     perturbed_data_have_the_moments,
+    noise_is_independent_and_has_its_tails,
     on_lattice_only_at_zero,
     time_at_inverts_sigma,
     time_at_log_snr_inverts_log_snr,

@@ -22,7 +22,12 @@ TOLERANCE = 0.05
 
 
 def check_sampler(
-    sampler: Sampler, process: GaussianProcess | None = None, *, tolerance: float = TOLERANCE, seed: int = 0
+    sampler: Sampler,
+    process: GaussianProcess | None = None,
+    *,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> Report:
     """Check that a sampler keeps its contract and leads from the distribution at T to that at t_end.
 
@@ -40,6 +45,7 @@ def check_sampler(
             diffusion both matter.
         tolerance: Allowed error of the mean in standard deviations, and relative error of the variance.
         seed: Seed of every random draw. torch's default generators are left as they were.
+        progress: Show a progress bar; None: on a terminal, if tqdm is installed.
 
     Returns:
         Names of the checks that passed, and of those that do not apply with the reason.
@@ -54,7 +60,7 @@ def check_sampler(
         >>> "distribution_at_zero" in report.passed
         True
     """
-    return run_all(sampler_checks(process=process, tolerance=tolerance, seed=seed), sampler)
+    return run_all(sampler_checks(process=process, tolerance=tolerance, seed=seed), sampler, progress)
 
 
 def sampler_checks(**options: Any) -> list[Check[Sampler]]:  # noqa: ANN401
