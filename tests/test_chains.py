@@ -102,7 +102,7 @@ class Table(SampleableDensity):
         return (mass.log() - 2.0 * math.log(self.lattice.width)).to(x.dtype)
 
     def sample(self, n, t=0.0, context=None, *, generator=None):
-        flat = torch.multinomial(self.at(float(t)).flatten(), n, replacement=True, generator=generator)
+        flat = torch.multinomial(self.at(float(t[0])).flatten(), n, replacement=True, generator=generator)
         k = self.lattice.levels
         return self.lattice.to_unit(torch.stack([flat // k, flat % k], 1), dtype=F64)
 
