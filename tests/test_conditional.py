@@ -57,7 +57,7 @@ class Correlated(SampleableDensity):
 
     def sample(self, n, t=0.0, context=None, *, generator=None):
         z = torch.randn(n, len(self.values), dtype=F64, generator=generator)
-        return (z * self.variances(torch.as_tensor(t, dtype=F64).reshape(-1)).sqrt()) @ self.vectors.T
+        return (z * self.variances(t).sqrt()) @ self.vectors.T
 
 
 def pair(process=WIDE) -> Correlated:

@@ -88,6 +88,7 @@ def options() -> dict[str, set[str]]:
     """The options that the help of each command lists; of training, for every model and source of data."""
     chosen = [["--model.name", name] for name in (*MODELS, f"{__name__}:any_model")]
     chosen += [["--data.name", "array", "--data.file", "x.npy"], ["--data.name", "folder", "--data.folder", "images"]]
+    chosen += [["--data.name", "audio", "--data.folder", "x"], ["--data.name", "series", "--data.file", "x.csv"]]
     found: dict[str, set[str]] = {}
     for command in COMMANDS:
         for more in chosen if command == "train" else [[]]:
@@ -208,9 +209,10 @@ def test_the_figure_of_the_readme_is_that_of_its_script_and_runs():
         assert picture.text["Source"] == script["source"](), "run python docs/hero.py"
 
 
-def test_page_of_benchmarks_is_what_its_script_writes():
+@pytest.mark.parametrize("name", ["benchmarks", "adbench"])
+def test_page_of_benchmarks_is_what_its_script_writes(name):
     folder = ROOT / "docs" / "results"
-    assert runpy.run_path(str(folder / "benchmarks.py"))["page"]() == (folder / "benchmarks.md").read_text()
+    assert runpy.run_path(str(folder / f"{name}.py"))["page"]() == (folder / f"{name}.md").read_text()
 
 
 def test_the_readme_quotes_the_recorded_benchmarks():

@@ -57,8 +57,6 @@ class MAF(SampleableDensity):
         torch.Size([5])
     """
 
-    process: NoiseProcess
-
     def __init__(
         self,
         event_shape: Sequence[int],

@@ -6,18 +6,18 @@ from ncml.density.checks import (
     check_arguments,
     check_draw,
     check_log_density,
+    check_noise,
     check_score,
     process_by_name,
 )
 from ncml.density.completion import CompletionTarget
 from ncml.density.composed import ComposedTarget, guided
 from ncml.density.entry import check_process, density_and_score_of, inner_density, process_of, score_of, unwrapped
+from ncml.density.gradient import gradient
 from ncml.density.interface import (
     AutoregressiveDensity,
     NoiseConditionalDensity,
     SampleableDensity,
-    check_noise,
-    gradient,
 )
 from ncml.density.levels import time_posterior
 from ncml.density.modes import eval_mode, evaluating, usable

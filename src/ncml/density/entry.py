@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ncml.density.interface import NoiseConditionalDensity, gradient
+from ncml.density.gradient import gradient
+from ncml.density.interface import NoiseConditionalDensity
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import NoiseProcess
 from ncml.noise.gaussian import clean_at_zero

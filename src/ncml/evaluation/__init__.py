@@ -24,21 +24,29 @@ from ncml.evaluation.robustness import (
     level_noise_table,
     robustness_curve,
 )
+from ncml.evaluation.two_sample import ClassifierTest, EnergyTest, classifier_test, energy_distance, energy_test
+from ncml.evaluation.typicality import Typicality, ladder_statistics
 
 __all__ = [
     "AUROC",
     "Classifier",
+    "ClassifierTest",
     "DeltaLogP",
+    "EnergyTest",
     "LadderAudit",
     "LevelNoiseRow",
     "RobustnessCurve",
     "TrainedClassifier",
+    "Typicality",
     "audit_ladder",
     "auroc",
     "auroc_interval",
     "bits_per_dim",
+    "classifier_test",
     "crossing_time",
     "delta_log_p",
+    "energy_distance",
+    "energy_test",
     "features_of",
     "fid",
     "flow_log_prob",
@@ -47,6 +55,7 @@ __all__ = [
     "gaussian_frechet",
     "kernel_gap",
     "ladder_bound",
+    "ladder_statistics",
     "level_noise_table",
     "mean_abs_perturbation",
     "ood_statistics",

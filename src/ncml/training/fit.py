@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ncml.density import inner_density, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.objective import NCMLObjective
 from ncml.progress import progress_bar
-from ncml.training.table_checks import check_rows, warn_of_lattice_data
+from ncml.training.table_checks import check_rows, warn_of_data
 
 __all__ = ["fit"]
 
@@ -30,6 +31,7 @@ def fit(
     generator: torch.Generator | None = None,
     progress: bool = False,
     label: str = "training",
+    callback: Callable[[int], bool | None] | None = None,
 ) -> list[float]:
     """Minimise an objective with Adam and a cosine learning rate, in place; ends in eval mode.
 
@@ -46,6 +48,7 @@ def fit(
             the same machine with the same number of threads, training is repeated bit for bit.
         progress: Show a progress bar (needs tqdm).
         label: What the progress bar calls it.
+        callback: Called after every step with the number of steps taken; a true result ends the training.
 
     Returns:
         The loss of every step, in nats.
@@ -57,6 +60,8 @@ def fit(
     Warns:
         LatticeDataWarning: The data lie on few evenly spaced values, where the likelihood of a density without a
             lattice is unbounded, and the objective does not dequantise them.
+        ColumnScaleWarning: Columns of a table are constant, or their standard deviations differ by more than a
+            hundred times.
     """
     if not isinstance(objective, NCMLObjective):
         raise ArgumentTypeError(
@@ -79,7 +84,7 @@ def fit(
     check_rows(lambda rows: x[rows], len(x), "x")
     inner = unwrapped(density) if isinstance(density, nn.Module) else inner_density(density)
     if inner is not None:
-        warn_of_lattice_data(inner, objective, x, stacklevel=2)
+        warn_of_data(inner, objective, x, stacklevel=2)
     parameters = list(density.parameters())
     if not parameters:
         raise ArgumentError("density: got one without parameters; expected something to train")
@@ -104,6 +109,8 @@ def fit(
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
+            if callback is not None and callback(step + 1):
+                break
     finally:
         density.eval()
     return losses

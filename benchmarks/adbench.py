@@ -1,0 +1,258 @@
+"""Anomaly detection on ADBench's tables: train on the first half of the normal rows, find the anomalies.
+
+The protocol of Livernoche et al. (2024), whose table ``--published`` reads: training rows are the first half of the
+normal rows in file order, test rows the others and all anomalies. There, tables below 1,000 rows are resampled before
+the split, and are not comparable. One configuration serves all tables; it was chosen on the five small ones.
+
+    python benchmarks/adbench.py --data FOLDER --published CSV --seeds 5
+
+Results are written after every table. K-DSM (https://github.com/vicliv/K-DSM) runs beside with ``--kdsm CHECKOUT``, at
+its own settings of 500 epochs unless ``--kdsm-epochs`` says less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import betabinom
+from sklearn.ensemble import IsolationForest
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import KernelDensity, LocalOutlierFactor, NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+
+from ncml.estimator import NCMLDensityEstimator, NCMLOutlierDetector
+from ncml.objective import AtZero
+
+SMALL = ("4_breastw", "14_glass", "18_Ionosphere", "42_WBC", "45_wine")
+LARGE = (
+    "2_annthyroid",
+    "6_cardio",
+    "23_mammography",
+    "26_optdigits",
+    "28_pendigits",
+    "30_satellite",
+    "32_shuttle",
+    "38_thyroid",
+    "40_vowels",
+)
+LEVELS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
+STEPS = 600
+RATES = (0.01, 0.05, 0.1)
+RESAMPLES = 1000
+
+
+def read(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(folder / f"{name}.npz") as table:
+        return table["X"].astype(float), table["y"].astype(int)
+
+
+def split(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training rows, test rows and their labels, in file order."""
+    normal, odd = X[y == 0], X[y == 1]
+    half = len(normal) // 2
+    return normal[:half], np.concatenate([normal[half:], odd]), np.r_[np.zeros(len(normal) - half), np.ones(len(odd))]
+
+
+def nearest(train, test, seed):
+    found = NearestNeighbors(n_neighbors=5).fit(train)
+    return lambda: -found.kneighbors(test)[0].mean(1)
+
+
+def time_posterior(train, test, seed):
+    """DTE's non-parametric posterior: squared distances to the 5 nearest rows, the nearer the more they weigh."""
+    found, dims = NearestNeighbors(n_neighbors=5).fit(train), train.shape[1]
+
+    def score():
+        squared = np.maximum(np.square(found.kneighbors(test)[0]), 1e-12)
+        weights = np.exp(-(dims / 2 - 1) * np.log(squared / squared.min(1, keepdims=True)))
+        return -(weights * squared).sum(1) / weights.sum(1)
+
+    return score
+
+
+def forest(train, test, seed):
+    found = IsolationForest(random_state=seed).fit(train)
+    return lambda: found.score_samples(test)
+
+
+def local_factor(train, test, seed):
+    found = LocalOutlierFactor(n_neighbors=20, novelty=True).fit(train)
+    return lambda: found.score_samples(test)
+
+
+def kernel(train, test, seed):
+    rows = train if len(train) <= 4000 else train[np.random.default_rng(seed).choice(len(train), 4000, replace=False)]
+    found = KernelDensity(bandwidth=0.5, rtol=1e-4).fit(rows)
+    return lambda: found.score_samples(test)
+
+
+def mixture(train, test, seed):
+    found = GaussianMixture(min(10, len(train) // 20), reg_covar=1e-3, random_state=seed).fit(train)
+    return lambda: found.score_samples(test)
+
+
+BASELINES = {
+    "k-NN": nearest,
+    "DTE-NP": time_posterior,
+    "isolation forest": forest,
+    "LOF": local_factor,
+    "kernel density": kernel,
+    "Gaussian mixture": mixture,
+}
+SEEDED = ("isolation forest", "Gaussian mixture")
+
+
+def kdsm(checkout: Path, epochs: int):
+    """The method of a checkout of K-DSM, on standardised rows as there."""
+    sys.path.insert(0, str(checkout))
+    from methods.DSM import KDSM
+
+    def method(train, test, seed):
+        torch.manual_seed(seed)
+        model = KDSM(seed=seed, epochs=epochs, device="cpu").fit(train)
+        return lambda: -model.predict_score(test)
+
+    return method
+
+
+def measured(score: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    finite = np.nan_to_num(-score, posinf=1e300)
+    return {"auroc": roc_auc_score(labels, finite), "ap": average_precision_score(labels, finite)}
+
+
+def timed(make) -> tuple[np.ndarray, dict[str, float]]:
+    start = time.process_time()
+    score = make()
+    trained = time.process_time()
+    values = score()
+    return values, {"fit_s": trained - start, "score_s": time.process_time() - trained}
+
+
+def ours(train, test, labels, seed) -> tuple[dict, dict[str, np.ndarray]]:
+    """NCML by the detector's statistic and by single levels; the same network by maximum likelihood."""
+    start = time.process_time()
+    estimator = NCMLDensityEstimator(max_steps=STEPS, random_state=seed)
+    model = NCMLOutlierDetector(estimator, levels=LEVELS, calibration=0.0, random_state=seed).fit(train)
+    trained = time.process_time()
+    log_p = model.log_densities(test)
+    scores = {"NCML": ((log_p - model.mean_) / model.std_).min(1)}
+    record = {"NCML": {"fit_s": trained - start, "score_s": time.process_time() - trained}}
+    record["NCML"]["levels"] = [measured(column, labels)["auroc"] for column in log_p.T]
+    start = time.process_time()
+    likely = NCMLDensityEstimator(max_steps=STEPS, random_state=seed, times=AtZero()).fit(train)
+    trained = time.process_time()
+    scores["maximum likelihood"] = likely.score_samples(test)
+    record["maximum likelihood"] = {"fit_s": trained - start, "score_s": time.process_time() - trained}
+    for (name, score), density in zip(scores.items(), (model.estimator_, likely), strict=True):
+        record[name] |= measured(score, labels) | {"steps": density.n_iter_, "held_out": density.validation_score_}
+    return record, scores
+
+
+def paired(a: np.ndarray, b: np.ndarray, labels: np.ndarray, seed: int = 0) -> list[float]:
+    """95 % bootstrap interval of the difference of two AUROCs on the same rows."""
+    rng, differences = np.random.default_rng(seed), []
+    normal, odd = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
+    a, b = np.nan_to_num(a, neginf=-1e300), np.nan_to_num(b, neginf=-1e300)
+    for _ in range(RESAMPLES if len(labels) < 10_000 else RESAMPLES // 5):
+        i, j = rng.choice(normal, len(normal)), rng.choice(odd, len(odd))
+        differences.append(quick_auroc(a[i], a[j]) - quick_auroc(b[i], b[j]))
+    return np.quantile(differences, [0.025, 0.975]).tolist()
+
+
+def quick_auroc(inside: np.ndarray, outside: np.ndarray) -> float:
+    ordered = np.sort(outside)
+    below = np.searchsorted(ordered, inside, "left").sum() + np.searchsorted(ordered, inside, "right").sum()
+    return below / (2.0 * len(inside) * len(outside))
+
+
+def false_alarms(X: np.ndarray, y: np.ndarray, seed: int) -> dict[str, list[float]]:
+    """Conformal false alarms on normal rows held out at random, with the bounds of 99.9 % for each rate."""
+    normal = X[y == 0]
+    normal = normal[np.random.default_rng(seed).permutation(len(normal))][:4000]
+    half = len(normal) // 2
+    model = NCMLOutlierDetector(NCMLDensityEstimator(max_steps=200), calibration=0.5, random_state=seed).fit(
+        normal[:half]
+    )
+    p, n, m = model.p_values(normal[half:]), len(model.calibration_scores_), len(normal) - half
+    out = {}
+    for rate in RATES:
+        k = int(np.floor(rate * (n + 1)))
+        law = betabinom(m, k, n + 1 - k) if k else None
+        bounds = [0.0, 0.0] if law is None else [law.ppf(0.0005) / m, law.ppf(0.9995) / m]
+        out[str(rate)] = [float((p <= rate).mean()), *bounds]
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("NCML_DATA", ".")) / "adbench")
+    parser.add_argument("--published", type=Path, help="the published table, CSV")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "adbench.json")
+    parser.add_argument("--only", nargs="*", default=[*BASELINES], help="baselines to run")
+    parser.add_argument("--tables", nargs="*", default=[*LARGE, *SMALL])
+    parser.add_argument("--kdsm", type=Path, help="a checkout of K-DSM")
+    parser.add_argument("--kdsm-epochs", type=int, default=500)
+    parser.add_argument("--quick", action="store_true", help="one small table, few steps, nothing recorded")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    names = options.tables
+    if options.quick:
+        global STEPS
+        STEPS, options.seeds, names = 20, 1, ["45_wine"]
+    names = [name for name in names if (options.data / f"{name}.npz").exists()]
+    if not names:
+        print(f"skipped: no tables in {options.data}; see https://github.com/Minqi824/ADBench")
+        return
+    methods = {name: BASELINES[name] for name in options.only}
+    if options.kdsm:
+        methods["K-DSM"] = kdsm(options.kdsm, options.kdsm_epochs)
+    published = {}
+    if options.published:
+        with options.published.open() as file:
+            published = {row.pop("Dataset"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)}
+    report = {"protocol": "first half of the normal rows in file order", "levels": LEVELS, "steps": STEPS, "tables": {}}
+    for seed in range(options.seeds):
+        for name in names:
+            X, y = read(options.data, name)
+            train, test, labels = split(X, y)
+            table = report["tables"].setdefault(
+                name.split("_", 1)[1],
+                {"rows": len(X), "columns": X.shape[1], "train": len(train), "anomalies": int(y.sum()), "seeds": []},
+            )
+            record, scores = ours(train, test, labels, seed)
+            scaler = StandardScaler().fit(train)
+            scaled = scaler.transform(train), scaler.transform(test)
+            for method, make in methods.items():
+                if seed and method not in (*SEEDED, "K-DSM"):
+                    continue
+                scores[method], times = timed(lambda make=make, scaled=scaled, seed=seed: make(*scaled, seed))
+                record[method] = measured(scores[method], labels) | times
+            if seed == 0:
+                table["false_alarms"] = false_alarms(X, y, seed)
+                table["published"] = published.get(name.split("_", 1)[1], {})
+                table["difference"] = {
+                    other: paired(scores["NCML"], scores[other], labels)
+                    for other in ("maximum likelihood", "k-NN")
+                    if other in scores
+                }
+            table["seeds"].append(record)
+            line = "  ".join(f"{method} {100 * row['auroc']:.2f}" for method, row in record.items())
+            print(f"seed {seed}  {name:16} {record['NCML']['fit_s']:.0f} s  {line}", flush=True)
+            if not options.quick:
+                options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

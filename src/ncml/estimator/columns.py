@@ -1,0 +1,295 @@
+r"""Columns of a table, from the units of the user to those of a density, and back.
+
+A row goes through three maps, column by column:
+
+.. math:: x \;\to\; y = \frac{x + w\,(u - \tfrac12) - c}{s} \;\to\; z = g(y),
+
+with c the median, s the standard deviation of the middle 99 %, w the step of a column on a lattice (0 for real
+numbers) with u uniform on [0, 1), and g the identity or, within bounds, a logarithm or a logit. The log-density of x is
+that of z plus :math:`\log|dz/dx|`; on a lattice it is the probability of the value divided by w, so that for integers
+it is the probability itself.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ncml.errors import ArgumentError
+
+__all__ = ["Bounds", "Columns"]
+
+Array = NDArray[np.float64]
+Bounds = Mapping[Any, tuple[float | None, float | None]]
+
+TIES = 0.1  # a real column with more tied rows than this is jittered
+TIED_WIDTH = 0.01  # in scales of the column
+TOLERANCE = 1e-3  # of the step: how far values may lie off a lattice
+MOST_STEPS = 2**20  # a finer lattice is as good as real numbers
+REPEATS = 2.0  # rows to each distinct value, on average, for a lattice that is not one of integers
+FEWEST = 8  # rows that can show that a column is an affine copy
+MARGIN = 1e-6  # keeps jittered values off the ends of their step
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """What was seen in the columns of a training table; :meth:`of` looks at one.
+
+    Args:
+        names: Names of all columns.
+        kept: Indices of the k columns that the density sees.
+        constant: Columns with one value, index to value.
+        duplicates: Columns that are an affine function of an earlier one, index to (that index, slope, intercept).
+        centre, scale: Of the kept columns, ``(k,)``.
+        width: Width of the uniform noise that spreads a column's values, 0 for real numbers, ``(k,)``.
+        origin: A point of each lattice; NaN for columns that lie on none, ``(k,)``.
+        low, high: Bounds of what :attr:`width` made of the kept columns, infinite if there is none, ``(k,)``.
+        after: Centre and scale once more, behind the logarithm or logit, ``(2, k)``.
+    """
+
+    names: tuple[str, ...]
+    kept: NDArray[np.intp]
+    constant: dict[int, float]
+    duplicates: dict[int, tuple[int, float, float]]
+    centre: Array
+    scale: Array
+    width: Array
+    origin: Array
+    low: Array
+    high: Array
+    after: Array
+
+    @classmethod
+    def of(cls, X: Array, names: Sequence[str], bounds: Bounds | None = None) -> Columns:
+        """Look at a table without missing values, ``(n, d)``.
+
+        Args:
+            X: The rows.
+            names: Names of the columns.
+            bounds: For a column, by name or index, the values between which it lies, None for infinity.
+
+        Raises:
+            ArgumentError: Every column is constant; bounds that name no column, or that values reach.
+        """
+        constant = {j: float(X[0, j]) for j in range(X.shape[1]) if np.ptp(X[:, j]) == 0.0}
+        duplicates: dict[int, tuple[int, float, float]] = {}
+        kept: list[int] = []
+        for j in range(X.shape[1]):
+            if j in constant:
+                continue
+            found = next(((i, *line) for i in kept if (line := _line(X[:, i], X[:, j])) is not None), None)
+            if found is None:
+                kept.append(j)
+            else:
+                duplicates[j] = found
+        if not kept:
+            raise ArgumentError(
+                f"X: got {X.shape[0]} rows that are all the same; expected a column with several values, which has a "
+                f"density"
+            )
+        Z = X[:, kept]
+        centre = np.median(Z, axis=0)
+        scale = np.array([_spread(column) for column in Z.T])
+        lattices = [_lattice(column) for column in Z.T]
+        width = np.array([step for step, _ in lattices])
+        origin = np.array([start for _, start in lattices])
+        tied = np.array([_tied(column) > TIES for column in Z.T]) & (width == 0.0)
+        width = np.where(tied, TIED_WIDTH * scale, width)
+        low, high = _bounds(bounds, names, kept, Z, width)
+        columns = cls(
+            tuple(names),
+            np.array(kept),
+            constant,
+            duplicates,
+            centre,
+            scale,
+            width,
+            origin,
+            low,
+            high,
+            np.stack([np.zeros(len(kept)), np.ones(len(kept))]),
+        )
+        if np.isinf(low).all() and np.isinf(high).all():
+            return columns
+        bent, _ = columns.to_model(torch.from_numpy(columns.standardise(X)))
+        bounded = np.isfinite(low) | np.isfinite(high)
+        mean, std = bent.mean(0).numpy(), bent.std(0).clamp(min=1e-3).numpy()
+        columns.after[0, bounded], columns.after[1, bounded] = mean[bounded], std[bounded]
+        return columns
+
+    @property
+    def jittered(self) -> bool:
+        """Whether any column is spread by uniform noise."""
+        return bool((self.width > 0.0).any())
+
+    def standardise(self, X: Array) -> Array:
+        """The kept columns in units of their scale, ``(n, k)``."""
+        return (X[:, self.kept] - self.centre) / self.scale
+
+    def to_model(self, y: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Standardised rows as the density sees them, and the log-determinant of the way from the user's units.
+
+        Args:
+            y: What :meth:`standardise` gave, ``(n, k)``.
+            u: Uniforms on [0, 1) of that shape or one that broadcasts; the middle of every step if None.
+
+        Returns:
+            ``(n, k)`` and ``(n,)``. Values at or beyond a bound are put just inside it, with a log-determinant of
+            minus infinity.
+        """
+        log_scale = float(np.log(self.scale).sum())
+        if u is not None and self.jittered:
+            y = y + self._as(self.width / self.scale, y) * (u.clamp(MARGIN, 1.0 - MARGIN) - 0.5)
+        log_det = torch.full(y.shape[:1], -log_scale, dtype=y.dtype, device=y.device)
+        bounded = np.isfinite(self.low) | np.isfinite(self.high)
+        if not bounded.any():
+            return y, log_det
+        z = y.clone()
+        for j in np.flatnonzero(bounded):
+            low, high = (
+                (float(end[j]) - float(self.centre[j])) / float(self.scale[j]) for end in (self.low, self.high)
+            )
+            value = y[:, j]
+            smallest = torch.finfo(y.dtype).tiny
+            inside = (value > low) & (value < high)
+            parts = [(value - low).clamp(min=smallest).log() if np.isfinite(low) else torch.zeros_like(value)]
+            parts.append((high - value).clamp(min=smallest).log() if np.isfinite(high) else torch.zeros_like(value))
+            slope = -parts[0] - parts[1] + (float(np.log(high - low)) if np.isfinite(high - low) else 0.0)
+            centre, scale = self.after[:, j].tolist()
+            z[:, j] = (parts[0] - parts[1] - centre) / scale
+            log_det = log_det + torch.where(inside, slope - float(np.log(scale)), -torch.inf)
+        return z, log_det
+
+    def from_model(self, z: Tensor) -> Array:
+        """Rows of the user's table from draws of the density, ``(n, k)`` to ``(n, d)``."""
+        y = z.double().cpu().numpy()
+        y = y * self.after[1] + self.after[0]
+        low, high = (self.low - self.centre) / self.scale, (self.high - self.centre) / self.scale
+        below, above = np.isfinite(low), np.isfinite(high)
+        kept = np.empty_like(y)
+        for j in range(y.shape[1]):
+            if below[j] and above[j]:
+                kept[:, j] = low[j] + (high[j] - low[j]) / (1.0 + np.exp(-y[:, j]))
+            elif below[j]:
+                kept[:, j] = low[j] + np.exp(y[:, j])
+            elif above[j]:
+                kept[:, j] = high[j] - np.exp(-y[:, j])
+            else:
+                kept[:, j] = y[:, j]
+        kept = kept * self.scale + self.centre
+        on = np.isfinite(self.origin)
+        step, start = self.width[on], self.origin[on]
+        kept[:, on] = start + step * np.round((kept[:, on] - start) / step)
+        kept = np.clip(kept, self.low + 0.5 * self.width, self.high - 0.5 * self.width)  # the bounds before spreading
+        X = np.empty((len(kept), len(self.names)))
+        X[:, self.kept] = kept
+        for j, value in self.constant.items():
+            X[:, j] = value
+        for j, (i, slope, intercept) in self.duplicates.items():
+            X[:, j] = slope * X[:, i] + intercept
+        return X
+
+    def residuals(self, X: Array) -> Array:
+        """By how much rows break what was always so in training, in scales, ``(n, d)``: 0 for the kept columns.
+
+        A constant column's scale is 1 or the size of its constant, whichever is larger.
+        """
+        r = np.zeros_like(X)
+        for j, value in self.constant.items():
+            r[:, j] = (X[:, j] - value) / max(1.0, abs(value))
+        scales = dict(zip(self.kept.tolist(), self.scale.tolist(), strict=True))
+        for j, (i, slope, intercept) in self.duplicates.items():
+            # Of two copies with noise of their own, the difference has the variance of both.
+            r[:, j] = (X[:, j] - slope * X[:, i] - intercept) / (np.sqrt(2.0) * abs(slope) * scales[i])
+        r[np.abs(r) < 1e-6] = 0.0  # rounding
+        return r
+
+    def warn(self) -> None:
+        """Say which columns the density does not see."""
+        if self.constant:
+            named = ", ".join(self.names[j] for j in self.constant)
+            warnings.warn(f"X: constant columns are set aside: {named}", UserWarning, stacklevel=3)
+        if self.duplicates:
+            pairs = ", ".join(f"{self.names[j]} (of {self.names[i]})" for j, (i, _, _) in self.duplicates.items())
+            warnings.warn(f"X: duplicated columns are set aside: {pairs}", UserWarning, stacklevel=3)
+
+    @staticmethod
+    def _as(values: Array, like: Tensor) -> Tensor:
+        return torch.as_tensor(values, dtype=like.dtype, device=like.device)
+
+
+def _spread(column: Array) -> float:
+    """Standard deviation of the middle 99 %, or of all rows where these are alike."""
+    low, high = np.quantile(column, [0.005, 0.995])
+    return float(np.clip(column, low, high).std()) or float(column.std())
+
+
+def _line(x: Array, y: Array) -> tuple[float, float] | None:
+    """Slope and intercept if y is an affine function of x to rounding."""
+    if np.array_equal(x, y):
+        return 1.0, 0.0
+    if len(x) < FEWEST:
+        return None
+    a, b = x - x.mean(), y - y.mean()
+    slope = float(a @ b) / float(a @ a)
+    if slope == 0.0 or np.abs(b - slope * a).max() > 1e-6 * np.abs(b).max():
+        return None
+    return slope, float(y.mean() - slope * x.mean())
+
+
+def _tied(column: Array) -> float:
+    """Share of rows whose value another row has too."""
+    _, counts = np.unique(column, return_counts=True)
+    return float(counts[counts > 1].sum()) / len(column)
+
+
+def _lattice(column: Array) -> tuple[float, float]:
+    """Step and a point of the lattice that a column lies on; 0 and NaN if there is none."""
+    values = np.unique(column)
+    none = 0.0, float("nan")
+    if np.array_equal(values, np.round(values)) and np.abs(values).max() < 2**53:
+        step = float(np.gcd.reduce(np.diff(values).astype(np.int64)))
+    elif len(column) >= REPEATS * len(values):
+        gaps = np.diff(values)
+        gaps = gaps[gaps > 1e-7 * np.ptp(values)]  # smaller ones are rounding
+        step = float(gaps.min())
+        multiples = (values - values[0]) / step
+        if np.abs(multiples - np.round(multiples)).max() > max(TOLERANCE, 1e-6 * multiples[-1]):
+            return none
+        step = float(np.ptp(values)) / float(np.round(multiples[-1]))
+    else:
+        return none
+    return (step, float(values[0])) if np.ptp(values) <= MOST_STEPS * step else none
+
+
+def _bounds(
+    bounds: Bounds | None, names: Sequence[str], kept: list[int], Z: Array, width: Array
+) -> tuple[Array, Array]:
+    """Lower and upper bounds of the kept columns' jittered values."""
+    low, high = np.full(len(kept), -np.inf), np.full(len(kept), np.inf)
+    for key, ends in (bounds or {}).items():
+        j = list(names).index(key) if key in names else key
+        if not isinstance(j, int) or not 0 <= j < len(names):
+            raise ArgumentError(f"bounds: got {key!r}; expected names of columns, or indices below {len(names)}")
+        if j not in kept:
+            continue
+        k = kept.index(j)
+        a, b = ends
+        low[k], high[k] = (-np.inf if a is None else a), (np.inf if b is None else b)
+        step = 0.5 * width[k]
+        low[k], high[k] = low[k] - step, high[k] + step
+        if not (Z[:, k] - step >= low[k]).all() or not (Z[:, k] + step <= high[k]).all():
+            raise ArgumentError(f"bounds: got {ends} for {names[j]}; expected an interval that its values lie in")
+        if width[k] == 0.0 and ((Z[:, k] == low[k]).any() or (Z[:, k] == high[k]).any()):
+            raise ArgumentError(
+                f"bounds: got {ends} for {names[j]}, some of whose values lie on a bound; expected them inside, where "
+                f"the logarithm is finite; widen the bounds"
+            )
+    return low, high

@@ -1,0 +1,339 @@
+"""A noise conditional density of a table, as an estimator of scikit-learn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from ncml.checks import check_count, check_positive
+from ncml.densities import MADE
+from ncml.density import NoiseConditionalDensity, SampleableDensity
+from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, UnsupportedError
+from ncml.estimator.columns import Array, Bounds, Columns
+from ncml.noise import LinearVESDE, NoiseProcess
+from ncml.objective import LogUniformTimes, NCMLObjective, TimeSampler
+from ncml.training import EMA, fit
+
+__all__ = ["NCMLDensityEstimator", "default_density"]
+
+DensityFactory = Callable[[Sequence[int], NoiseProcess], NoiseConditionalDensity]
+
+EVERY = 25  # steps between two looks at the held-out rows
+DECAY = 0.99  # of the moving average: its memory of a hundred steps is short against the training
+MOST_HELD = 1000  # rows held out to stop early
+ROWS = 8192  # evaluated at once
+
+
+def default_density(event_shape: Sequence[int], process: NoiseProcess) -> MADE:
+    """The density of a table unless another is asked for: a small :class:`~ncml.densities.MADE`.
+
+    Mixtures of logistics have several modes in every column, as columns of integers and codes do, and heavy tails.
+    """
+    return MADE(event_shape, process, hidden=(128, 128), components=8, dropout=0.1)
+
+
+@dataclass(frozen=True)
+class TableObjective(NCMLObjective):
+    """The objective on standardised rows, whose lattice columns are spread afresh in every batch.
+
+    Args:
+        columns: The columns.
+    """
+
+    columns: Columns | None = None
+
+    def __call__(self, density: torch.nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+        assert self.columns is not None
+        u = None
+        if self.columns.jittered:
+            u = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=kwargs.get("generator"))
+        return super().__call__(density, self.columns.to_model(x, u)[0], *args, **kwargs)
+
+
+class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
+    r"""The density of a table at every noise level, :math:`\log p_t(x)`.
+
+    Integers and other columns on a lattice are spread by uniform noise within their step, afresh in every batch, so
+    that the density stays finite; :meth:`score_samples` averages it over the step,
+
+    .. math:: \log p(x) = \log \frac1K \sum_k p(x + w (u_k - \tfrac12)) \approx \log \frac{P(x)}{w},
+
+    which for integers (w = 1) is the log-probability of the value. Columns with one value, and affine copies of others,
+    are set aside with a warning: the density is that of the other columns. Missing values are refused, and so are
+    strings: impute and encode in a pipeline (:class:`~sklearn.preprocessing.OrdinalEncoder` makes integers, whose
+    probabilities do not depend on their order in the limit of a good model).
+
+    Args:
+        density: Takes ``(event_shape, process)`` to an untrained density, with ``event_shape = (number of columns,)``.
+            Default: :func:`~ncml.estimator.density.default_density`.
+        process: The noise process, in units of the columns' scales. Default ``LinearVESDE(2.0)``: t is the standard
+            deviation of the noise, at most 2 of the columns'.
+        times: Which noise levels are trained. Default ``LogUniformTimes(0.02, p_zero=0.3)``; ``AtZero()`` is maximum
+            likelihood.
+        bounds: For columns, by name or index, the interval ``(low, high)`` in which their values lie, None for
+            infinity. Such columns are modelled by their logarithm or logit, and the density is 0 outside.
+        max_steps: Largest number of optimizer steps; the learning rate falls to zero over them.
+        batch_size: Rows per step.
+        learning_rate: Adam's learning rate at the start.
+        validation_fraction: Share of the rows held out, 1,000 at most, to stop early by their exact log-likelihood at
+            t = 0 under the moving average of the weights; 0 takes all steps.
+        patience: Looks at the held-out rows (one every 25 steps) without a better likelihood before stopping.
+        dequantisations: Points K within a step at which integer columns are evaluated.
+        random_state: Seed of the initial weights, the batches, the noise and the held-out rows.
+        device: Where to compute, such as "cuda". Default: the CPU.
+        verbose: Show a progress bar (needs tqdm).
+
+    Attributes:
+        density_: The trained density, in float64, of the columns as ``columns_`` shows them.
+        columns_: What was seen in the columns, a :class:`~ncml.estimator.Columns`.
+        losses_: The loss of every step, nats.
+        n_iter_: Steps after which the weights were taken.
+        validation_score_: Mean log-likelihood of the held-out rows at t = 0, in the units of the data; NaN without.
+        n_features_in_, feature_names_in_: As in scikit-learn.
+
+    Example:
+        >>> from ncml.estimator import NCMLDensityEstimator
+        >>> X = np.random.default_rng(0).normal(size=(300, 2))
+        >>> estimator = NCMLDensityEstimator(max_steps=50, random_state=0).fit(X)
+        >>> estimator.score_samples(X[:3]).shape, estimator.sample(4).shape
+        ((3,), (4, 2))
+    """
+
+    def __init__(
+        self,
+        density: DensityFactory | None = None,
+        *,
+        process: NoiseProcess | None = None,
+        times: TimeSampler | None = None,
+        bounds: Bounds | None = None,
+        max_steps: int = 2000,
+        batch_size: int = 128,
+        learning_rate: float = 3e-3,
+        validation_fraction: float = 0.1,
+        patience: int = 10,
+        dequantisations: int = 4,
+        random_state: Any = None,  # noqa: ANN401 -- whatever check_random_state takes
+        device: str | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.density = density
+        self.process = process
+        self.times = times
+        self.bounds = bounds
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.dequantisations = dequantisations
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> NCMLDensityEstimator:  # noqa: ANN401 -- any table
+        """Train on a table.
+
+        Args:
+            X: Rows, ``(n_samples, n_features)``: an array or a data frame of numbers.
+            y: Ignored.
+
+        Raises:
+            ArgumentError: Missing or infinite values, strings, only constant columns, or a parameter out of range.
+        """
+        self._check_parameters()
+        rows = self._validated(X, reset=True)
+        random = check_random_state(self.random_state)
+        self.columns_ = Columns.of(rows, self._names(), self.bounds)
+        self.columns_.warn()
+        self._frame = X.iloc[:0].copy() if hasattr(X, "iloc") else None
+        process = LinearVESDE(2.0) if self.process is None else self.process
+        times = LogUniformTimes(0.02, p_zero=0.3) if self.times is None else self.times
+        objective = TableObjective(process, times, columns=self.columns_)
+        held = min(int(self.validation_fraction * len(rows)), MOST_HELD)
+        order = random.permutation(len(rows))
+        table = torch.from_numpy(self.columns_.standardise(rows)).float()
+        seed = int(random.randint(2**31 - 1))
+        with seeded(seed):
+            factory = default_density if self.density is None else self.density
+            density = factory((table.shape[1],), process)
+            if not isinstance(density, NoiseConditionalDensity):
+                raise ArgumentTypeError(
+                    f"density: got a function that returned {type(density).__name__}; expected a "
+                    f"NoiseConditionalDensity"
+                )
+            density = density.to(self.device or "cpu")
+            table = table.to(density.device, density.dtype)
+            self.density_ = density
+            sobol = torch.quasirandom.SobolEngine(table.shape[1], scramble=True, seed=seed)
+            self._points = sobol.draw(self.dequantisations)
+            generator = torch.Generator(table.device).manual_seed(seed)
+            watch = _Watch(self, table[order[:held]]) if held else None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", LatticeDataWarning)  # the objective spreads such columns
+                self.losses_ = fit(
+                    density,
+                    objective,
+                    table[order[held:]],
+                    steps=self.max_steps,
+                    batch_size=self.batch_size,
+                    learning_rate=self.learning_rate,
+                    generator=generator,
+                    progress=bool(self.verbose),
+                    label="fit",
+                    callback=watch,
+                )
+        self.n_iter_, self.validation_score_ = len(self.losses_), float("nan")
+        if watch is not None:
+            self.n_iter_, self.validation_score_ = watch.finish()
+        density.double()  # float32 has a row's last digits depend on the rows beside it
+        return self
+
+    def score_samples(self, X: Any, t: float = 0.0) -> Array:  # noqa: ANN401 -- any table
+        """Log-density of every row, in the units of the table.
+
+        Args:
+            X: Rows, ``(n_samples, n_features)``.
+            t: Noise level, a time of the process; the default is the data themselves. At t > 0 columns on a lattice
+                are evaluated in the middle of their step, and the density is that of rows with noise in the units of
+                ``columns_``.
+
+        Returns:
+            ``(n_samples,)``, nats; minus infinity outside the bounds.
+        """
+        check_is_fitted(self)
+        table = self._table(X)
+        out = [self.log_density_of(part, t) for part in table.split(ROWS)]
+        return torch.cat(out).double().cpu().numpy()
+
+    def score(self, X: Any, y: Any = None) -> float:  # noqa: ANN401 -- any table
+        """Mean log-density of the rows at t = 0, nats: what :class:`~sklearn.model_selection.GridSearchCV` compares."""
+        return float(self.score_samples(X).mean())
+
+    def gradient(self, X: Any, t: float = 0.0) -> Array:  # noqa: ANN401 -- any table
+        r"""The score :math:`\partial_j \log p_t` in units of the columns' scales, ``(n_samples, n_features)``.
+
+        It is taken where the density lives: behind the logarithm or logit of a bounded column, and at the middle of a
+        step. It is 0 for columns that were set aside.
+        """
+        check_is_fitted(self)
+        table = self._table(X)
+        scores = [self.density_.score(self.columns_.to_model(part)[0], t) for part in table.split(ROWS)]
+        out = np.zeros((len(table), self.n_features_in_))
+        out[:, self.columns_.kept] = torch.cat(scores).double().cpu().numpy()
+        return out
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:  # noqa: ANN401 -- array or data frame
+        """Draw rows at t = 0, with integers in columns of integers; a data frame if the training table was one.
+
+        Args:
+            n_samples: Number of rows.
+            random_state: Seed.
+
+        Raises:
+            UnsupportedError: The density cannot sample.
+        """
+        check_is_fitted(self)
+        check_count(n_samples, "n_samples")
+        if not isinstance(self.density_, SampleableDensity):
+            raise UnsupportedError(
+                f"density: got {type(self.density_).__name__}; expected a SampleableDensity to sample"
+            )
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        generator = torch.Generator(self.density_.device).manual_seed(seed)
+        rows = self.columns_.from_model(self.density_.sample(n_samples, generator=generator))
+        if self._frame is None:
+            return rows
+        return type(self._frame)(rows, columns=self._frame.columns).astype(self._frame.dtypes)
+
+    def log_density_of(self, table: Tensor, t: float) -> Tensor:
+        """Log-density of standardised rows; the same points for every row, so that a row's value is its own."""
+        points: list[Tensor | None] = [None]
+        if self.columns_.jittered and t == 0.0:
+            points = list(self._points.to(table))
+        terms = []
+        with torch.no_grad():
+            for u in points:
+                z, log_det = self.columns_.to_model(table, u)
+                terms.append(self.density_.log_density(z, t) + log_det)
+        return torch.stack(terms).logsumexp(0) - float(np.log(len(terms)))
+
+    def _table(self, X: Any) -> Tensor:  # noqa: ANN401 -- any table
+        rows = self._validated(X, reset=False)
+        return torch.from_numpy(self.columns_.standardise(rows)).to(self.density_.device, self.density_.dtype)
+
+    def _names(self) -> list[str]:
+        return list(getattr(self, "feature_names_in_", [f"x{j}" for j in range(self.n_features_in_)]))
+
+    def _validated(self, X: Any, *, reset: bool) -> NDArray[np.float64]:  # noqa: ANN401 -- any table
+        if hasattr(X, "iloc") and hasattr(X, "columns"):
+            kinds = zip(X.columns, X.dtypes, strict=True)
+            strings = [f"{name} ({kind})" for name, kind in kinds if getattr(kind, "kind", "O") not in "biuf"]
+            if strings:
+                raise ArgumentError(
+                    f"X: got columns {', '.join(strings)}; expected numbers; encode categories, for instance by an "
+                    f"OrdinalEncoder in a pipeline"
+                )
+        rows = validate_data(self, X, reset=reset, dtype=np.float64, ensure_min_samples=2 if reset else 1)
+        return cast(NDArray[np.float64], rows)
+
+    def _check_parameters(self) -> None:
+        check_count(self.max_steps, "max_steps")
+        check_count(self.batch_size, "batch_size")
+        check_count(self.patience, "patience")
+        check_count(self.dequantisations, "dequantisations")
+        check_positive(self.learning_rate, "learning_rate")
+        if not 0.0 <= self.validation_fraction < 1.0:
+            raise ArgumentError(f"validation_fraction: got {self.validation_fraction!r}; expected a share, 0 <= . < 1")
+        if self.density is not None and not callable(self.density):
+            raise ArgumentTypeError(
+                f"density: got {type(self.density).__name__}; expected a function of (event_shape, process)"
+            )
+
+
+class _Watch:
+    """Averages the weights, looks at the held-out rows, and keeps the best."""
+
+    def __init__(self, estimator: NCMLDensityEstimator, held_out: Tensor) -> None:
+        self.estimator, self.rows = estimator, held_out
+        self.density = estimator.density_
+        self.average = EMA(self.density.parameters(), DECAY)
+        self.best, self.at, self.bad = -float("inf"), 0, 0
+        self.weights = [p.detach().clone() for p in self.average.average]
+
+    def __call__(self, step: int) -> bool:
+        self.average.update()
+        if step % EVERY and step != self.estimator.max_steps:
+            return False
+        with self.average.applied():
+            value = float(self.estimator.log_density_of(self.rows, 0.0).mean())
+        self.bad += 1
+        if value > self.best or self.at == 0:
+            self.best, self.at, self.bad = value, step, 0
+            self.weights = [p.clone() for p in self.average.average]
+        return self.bad >= self.estimator.patience
+
+    def finish(self) -> tuple[int, float]:
+        """Put the best weights in place; the step they are of, and their likelihood."""
+        with torch.no_grad():
+            for p, best in zip(self.average.parameters, self.weights, strict=True):
+                p.copy_(best)
+        return self.at, self.best
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's own generators from a seed, for initial weights and dropout, and as before afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

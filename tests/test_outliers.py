@@ -1,0 +1,246 @@
+"""The outlier detector and the shift test: closed forms, false-alarm rates that hold, signs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import betabinom
+from torch.distributions import MultivariateNormal
+
+import ncml.estimator
+from ncml import LinearVESDE, NoiseConditionalDensity
+from ncml.densities import MADE, CallableDensity
+from ncml.errors import ArgumentError, MissingExtraError
+from ncml.estimator import FeatureShift, NCMLDensityEstimator, NCMLOutlierDetector, shift_statistic
+from ncml.estimator.shift import max_p_values
+
+RHO = 0.7
+COVARIANCE = torch.tensor([[1.0, RHO], [RHO, 1.0]], dtype=torch.float64)
+
+
+class Correlated(NoiseConditionalDensity):
+    """N(0, C + sigma(t)^2 I) with correlation RHO; its parameter changes nothing."""
+
+    def __init__(self, event_shape, process):
+        super().__init__(event_shape, process)
+        self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, t, context=None, *, edges=True):
+        noise = self.process.sigma(t).to(x.dtype)[:, None, None] ** 2 * torch.eye(2, dtype=x.dtype)
+        normal = MultivariateNormal(torch.zeros(2, dtype=x.dtype), COVARIANCE.to(x.dtype) + noise)
+        return normal.log_prob(x) + 0.0 * self.nothing
+
+
+def correlated(n, seed=0):
+    return np.random.default_rng(seed).multivariate_normal([0.0, 0.0], COVARIANCE.numpy(), n)
+
+
+LEVELS = (0.0, 0.3, 1.0)
+
+
+def detector(X, **settings):
+    estimator = NCMLDensityEstimator(Correlated, max_steps=1)
+    return NCMLOutlierDetector(estimator, levels=LEVELS, random_state=0, **settings).fit(X)
+
+
+def ladder(model, X):
+    """Log-densities and pulls of the closed form, in the units that the detector found."""
+    columns = model.estimator_.columns_
+    z = (X[:, columns.kept] - columns.centre) / columns.scale
+    covariances = [COVARIANCE.numpy() + sigma**2 * np.eye(2) for sigma in LEVELS]
+    log_p = [
+        -0.5 * (np.einsum("ni,ij,nj->n", z, np.linalg.inv(c), z) + np.linalg.slogdet(2 * np.pi * c)[1])
+        - np.log(columns.scale).sum()
+        for c in covariances
+    ]
+    pulls = [-sigma * z @ np.linalg.inv(c) for sigma, c in zip(LEVELS, covariances, strict=True) if sigma]
+    return np.stack(log_p, 1), np.mean(pulls, 0)
+
+
+def test_scores_and_pulls_of_a_gaussian():
+    X, new = correlated(500) * [1.0, 1e5], correlated(20, 1) * [3.0, 1e5]
+    model = detector(X, calibration=0.0)
+    usual, _ = ladder(model, X[np.random.RandomState(0).permutation(500)])
+    log_p, pulls = ladder(model, new)
+    expected = ((log_p - usual.mean(0)) / usual.std(0)).min(1)
+    np.testing.assert_allclose(model.score_samples(new), expected, rtol=1e-6)
+    np.testing.assert_allclose(model.explain(new), pulls, rtol=1e-6)
+
+
+def test_broken_constants_and_copies_are_odd():
+    X = correlated(300)
+    X = np.column_stack([X, np.full(300, 4.0), 2.0 * X[:, 0] + 1.0])
+    with pytest.warns(UserWarning, match="set aside"):
+        model = detector(X)
+    rows = np.repeat(X[:1], 3, axis=0)
+    rows[1, 2] += 2.0  # the constant, by half its size
+    rows[2, 3] -= 8.0  # the copy
+    kept, constant, copy = model.score_samples(rows)
+    assert min(kept - constant, kept - copy) > 1.0
+    pulls = model.explain(rows)
+    assert pulls[0, 2] == pulls[0, 3] == 0.0
+    assert pulls[1].argmin() == 2
+    assert pulls[2].argmax() == 3
+
+
+def outside(p, n, rate, level=1e-6):
+    """Whether false alarms lie outside what one calibration set of n rows allows, with probability ``level``."""
+    k = int(rate * (n + 1))
+    count = int((p <= rate).sum())
+    law = betabinom(len(p), k, n + 1 - k)
+    return law.cdf(count) < level / 2 or law.sf(count - 1) < level / 2
+
+
+RATES = (0.01, 0.05, 0.1)
+
+
+def test_false_alarm_rates_hold_though_the_density_is_wrong():
+    """Columns of Student's t and a correlation that is not there: p-values do not mind."""
+    rng = np.random.default_rng(2)
+    X = rng.standard_t(3, size=(14000, 2))
+    model = detector(X[:6000], calibration=0.5)
+    p = model.p_values(X[6000:])
+    assert [outside(p, 3000, rate) for rate in RATES] == [False] * 3
+
+
+def test_planted_calibration_on_training_rows_is_seen():
+    """Rows that a density has learned by heart calibrate nothing: new rows all look odd."""
+    rng = np.random.default_rng(0)
+    train, new = rng.normal(size=(200, 5)), rng.normal(size=(2000, 5))
+    calibration = np.sort(-np.linalg.norm(train[:, None] - train, axis=2).min(1))  # each is its own neighbour
+    scores = -np.linalg.norm(new[:, None] - train, axis=2).min(1)
+    p = (1.0 + np.searchsorted(calibration, scores, side="right")) / 201.0
+    assert all(outside(p, 200, rate) for rate in RATES)
+
+
+DATA = Path(os.environ.get("NCML_DATA", "")) / "adbench"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the tables of ADBench are not here")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_false_alarm_rates_hold_on_real_tables():
+    """Five small tables, two random splits each: counts of false alarms at 10 %, pooled."""
+    alarms, low, high = 0, 0.0, 0.0
+    for name in ("4_breastw", "14_glass", "18_Ionosphere", "42_WBC", "45_wine"):
+        with np.load(DATA / f"{name}.npz") as table:
+            X = table["X"][table["y"] == 0]
+        for seed in range(2):
+            X = X[np.random.default_rng(seed).permutation(len(X))]
+            half = len(X) // 2
+            estimator = NCMLDensityEstimator(lambda s, p: MADE(s, p, hidden=(32,), components=4), max_steps=20)
+            model = NCMLOutlierDetector(estimator, calibration=0.5, random_state=seed).fit(X[:half])
+            n, m = len(model.calibration_scores_), len(X) - half
+            law = betabinom(m, k := int(0.1 * (n + 1)), n + 1 - k)
+            alarms += int((model.p_values(X[half:]) <= 0.1).sum())
+            low, high = low + law.mean(), high + law.var()
+    # A sum of ten independent counts: five standard deviations.
+    assert abs(alarms - low) < 5.0 * high**0.5
+
+
+def test_thresholds():
+    X = correlated(400)
+    model = detector(X)
+    assert (model.predict(X) == np.where(model.p_values(X) <= 0.05, -1, 1)).all()
+    share = detector(X, contamination=0.1)
+    assert (share.predict(X) == -1).sum() == 40
+
+
+def test_names_and_signs_of_pyod():
+    X = correlated(400)
+    model = detector(X, contamination=0.1)
+    pyod = model.to_pyod(X)
+    assert (pyod.decision_scores_ == -model.score_samples(X)).all()
+    assert (pyod.labels_ == (model.predict(X) == -1)).all()
+    assert pyod.contamination == 0.1
+    assert pyod.predict(np.array([[0.0, 0.0], [9.0, -9.0]])).tolist() == [0, 1]
+    assert (pyod.decision_function(X) > pyod.threshold_).sum() == 40
+
+
+def test_frames_keep_their_names():
+    frame = pd.DataFrame(correlated(100), columns=["left", "right"]).assign(same=1)
+    with pytest.warns(UserWarning, match="constant columns are set aside: same"):
+        model = detector(frame)
+    assert (model.score_samples(frame) == model._score(frame.to_numpy(float))).all()
+    with pytest.raises(ValueError, match="feature names"):
+        model.predict(frame.rename(columns={"left": "port"}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"levels": ()}, "levels"),
+        ({"levels": (0.0,)}, "levels"),
+        ({"calibration": 1.0}, "calibration"),
+        ({"contamination": 0.7}, "contamination"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    estimator = NCMLDensityEstimator(Correlated, max_steps=1)
+    with pytest.raises(ArgumentError, match=message):
+        NCMLOutlierDetector(estimator, **settings).fit(correlated(50))
+
+
+def test_p_values_need_calibration():
+    with pytest.raises(ArgumentError, match="calibration"):
+        detector(correlated(50), calibration=0.0).p_values(correlated(5))
+
+
+def test_shift_statistic_of_gaussians():
+    """Correlation RHO against none: closed forms, within six standard errors of 200,000 rows."""
+    process = LinearVESDE(1.0)
+    p, q = (
+        CallableDensity(
+            lambda x, t, c=c: MultivariateNormal(torch.zeros(2, dtype=torch.float64), c).log_prob(x), (2,), process
+        )
+        for c in (COVARIANCE, torch.eye(2, dtype=torch.float64))
+    )
+    x, y = torch.from_numpy(correlated(200_000)), torch.randn(200_000, 2, dtype=torch.float64)
+    expected_p = RHO**2 / (1 - RHO**2)
+    expected_q = RHO**2 * (1 + RHO**2) / (1 - RHO**2) ** 2
+    # Squares of normals: their standard deviation is sqrt(2) times their mean.
+    bound = 6.0 * (2.0 / 200_000) ** 0.5
+    for rows, expected in ((x, expected_p), (y, expected_q)):
+        found = shift_statistic(p, q, rows, rows)
+        np.testing.assert_allclose(found, [expected] * 2, rtol=bound)
+    both = shift_statistic(p, q, x, y)
+    np.testing.assert_allclose(both, [(expected_p + expected_q) / 2] * 2, rtol=bound)
+
+
+def test_adjusted_p_values_are_valid():
+    """Without a shift, columns of very different sizes: P(any p <= a) <= a, within six standard errors."""
+    rng = np.random.default_rng(0)
+    smallest = []
+    for _ in range(4000):
+        common = rng.exponential(size=(20, 1))  # columns that go together
+        smallest.append(max_p_values((common + rng.exponential(size=(20, 4))) * [1.0, 10.0, 1e-3, 1e6]).min())
+    for rate in (0.05, 0.1, 0.25, 0.5):
+        found = float(np.mean(np.array(smallest) <= rate))
+        assert abs(found - rate) < 6.0 * (rate * (1 - rate) / 4000) ** 0.5
+
+
+def test_a_shifted_column_is_found():
+    """The second sample lost the correlation of its first two columns, each of which alone is as before."""
+    rng = np.random.default_rng(0)
+    X, Y = (np.column_stack([correlated(400, seed), rng.normal(size=400), np.ones(400)]) for seed in (0, 1))
+    Y[:, 1] = rng.permutation(Y[:, 1])
+    estimator = NCMLDensityEstimator(
+        lambda s, p: MADE(s, p, hidden=(16,), components=1), max_steps=100, learning_rate=1e-2
+    )
+    with pytest.warns(UserWarning, match="constant"):
+        shift = FeatureShift(estimator, resamples=9, steps=40, random_state=0).fit(X, Y)
+    assert shift.p_values_[:2].tolist() == [0.1, 0.1]  # the smallest possible
+    assert shift.p_values_[2] > 0.1
+    assert shift.p_values_[3] == 1.0
+    assert shift.statistic_[3] == 0.0
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingExtraError, match=r"ncml\[sklearn\]"):
+        _ = ncml.estimator.FeatureShift
