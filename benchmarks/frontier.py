@@ -316,7 +316,8 @@ def draw(data: dict[str, Any], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), sharex=True, constrained_layout=True)
+    columns = max(2, math.ceil(len(data["problems"]) / 2))
+    figure, axes = pyplot.subplots(2, columns, figsize=(4 * columns, 6.5), sharex=True, constrained_layout=True)
     families = ("ncml DDIM", "ncml HeunODE", "ncml DPMSolver2M", "ncml MultistepODE", "azula", "diffusers")
     for axis, (name, problem) in zip(axes.flat, data["problems"].items(), strict=False):
         for family in families:
