@@ -79,6 +79,8 @@ else); anomalies were used for evaluation only.
 
 {table(["table", "seeds", *own], rows)}
 
+The list has the tables and seeds recorded so far; `--seeds 5` runs all fourteen tables five times. Empty cells did not run.
+
 NCML is the detector's statistic, the lowest standardised log-density over the noise levels; maximum likelihood is the
 same network trained at t = 0 only, by its log-density. Tables below 1,000 rows are resampled before the split in the
 published protocol, and are not comparable with it.
