@@ -25,6 +25,17 @@ def install(session: nox.Session, *requirements: str) -> None:
         session.install("-c", "constraints.txt", *requirements)
 
 
+def oldest() -> list[str]:
+    """The lowest bound of every requirement of the tests as a pin; of torch and what tyro wants newer, none."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    extras = project["optional-dependencies"]
+    rows = [
+        *project["dependencies"],
+        *(row for name in ("nflows", "zuko", "demo", "train", "data", "viz", "test") for row in extras[name]),
+    ]
+    return [row.replace(">=", "==") for row in rows if not row.startswith(("torch>", "typing-extensions", "ncml["))]
+
+
 def run(session: nox.Session, tool: str, *args: str, **env: str) -> None:
     """Run a tool of the environment that has the session's requirements, whatever the PATH."""
     if not session.virtualenv.is_sandboxed:
@@ -42,7 +53,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Static types of the library and of this file."""
+    """Static types of the library, of this file and of a program that uses the library."""
     install(session, "-e", ".[lint]", "nox>=2024.4.15")
     run(session, "mypy")
 
@@ -52,6 +63,30 @@ def tests(session: nox.Session) -> None:
     """The test suite, in two processes of one thread; arguments after ``--`` go to pytest instead."""
     install(session, "-e", ".[test]")
     run(session, "pytest", *(session.posargs or ["-n", "2"]), **ONE_THREAD)
+
+
+@nox.session
+def floors(session: nox.Session) -> None:
+    """The test suite with the oldest versions that the metadata allow, but for torch and Python: those that are here.
+
+    Torch's oldest releases have no build for a CPU on PyPI.
+    """
+    install(session, *oldest(), "-e", ".[test]")
+    run(session, "pytest", *(session.posargs or ["-n", "2"]), **ONE_THREAD)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damaged files of every kind, into fuzz.json; ``nox -s fuzz -- --cases 10000`` for a hundred thousand."""
+    install(session, "-e", ".[test]")
+    run(session, "python", "-m", "tests.fuzz", *session.posargs, **ONE_THREAD)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Kills, full disks and the like, into faults.json; ``nox -s faults -- --kills 200`` for more of them."""
+    install(session, "-e", ".[test]")
+    run(session, "python", "-m", "tests.faults", *session.posargs, **ONE_THREAD)
 
 
 @nox.session

@@ -266,6 +266,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--score-sde", default=os.environ.get("SCORE_SDE"), help="checkout of score_sde_pytorch (or $SCORE_SDE)"
     )
     result.add_argument("--azula", default=os.environ.get("AZULA"), help="checkout of azula (or $AZULA)")
+    result.add_argument("--tarflow", default=os.environ.get("TARFLOW"), help="checkout of ml-tarflow (or $TARFLOW)")
+    result.add_argument("--itarflow", default=os.environ.get("ITARFLOW"), help="checkout of ml-itarflow (or $ITARFLOW)")
     result.add_argument(
         "--before", default=os.environ.get("NCML_BEFORE"), help="checkout of ncml 0.1.0 (or $NCML_BEFORE)"
     )

@@ -8,10 +8,11 @@ import made
 import ncpn
 import samplers
 import score
+import transformer
 from common import parser, recorded, show
 
 # Samplers first: they are also measured with the heap of a young process.
-BENCHMARKS = (samplers, checks, flows, made, score, ncpn)
+BENCHMARKS = (samplers, checks, flows, made, score, transformer, ncpn)
 
 
 def main() -> None:

@@ -2,7 +2,9 @@
 
 Training: batch 8, length 256, width 256, 6 layers, 8 heads, without input and output head; forward, backward and
 Adam. "torch" is the same stack of ``torch.nn.TransformerEncoderLayer`` with a causal mask, which knows no noise
-level. Sampling: batch 16, length 256, against one pass over the drawn prefix per position.
+level. Sampling: batch 16, length 256, against one pass over the drawn prefix per position. Long windows: the whole
+model at width 64, 4 layers, 4 heads; a likelihood of two windows of 2,048 positions and its gradient to the parameters,
+against the same positions in 16 windows of 256; and what is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from common import Report, main, settle_heap
+from common import Figure, Report, main, settle_heap, with_backward
 from ncml import VESDE
 from ncml.densities import CausalTransformer
+from ncpn import saved_mebibytes
 
 LENGTH, WIDTH, LAYERS, HEADS = 256, 256, 6, 8
 BATCH, SAMPLES = 8, 16
+LONG, LONG_BATCH = 2048, 2
 
 
 class Peer(nn.Module):
@@ -84,7 +88,27 @@ def run(args: argparse.Namespace) -> Report:
         1 if args.quick else 3,
     )
     report.ratio("sampling by a pass over every prefix / cached", "by prefixes", "sample", 20.0, at_least=True)
+    long_windows(report, 1 if args.quick else 7)
     return report
+
+
+def long_windows(report: Report, rounds: int) -> None:
+    """Time and memory of a training step at 2,048 positions."""
+    model = CausalTransformer((LONG, 1), VESDE.linear(1.0), width=64, layers=4, heads=4)
+    x, t = torch.randn(LONG_BATCH, LONG, 1), torch.full((LONG_BATCH,), 0.1)
+    short, times = x.reshape(-1, LENGTH, 1), torch.full((LONG_BATCH * LONG // LENGTH,), 0.1)
+    sides = {
+        "2 x 2048": with_backward(model, lambda: model(x, t)),
+        "16 x 256": with_backward(model, lambda: model(short, times)),
+    }
+    report.time(sides, rounds)
+    report.figure("seconds of a step, 2 x 2048 positions", ("2 x 2048",), lambda seconds: seconds, unit="s")
+    report.ratio("step of 2 x 2048 positions / of 16 x 256", "2 x 2048", "16 x 256")
+    for recompute in (False, True):
+        model.recompute_blocks(recompute)
+        kept = saved_mebibytes(model, lambda: model(x, t).sum(), LONG_BATCH)
+        name = f"kept for the backward pass, each 2048 positions{', blocks recomputed' if recompute else ''}"
+        report.figures.append(Figure(name, kept, unit="MiB"))
 
 
 if __name__ == "__main__":

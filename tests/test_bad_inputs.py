@@ -487,21 +487,21 @@ for _name, _got, _value in [
         row(
             f"{_method_name}-returns-{_name}",
             ArgumentError,
-            r"CallableDensity.forward: got",
+            r"module: got",
             lambda w, value=_value, m=_method_name: getattr(_returning(value), m)(w.x),
         )
     if _name in ("column", "summed", "per-dimension", "short"):
         row(
             f"objective-returns-{_name}",
             ArgumentError,
-            r"density: got",
+            r"module: got",
             lambda w, value=_value: NCMLObjective(VP)(_returning(value), w.x, t=0.0, noise=w.z),
         )
     if _name != "short":
         row(
             f"log_density_and_score-returns-{_name}",
             ArgumentError,
-            r"CallableDensity.forward: got",
+            r"module: got",
             lambda w, value=_value: log_density_and_score(_returning(value), w.x),
         )
 

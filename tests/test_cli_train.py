@@ -17,12 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ncml import generate
 from ncml.cli import main
 from ncml.data import ImageSource
 from ncml.errors import ArgumentError
-from ncml.evaluation import auroc, bits_per_dim, level_noise_table, ood_statistics
+from ncml.evaluation import Typicality, auroc, bits_per_dim, ladder_statistics, level_noise_table, ood_statistics
+from ncml.sampling import HeunODE
 from ncml.training import TrainConfig, load_density, open_checkpoint, read_metrics, read_toml
 from ncml.training.config import from_dict, to_dict
+from ncml.training.draws import stream_seed
 from tests.training_problems import same_state
 
 SMALL = """
@@ -104,6 +107,20 @@ def test_sample(run, tmp_path):
     assert settings["model"]["step"] == 8
 
 
+def test_sample_with_another_sampler(run, tmp_path, capsys):
+    """The named one, with as many steps; and --n, since not everything is an image."""
+    arguments = ["--n", "3", "--steps", "2", "--batch-size", "3", "--sampler", "heun"]
+    assert main(["sample", str(run), "--out", str(tmp_path / "s"), *arguments]) == 0
+    density, _, kind, _ = load_density(run)
+    generator = torch.Generator().manual_seed(stream_seed(0, "sampling", 0))
+    expected = generate(density, 3, sampler=HeunODE(steps=2), generator=generator)
+    found = np.load(tmp_path / "s" / "samples.npy", allow_pickle=False)
+    assert np.array_equal(found, kind.lattice.nearest(expected).numpy())
+    assert json.loads((tmp_path / "s" / "sample.json").read_text())["settings"]["sampler"] == "heun"
+    assert main(["sample", str(run), "--sampler", "euler"]) == 2
+    assert "sampler: got 'euler'; expected one of euler-maruyama, heun" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("noise", ["0", "1.5"])
 def test_complete_keeps_the_rows(run, tmp_path, noise):
     arguments = ["--rows", "5", "--images", "3", "--draws", "2", "--steps", "3", "--noise", noise]
@@ -124,6 +141,9 @@ CLAIMS = {
 def test_evaluate_against_the_library(run, tmp_path, capsys):
     """The report's numbers, computed again by the library's functions; the paper's beside them."""
     (tmp_path / "claims.json").write_text(json.dumps(CLAIMS))
+    (tmp_path / "Noise").mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (5, 12, 15), dtype=np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "Noise" / f"{i}.png")
     arguments = ["--images", "40", "--curve-images", "16", "--curve-times", "3", "--ood-images", "16", "--samples", "8"]
     arguments += [
         "--steps",
@@ -134,6 +154,8 @@ def test_evaluate_against_the_library(run, tmp_path, capsys):
         str(tmp_path / "claims.json"),
         "--row",
         "ours",
+        "--ood",
+        str(tmp_path / "Noise"),  # in 256 levels, brought to the digits' 17
     ]
     assert main(["evaluate", str(run), "--out", str(tmp_path / "e"), *arguments]) == 0
     report = json.loads((tmp_path / "e" / "report.json").read_text())
@@ -148,7 +170,9 @@ def test_evaluate_against_the_library(run, tmp_path, capsys):
     clean = bits_per_dim(density, x[:16])
     assert curve["clean"][0]["mean"] == pytest.approx(clean.mean, rel=1e-6)
     assert [c["kind"] for c in curve["clean"]] == ["exact", "density", "density"]
-    assert set(report["auroc"]) == {"constant", "uniform noise"}
+    assert set(report["auroc"]) == {"constant", "uniform noise", "noise"}
+    assert {row["log_p"]["n_out"] for row in report["auroc"].values()} == {16, 5}
+    assert report["auroc"]["constant"]["typical_ladder"]["value"] == pytest.approx(ladder_auroc(density), abs=1e-9)
     assert set(report["frechet"]["distances"]) == {"test images", "direct", "two-part"}
     claims = {c["quantity"]: c for c in report["claims"]}
     assert claims["bits/dim pi=0.5"]["ours"] == report["bits_per_dim"]["0.5"]["bits"]["mean"]
@@ -158,6 +182,23 @@ def test_evaluate_against_the_library(run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "not comparable: test_images is 40, not 360" in printed
     assert f"{report['bits_per_dim']['0']['bits']['mean']:.4f}" in printed
+
+
+def ladder_auroc(density):
+    """Against 16 constant images, by the library's functions."""
+    process, draw = density.process, torch.Generator().manual_seed(0)
+    constant = density.lattice.to_unit(torch.randint(17, (16, 1, 1, 1), generator=draw).expand(16, 1, 8, 8))
+    times = [0.0, *(float(process.time_at(float(process.sigma(process.T)) / k)) for k in (8, 4, 2, 1))]
+    known, inside, outside = (
+        torch.cat([*ladder_statistics(density, x, times).values()], 1)
+        for x in (
+            ImageSource("digits").load(train=True).mixed(16).batch(slice(None)),
+            held_out(16).batch(slice(None)),
+            constant,
+        )
+    )
+    typical = Typicality.fit(known)
+    return auroc(typical(inside), typical(outside))
 
 
 def test_evaluate_hands_fid_its_images(run, tmp_path, monkeypatch):
@@ -320,7 +361,7 @@ def test_a_file_at_resumption_is_not_ignored(run, tmp_path, capsys):
     assert json.loads((folder / "config.json").read_text()) == stored
 
 
-@pytest.mark.parametrize("text", ["[]", "{", "3"])
+@pytest.mark.parametrize("text", ["[]", "{", "3", "[" * 100_000])
 def test_a_damaged_configuration(tmp_path, capsys, text):
     (tmp_path / "config.json").write_text(text)
     assert main(["train", "--out", str(tmp_path), "--resume"]) == 2
@@ -407,7 +448,7 @@ def test_two_processes_train_sample_and_evaluate_as_one(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.features", "9"], "heads: got 2; expected a divisor of features = 9"),
+        (["--model.features", "9"], "--model.heads: got 2; expected a divisor of --model.features 9"),
         (["--data.name", "mnist", "--data.folder", "nowhere"], "nowhere"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
         (["--run.strategy", "nonsense"], "nonsense"),
@@ -446,6 +487,7 @@ def test_options_that_cannot_be_parsed(tmp_path, capsys, arguments, message):
         ("[noise]\nprocess = 'vq'", r"noise\.process: got 'vq'; expected one of 'vp', 'sub-vp', 've', 'linear-ve'"),
         ("optim = 3", r"optim: got 3"),
         ("optim = [", "not TOML"),
+        ("optim = " + "[" * 5000, "not TOML"),
     ],
 )
 def test_bad_files(tmp_path, text, message):

@@ -20,7 +20,16 @@ from torch import nn
 
 import ncml.sampling
 import ncml.testing
-from ncml import VESDE, VPSDE, AutoregressiveDensity, LevelNoise, LinearSDE, NoiseConditionalDensity, NoiseProcess
+from ncml import (
+    VESDE,
+    VPSDE,
+    AutoregressiveDensity,
+    DiscreteProcess,
+    LevelNoise,
+    LinearSDE,
+    NoiseConditionalDensity,
+    NoiseProcess,
+)
 from ncml.densities import (
     MADE,
     MAF,
@@ -30,6 +39,7 @@ from ncml.densities import (
     GaussianMixtureDensity,
     NFlowsDensity,
     ToyLattice,
+    TransformerFlow,
     ZukoDensity,
 )
 from ncml.errors import ArgumentError, ArgumentTypeError, ConformanceError, MissingExtraError
@@ -106,6 +116,10 @@ def pixel_network(shape: tuple[int, ...], heads: int = 0) -> NCPN:
     return NCPN(shape, ON_FIVE, lattice=FIVE, features=8, blocks=1, resolutions=1, heads=heads, components=2)
 
 
+def transformer_flow(**settings) -> TransformerFlow:
+    return TransformerFlow((2, 1), VP, patch=1, width=8, blocks=2, layers=1, heads=2, **settings)
+
+
 def laplace_around(x, t, context):
     return torch.distributions.Laplace(context, 1.0 + t[:, None]).log_prob(x).sum(1)
 
@@ -133,6 +147,8 @@ DENSITIES = {
     "made, labels": (lambda: MADE((2,), VP, hidden=(8,), components=2, classes=2), {"context": LABELS}),
     "maf": (lambda: MAF((2,), VP, transforms=2, hidden=(8,), data_std=0.5), {}),
     "maf, context": (lambda: MAF((3,), VP, transforms=1, hidden=(8,), context_features=2), {"context": VECTORS}),
+    "transformer flow": (lambda: transformer_flow(data_std=0.5), {}),
+    "transformer flow, labels": (lambda: transformer_flow(classes=2, dropout=0.1), {"context": LABELS}),
     "pixels": (lambda: pixel_network((1, 1, 2), heads=2), {"times": [0.0, ON_FIVE.T]}),
     "colour pixel": (lambda: pixel_network((3, 1, 1)), {"times": [0.0, ON_FIVE.T]}),
     "nflows": (lambda: NFlowsDensity(nflows_flow(), (2,), VP), {}),
@@ -159,9 +175,12 @@ def test_bundled_densities_conform(name):
 
 KINDS = [getattr(ncml.sampling, name) for name in ncml.sampling.__all__]
 SAMPLERS = [
-    kind() for kind in KINDS if isinstance(kind, type) and issubclass(kind, Sampler) and not inspect.isabstract(kind)
+    kind()
+    for kind in KINDS
+    if isinstance(kind, type) and issubclass(kind, Sampler) and not inspect.isabstract(kind)
+    if not issubclass(kind.needs, DiscreteProcess)  # which tests/test_chains.py enumerates
 ]
-"""Every sampler of the library, at its defaults."""
+"""Every sampler of the library under Gaussian processes, at its defaults."""
 
 
 def test_every_family_of_samplers_is_there():

@@ -102,7 +102,8 @@ DAMAGED = {
     "overflowing idx": (read_idx, "f", idx((2**31, 2**31, 8), b""), "expected 36,893,488,147,419,103,248"),
     "cut gzip": (read_idx, "f.gz", gzip.compress(idx((2, 2), b"abcd"))[:-6], "gzip"),
     "flipped gzip": (read_idx, "f.gz", gzip.compress(idx((2, 2), b"abcd"))[:-8] + bytes(8), "gzip"),
-    "no gzip": (read_idx, "f.gz", b"hello", "gzip"),
+    "neither": (read_idx, "f.gz", b"hello", "header 68 65"),
+    "cifar100": (read_cifar10, "f.bin", bytes(2 * 3074), "a multiple of 3,074 as of CIFAR-100"),
 }
 
 
@@ -113,6 +114,46 @@ def test_damaged_files_are_named(read, name, raw, message, tmp_path):
         read(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
     assert isinstance(error.value, (NCMLError, OSError))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("train.bin", "test.bin", "fine_label_names.txt"), "the files of CIFAR-100; expected those of CIFAR-10"),
+        (("data_batch_1", "test_batch"), "Python version, whose pickles are never read; expected its binary version"),
+    ],
+)
+@pytest.mark.parametrize("train", [True, False])
+def test_other_versions_of_cifar_are_named(tmp_path, files, message, train):
+    for name in files:
+        (tmp_path / name).write_bytes(bytes(3074))
+    with pytest.raises(DatasetError, match=message):
+        load_cifar10(tmp_path, train=train)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "t10k-{}-idx{}-ubyte",
+        "t10k-{}-idx{}-ubyte.gz",
+        "t10k-{}.idx{}-ubyte",
+        "t10k-{}.idx{}-ubyte.gz",
+        "t10k-{0}-idx{1}-ubyte/t10k-{0}-idx{1}-ubyte",
+        "t10k-{0}-idx{1}-ubyte/t10k-{0}.idx{1}-ubyte",
+        "raw/t10k-{}-idx{}-ubyte",
+        "MNIST/raw/t10k-{}-idx{}-ubyte.gz",
+    ],
+)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_usual_names_of_mnist_whatever_they_hold(tmp_path, name, pack):
+    """Packed or not is told by content, not by the name."""
+    for kind, shape, payload in (("images", (2, 1, 3), b"abcdef"), ("labels", (2,), b"\7\1")):
+        path = tmp_path / name.format(kind, len(shape))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pack(idx(shape, payload)))
+    images, labels = load_mnist(tmp_path, train=False)
+    assert bytes(images.numpy()) == b"abcdef"
+    assert labels.tolist() == [7, 1]
 
 
 def test_missing_and_mismatched_files(tmp_path):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn import datasets
 
 from ncml.cli import main
-from ncml.cli.demo import DemoSettings, _generator, run_demo
+from ncml.cli.demo import DemoSettings, run_demo
+from ncml.cli.demo_paths import kernel, run_paths
 from ncml.data import load_digits
 from ncml.report import jsonable
 
 TINY = replace(DemoSettings().smoke(), steps=3, samples=20, refine_steps=2, sample_seeds=2, classifier_steps=3)
+TINY = replace(TINY, paths=replace(TINY.paths, train=100, steps=3, samples=20, refine_steps=2))
 
 
 def results(settings):
@@ -25,7 +29,16 @@ def results(settings):
 def test_smoke_run_prints_the_tables_and_leaves_a_report_and_a_figure(tmp_path, capsys):
     assert main(["demo", "--smoke", "--seed", "3", "--out", str(tmp_path / "a" / "b")]) == 0
     printed = capsys.readouterr().out
-    for line in ("pi = 0 ", "pi = 0.5", "pi = 1 ", "inverted, log p", "constant,", "uniform noise,", "NCML two-part"):
+    for line in (
+        "pi = 0 ",
+        "pi = 0.5",
+        "pi = 1 ",
+        "inverted, log p",
+        "constant,",
+        "uniform noise,",
+        "NCML two-part",
+        "Smooth paths",
+    ):
         assert line in printed
     report = json.loads((tmp_path / "a" / "b" / "report.json").read_text())
     assert report["settings"]["seed"] == 3
@@ -48,11 +61,30 @@ def test_a_seed_reproduces_bit_for_bit_and_another_does_not():
     assert other["frechet"]["test images"] == first["frechet"]["test images"]  # one ruler for all seeds
 
 
+def test_the_truth_about_paths_is_exact():
+    """Entropy and roughness against a long way round, and the fresh paths against themselves."""
+    settings = replace(TINY.paths, samples=2000)
+    covariance = kernel(settings).numpy()
+    exact = stats.multivariate_normal(cov=covariance).entropy() / settings.length
+    report, shown = run_paths(settings, TINY.generator, False)
+    assert report["exact nats"] == pytest.approx(exact, rel=1e-10)
+    second = np.diff(np.eye(settings.length), n=2, axis=0)
+    rms = np.sqrt(np.trace(second @ covariance @ second.T) / len(second))
+    assert report["exact roughness"] == pytest.approx(rms, rel=1e-10)
+    fresh = report["samples"]["fresh paths"]
+    assert fresh["roughness"] == pytest.approx(rms, rel=0.05)  # a median, of skewed values
+    assert abs(fresh["energy"]) < 0.02 < report["samples"]["ML direct"]["energy"]
+    assert shown["fresh paths"].shape == (8, settings.length)
+
+
 def test_both_models_see_the_same_data_and_start():
     """With all mass at t = 0, NCML is maximum likelihood: the two columns must agree to the last bit."""
     report = results(replace(TINY, p_zero=1.0))
     assert report["bits_per_dim"]["ML"] == report["bits_per_dim"]["NCML"]
     assert report["robustness"]["ML"] == report["robustness"]["NCML"]
+    paths = results(replace(TINY, paths=replace(TINY.paths, p_zero=1.0)))["paths"]
+    assert paths["nats"]["ML"] == paths["nats"]["NCML"]
+    assert paths["samples"]["ML direct"] == paths["samples"]["NCML direct"]
 
 
 def test_digits_are_split_once():
@@ -93,7 +125,7 @@ def test_every_stream_of_random_numbers_depends_on_the_seed():
     """Torch keeps 32 bits of a seed: streams must differ within them, also for large seeds."""
     purposes = ("batch", "sample", "level noise", "outliers", "curve", "model")
     first = {
-        (seed, purpose): float(torch.rand((), generator=_generator(replace(TINY, seed=seed), purpose)))
+        (seed, purpose): float(torch.rand((), generator=replace(TINY, seed=seed).generator(purpose)))
         for seed in (0, 1, 2**32, 10**12)
         for purpose in purposes
     }

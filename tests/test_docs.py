@@ -88,6 +88,7 @@ def options() -> dict[str, set[str]]:
     """The options that the help of each command lists; of training, for every model and source of data."""
     chosen = [["--model.name", name] for name in (*MODELS, f"{__name__}:any_model")]
     chosen += [["--data.name", "array", "--data.file", "x.npy"], ["--data.name", "folder", "--data.folder", "images"]]
+    chosen += [["--data.name", "audio", "--data.folder", "x"], ["--data.name", "series", "--data.file", "x.csv"]]
     found: dict[str, set[str]] = {}
     for command in COMMANDS:
         for more in chosen if command == "train" else [[]]:

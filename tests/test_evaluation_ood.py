@@ -7,13 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.spatial.distance import mahalanobis
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from ncml import VPSDE, Lattice
 from ncml.densities import MADE, CallableDensity, GaussianDensity, ToyLattice
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
-from ncml.evaluation import auroc, auroc_interval, ood_statistics
+from ncml.evaluation import Typicality, auroc, auroc_interval, ladder_statistics, ood_statistics
 from tests.problems import mixture, plane_mixture, seeded
 from tests.statistics import Z
 
@@ -262,3 +263,50 @@ def test_bad_inputs_of_the_statistics_are_refused():
         ood_statistics(CallableDensity(lambda x, t: -x.abs().sqrt().sum(1), (1,)), torch.zeros(1, 1))
     flat = ToyLattice(PROCESS, torch.ones(5))
     assert ood_statistics(flat, Lattice(5).to_unit(torch.tensor([[2]])))["score_norm"].tolist() == [0.0]
+
+
+# The ladder.
+
+
+def test_ladder_statistics_of_a_gaussian_are_the_closed_form():
+    """p_t of N(0, s^2) data is N(0, a^2 s^2 + sigma^2): ratios and score norms follow."""
+    s, times = 0.5, [0.0, 0.3 * PROCESS.T, PROCESS.T]
+    density = GaussianDensity(PROCESS, torch.zeros(3), s).double()
+    x = torch.cat([normals(4, 0.0, 20)[:, None].repeat(1, 3), torch.zeros(1, 3).double()])
+    found = ladder_statistics(density, x, times, batch_size=2)
+    std = [math.hypot(float(PROCESS.alpha(t)) * s, float(PROCESS.sigma(t))) for t in times]
+    log_p = torch.stack([torch.from_numpy(stats.norm(scale=v).logpdf(x).sum(1)) for v in std], 1)
+    torch.testing.assert_close(found["log_ratios"], log_p[:, 1:] - log_p[:, :-1], rtol=1e-9, atol=1e-12)
+    norms = torch.stack([x.norm(dim=1).log() - 2 * math.log(v) for v in std], 1)
+    torch.testing.assert_close(found["log_score_norms"], norms.clamp(min=-700.0), rtol=1e-9, atol=0)
+    for wrong in ([0.1], [0.1, 0.1], [0.2, 0.1]):
+        with pytest.raises(ArgumentError, match="times: got"):
+            ladder_statistics(density, x, wrong)
+
+
+def test_typicality_is_minus_mahalanobis_distance():
+    features = normals(400, 0.0, 21).view(100, 4) @ normals(16, 0.0, 22).view(4, 4) + 3.0
+    typical = Typicality.fit(features, shrinkage=0.0)
+    inverse = torch.linalg.inv(features.T.cov())
+    some = normals(8, 2.0, 23).view(2, 4)
+    expected = [-mahalanobis(row, features.mean(0), inverse) for row in some]
+    assert typical(some).tolist() == pytest.approx(expected, rel=1e-9)
+    collinear = Typicality.fit(features[:, [0, 0]])  # neither this nor a constant has an inverse by itself
+    assert bool(collinear(features[:, [0, 0]]).isfinite().all())
+    assert bool(Typicality.fit(torch.ones(2, 3))(torch.zeros(1, 3)).isfinite().all())
+    for wrong in (features[:1], features[0], torch.full((3, 1), INF)):
+        with pytest.raises(ArgumentError, match="features: got"):
+            Typicality.fit(wrong)
+
+
+def test_the_ladder_sees_outliers_that_the_likelihood_prefers():
+    """The mode of a Gaussian in 64 dimensions is likelier than any of its draws, and like none of them."""
+    density = GaussianDensity(PROCESS, torch.zeros(64), 0.5).double()
+    draws = 0.5 * normals(300 * 64, 0.0, 24).view(300, 64)
+    flat = 0.01 * normals(100 * 64, 0.0, 25).view(100, 64)
+    assert auroc(density.log_prob(draws[:100]), density.log_prob(flat)) == 0.0
+    times = [0.0, 0.5 * PROCESS.T, PROCESS.T]
+    known, inside, outside = (ladder_statistics(density, x, times) for x in (draws[100:], draws[:100], flat))
+    for name, statistics in known.items():
+        typical = Typicality.fit(statistics)
+        assert auroc(typical(inside[name]), typical(outside[name])) > 0.999, name

@@ -206,6 +206,28 @@ def test_the_robustness_figure_shows_the_curves(curves, relative, tmp_path):
     assert "levels" in right.get_ylabel()
 
 
+def test_the_robustness_figure_resolves_what_happens_near_zero(curves):
+    """Times even in sigma, of which five of seven lie in the first half: all markers apart, and 0 has its place."""
+    some = next(iter(curves.values()))
+    times = torch.tensor([0.0, 0.0015, 0.0047, 0.0084, 0.0123, 0.0163, 0.0204], dtype=torch.float64)
+    row = [i % 3 for i in range(7)]
+    many = dataclasses.replace(
+        some,
+        times=times,
+        sigma=some.sigma[row],
+        mean_abs_perturbation=some.mean_abs_perturbation[row],
+        results={pi: tuple(result[i] for i in row) for pi, result in some.results.items()},
+    )
+    figure = plot_robustness({"a": many})
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    places = axis.transAxes.inverted().transform(axis.transData.transform([(t, 0.0) for t in times.tolist()]))[:, 0]
+    assert places[0] == pytest.approx(0.0, abs=1e-6)
+    assert places[-1] == pytest.approx(1.0, abs=1e-6)
+    assert min(np.diff(places)) > 0.04  # 12 of 300 dots; a straight axis would have the first two in 0.07
+    assert places[1] - places[0] > 0.2
+
+
 def test_curves_of_one_figure_have_the_same_pis(curves):
     one = next(iter(curves.values()))
     other = dataclasses.replace(one, results={0.5: one.results[0.5]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 import warnings
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 from ncml import VPSDE, Lattice, NCMLObjective, NoiseConditionalDensity
+from ncml.data import Arrays
 from ncml.densities import MADE, MAF
-from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, NonFiniteError
+from ncml.errors import ArgumentError, ArgumentTypeError, ColumnScaleWarning, LatticeDataWarning, NonFiniteError
 from ncml.objective import AtZero
-from ncml.training import fit
+from ncml.training import OptimConfig, RunConfig, Trainer, fit, launch
 from ncml.training.table_checks import lattice_of
 
 PROCESS = VPSDE.at_noise(0.2)
@@ -231,3 +233,36 @@ def test_a_bad_row_is_named_by_its_place_in_the_table():
     with pytest.raises(ArgumentError, match="x: got NaN or infinity in row 567"):
         fit(density, NCMLObjective(PROCESS), x, batch_size=32)
     assert all(torch.equal(before[k], v) for k, v in density.state_dict().items())
+
+
+# Scales of columns.
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ((1.0, 80.0), None),
+        ((1.0, 1e6), r"from a standard deviation of \S+ in column 0 to \S+ in column 1 .*scale every column"),
+        ((1e-3, 0.0, 3.0), r"constant columns \(from 0: 1\)"),
+        ((0.0, 0.0), None),  # nothing to compare with; a closed form may be meant
+    ],
+)
+@pytest.mark.parametrize("through", ["fit", "Trainer"])
+def test_scales_of_columns_are_looked_at(scales, message, through, tmp_path):
+    x = torch.randn(500, len(scales), generator=torch.Generator().manual_seed(0)) * torch.tensor(scales)
+    density, objective = MAF((len(scales),), PROCESS, hidden=(4,)), NCMLObjective(PROCESS)
+
+    def begin():
+        if through == "fit":
+            fit(density, objective, x, steps=1)
+        else:
+            run = RunConfig(accelerator="cpu", threads=1)
+            Trainer(launch(run), density, objective, Arrays(x), tmp_path, OptimConfig(), run)
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        begin()
+    said = [str(w.message) for w in seen if w.category is ColumnScaleWarning]
+    assert bool(said) == (message is not None)
+    assert message is None or any(re.search(message, text) for text in said)
+    assert all(w.filename == __file__ for w in seen if w.category is ColumnScaleWarning)

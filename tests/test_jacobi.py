@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ncml import VESDE, AutoregressiveDensity, Lattice, LevelNoise
-from ncml.densities import MADE, NCPN
+from ncml.densities import MADE, MAF, NCPN
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.sampling import sample_in_parallel
 from tests.problems import SDES, gaussian, seeded
@@ -137,3 +137,26 @@ def test_what_is_asked_for_in_vain():
     with pytest.raises(ArgumentError, match="noise: got shape"):
         sample_in_parallel(density, 3, noise=torch.zeros(2, 3))
     assert sample_in_parallel(density, 0).x.shape == (0, 3)
+
+
+@pytest.mark.parametrize("data_std", [None, 0.4])
+def test_layers_of_a_flow_are_inverted_in_parallel(data_std):
+    """Those of the sequential inverse, in fewer passes; with a tolerance, in fewer still and nearly the same."""
+    torch.manual_seed(0)
+    maf = perturbed(MAF((12,), VP, transforms=3, hidden=(32,), data_std=data_std)).double()
+    t = VP.T
+    expected = maf.sample(40, t, generator=seeded(1))
+    drawn = maf.sample_in_parallel(40, t, generator=seeded(1))
+    assert torch.allclose(drawn.x, expected, rtol=0, atol=1e-10)
+    assert int(drawn.sweeps.max()) <= 3 * 12
+    assert float(drawn.sweeps.double().mean()) < 3 * 12
+    assert drawn.evaluations == int(drawn.sweeps.sum())
+    near = maf.sample_in_parallel(40, t, generator=seeded(1), tolerance=0.05)
+    assert near.evaluations < drawn.evaluations
+    assert float((near.x - expected).abs().mean()) < 0.1 * float(VP.sigma(t))
+    rows = torch.linspace(0.1, 1.0, 40, dtype=F64) * t  # a time for each row
+    assert torch.allclose(
+        maf.sample_in_parallel(40, rows, generator=seeded(2)).x, maf.sample(40, rows, generator=seeded(2)), atol=1e-10
+    )
+    with pytest.raises(ArgumentError, match="tolerance: got"):
+        maf.sample_in_parallel(3, 0.0, tolerance=0.1)

@@ -11,7 +11,14 @@ import torch
 from ncml import VESDE, LevelNoise, NoiseConditionalDensity
 from ncml.densities import MADE, CallableDensity, GaussianDensity, ToyLattice
 from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
-from ncml.evaluation import audit_ladder, flow_log_prob, fokker_planck_residual, time_posterior
+from ncml.evaluation import (
+    audit_ladder,
+    flow_log_prob,
+    fokker_planck_residual,
+    kernel_gap,
+    ladder_bound,
+    time_posterior,
+)
 from tests.problems import PMF, PROCESSES, SDES, WHOLE_SDES, each_process, gaussian, mixture, plane_mixture, seeded
 from tests.statistics import assert_law
 
@@ -30,16 +37,16 @@ def test_closed_forms_solve_the_fokker_planck_equation(process, build):
 
 
 class Widened(NoiseConditionalDensity):
-    """Planted: a ladder whose noise grows by a twentieth too fast."""
+    """Planted: a ladder whose noise grows by a twentieth, or another share, too fast."""
 
-    def __init__(self, inner) -> None:
+    def __init__(self, inner, share: float = 0.05) -> None:
         super().__init__(inner.event_shape, inner.process)
-        self.inner = inner
+        self.inner, self.share = inner, share
 
     dtype_follows_input = True
 
     def forward(self, x, t, context=None, *, edges=True):
-        alpha, sigma = self.process.alpha(t), 1.05 * self.process.sigma(t)
+        alpha, sigma = self.process.alpha(t), (1.0 + self.share) * self.process.sigma(t)
         std = (0.01 * alpha**2 + sigma**2).sqrt()
         return torch.distributions.Normal(0.3 * alpha, std).log_prob(x[:, 0])
 
@@ -144,3 +151,80 @@ def test_rows_that_no_level_explains_are_named():
     density = CallableDensity(box, (1,), VP)
     with pytest.raises(NonFiniteError, match=r"x: got 1 rows .*index 1"):
         time_posterior(density, torch.tensor([[0.0], [5.0]]), [0.0, VP.T])
+
+
+# What levels say of each other.
+
+
+def test_the_bound_of_normal_data_is_their_likelihood():
+    """Draw by draw, up to the decoder's fitted width; with a wrong noise it is not."""
+    density = gaussian(VP)
+    fit, x = density.sample(20_000, generator=seeded(0)), density.sample(500, generator=seeded(1))
+    for share in (0.2, 1.0):
+        bound = ladder_bound(density, x, share * VP.T, fit=fit, draws=1, generator=seeded(2))
+        assert float((bound - density.log_prob(x)).abs().max()) < 0.15
+        assert abs(float((bound - density.log_prob(x)).mean())) < 0.01
+    wrong = ladder_bound(Widened(density), x, VP.T, fit=fit, draws=1, generator=seeded(2))
+    assert float((wrong - density.log_prob(x)).abs().mean()) > 0.01
+
+
+def test_the_bound_lies_below_and_above_a_level_that_is_trained_badly():
+    """Below the likelihood of mixtures and of lattice data; above that of a ladder whose t = 0 is spoilt."""
+    for density in (plane_mixture(VP), ToyLattice(VP, PMF)):
+        fit, x = density.sample(5000, generator=seeded(0)).double(), density.sample(5000, generator=seeded(1)).double()
+        gap = ladder_bound(density, x, 0.5 * VP.T, fit=fit, generator=seeded(2)) - density.log_prob(x)
+        assert float(gap.mean()) < 6.11 * float(gap.std()) / math.sqrt(5000)
+        assert float(gap.mean()) > -1.0
+
+    right = gaussian(VP)
+
+    class Spoilt(Widened):
+        def forward(self, x, t, context=None, *, edges=True):
+            at_zero = torch.distributions.Normal(0.3, 0.2).log_prob(x[:, 0])
+            return torch.where(t > 0, self.inner(x, t), at_zero)
+
+    x = right.sample(400, generator=seeded(0))
+    audit = audit_ladder(Spoilt(right), x, [0.5 * VP.T], steps=2, generator=seeded(1))
+    assert float(audit.bound[0]) > 0.2
+    assert audit.kernel.isnan().all()
+
+
+def test_noisy_data_by_the_samples_of_the_model():
+    density = mixture(VP)
+    x = density.sample(200, 0.5 * VP.T, generator=seeded(0))
+    gap, share = kernel_gap(density, x, 0.5 * VP.T, samples=20_000, generator=seeded(1))
+    assert float(gap.mean()) == pytest.approx(0.0, abs=0.05)
+    assert 0.0 < float(share.min()) <= float(share.max()) <= 1.0
+
+    class Off(type(density)):  # planted: data drawn with a shift
+        def sample(self, n, t=0.0, context=None, *, generator=None):
+            return super().sample(n, t, context, generator=generator) + 0.1
+
+    off = Off(VP, density.weights, density.means, density.stds)
+    assert float(kernel_gap(off, x, 0.5 * VP.T, samples=20_000, generator=seeded(1))[0].mean()) > 0.1
+
+
+def test_entropy_obeys_de_bruijn():
+    """Within 6.11 standard errors for mixtures; not where the noise grows too fast."""
+    density, times = mixture(VP), [0.3 * VP.T, VP.T]
+    for ladder, holds in ((density, True), (Widened(gaussian(VP), 0.5), False)):
+        x = (density if holds else gaussian(VP)).sample(4000, generator=seeded(0))
+        missed = []
+        for t in times:
+            noisy = VP.perturb(x, t, generator=seeded(1))
+            residual, rise = fokker_planck_residual(ladder, noisy, t)
+            f, along = float(VP.drift_coefficient(t)), (noisy * ladder.score(noisy, t)).sum(1)
+            gap = 2.0 * (rise + f + f * along) - residual
+            missed.append(abs(float(gap.mean())) / float(gap.std()) * math.sqrt(4000))
+        assert (max(missed) < 6.11) == holds
+    audit = audit_ladder(density, density.sample(100, generator=seeded(0)), times, steps=2, generator=seeded(1))
+    assert (audit.entropy[:, 0].abs() < 6.11 * audit.entropy[:, 1]).all()
+
+
+def test_what_cannot_be_bridged():
+    with pytest.raises(ArgumentError, match="t, fit: got t = 0"):
+        ladder_bound(gaussian(VP), torch.zeros(2, 1, dtype=F64), 0.0, fit=torch.zeros(2, 1, dtype=F64))
+    with pytest.raises(UnsupportedError, match="density: got one under LevelNoise"):
+        kernel_gap(ToyLattice(LevelNoise(17), PMF), torch.zeros(2, 1), 0.5)
+    with pytest.raises(UnsupportedError, match="cannot sample"):
+        kernel_gap(Widened(gaussian(VP)), torch.zeros(2, 1, dtype=F64), VP.T)

@@ -58,6 +58,24 @@ def masses(made: MADE, t, context=None) -> torch.Tensor:
 
 
 @orders
+def test_log_conditionals_are_the_terms_of_log_prob(order):
+    """Each at the place of its value, and untouched by what comes after it."""
+    made = strong((2, 2), lattice=Lattice(3), order=order)
+    states = every_state(made.lattice, 4).reshape(-1, 2, 2)
+    for t in (0.0, VP.T):
+        terms = made.log_conditionals(states, t)
+        assert terms.shape == states.shape
+        assert (terms.sum((1, 2)) - made.log_prob(states, t)).abs().max() < 1e-12
+        for i, place in enumerate(made.order.tolist()):
+            changed = states.clone().flatten(1)
+            changed[:, made.order[i + 1 :]] = 1.0
+            same = made.log_conditionals(changed.reshape(states.shape), t)
+            assert torch.equal(same.flatten(1)[:, place], terms.flatten(1)[:, place])
+    with pytest.raises(ArgumentError, match="lattice points"):
+        made.log_conditionals(states + 0.1)
+
+
+@orders
 @pytest.mark.parametrize("t", [0.0, VP.T])
 def test_conditionals_depend_on_earlier_positions_only(order, t):
     """Log-conditional i, in ``order``, has an exactly zero derivative in every later value."""

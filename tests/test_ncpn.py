@@ -26,6 +26,7 @@ SHAPES = {
     "one resolution": ((3, 4, 4), {"resolutions": 1}),
     "three resolutions, classes": ((3, 8, 4), {"resolutions": 3, "classes": 3}),
     "three blocks": ((1, 8, 8), {"blocks": 3, "features": 8, "heads": 2}),
+    "weight norm": ((3, 8, 8), {"weight_norm": True}),
 }
 
 

@@ -277,14 +277,14 @@ def test_minimising_it_finds_the_truth():
     """The exact expectation over noisy data alone has its minimum at the mean and std of the clean data."""
     x, w = gaussian_nodes()
     pairs, weights = torch.cartesian_prod(x, (x - MEAN) / STD), torch.cartesian_prod(w, w).prod(1)
-    parameters = torch.tensor([0.0, math.log(0.3)], dtype=F64, requires_grad=True)
+    parameters = nn.Parameter(torch.tensor([0.0, math.log(0.3)], dtype=F64))
 
     def log_p(x, t):
         mean, variance = PROCESS.alpha(t) * parameters[0], (2 * parameters[1]).exp() * PROCESS.alpha(t) ** 2
         variance = variance + PROCESS.sigma(t) ** 2
         return -0.5 * ((x[:, 0] - mean) ** 2 / variance + variance.log())
 
-    density = CallableDensity(log_p, (1,), PROCESS)
+    density = CallableDensity(log_p, (1,), PROCESS, modules=[nn.ParameterList([parameters])])
     objective = NCMLObjective(PROCESS, reduction="none")
     optimizer = torch.optim.LBFGS([parameters], max_iter=100, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 

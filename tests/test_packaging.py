@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import ncml
+from tests import strict_client
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -118,3 +121,13 @@ def test_ci_fails_clearly_without_the_data(tmp_path):
 
 def test_the_package_is_typed():
     assert (ROOT / "src/ncml/py.typed").is_file()
+
+
+def test_the_strictly_typed_program_runs():
+    """That it is well typed is for the session of types, which checks it with the library."""
+    mypy = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert mypy["strict"]
+    assert "tests/strict_client.py" in mypy["files"]
+    found = strict_client.main()
+    assert all(map(math.isfinite, found.values()))
+    assert found["noise"] == pytest.approx(0.3)

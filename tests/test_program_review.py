@@ -76,7 +76,7 @@ def test_logged_bits_are_without_weights():
         generator = torch.Generator().manual_seed(1)
         t, weight = objective.draw_times(64, generator=generator)
         window = Window(density, lattice)
-        window.add(objective(density, x, t=t, weight=weight, generator=generator), t, weight)
+        window.add(objective.terms(density, x, t=t, weight=weight, generator=generator))
         lines.append(window.close(launch(RunConfig(threads=1))))
     assert lines[1]["loss"] == pytest.approx(10.0 * lines[0]["loss"], rel=1e-5)
     assert lines[1]["bits_per_dim"] == pytest.approx(lines[0]["bits_per_dim"], rel=1e-5)

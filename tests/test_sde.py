@@ -421,3 +421,30 @@ def test_schedules_are_not_shared():
     """Equal T, other schedule: another process."""
     assert replace(VPSDE(), beta_max=10.0) != VPSDE()
     assert VPSDE(T=0.1) != SubVPSDE(T=0.1)
+
+
+@pytest.mark.parametrize("data_std", [1e-3, 0.5, 2.0])
+@pytest.mark.parametrize("std", [1e-4, 10 * LEVEL, 0.7])
+def test_at_noise_of_the_difference_is_the_closed_form(std, data_std):
+    """With b = 1 - alpha(T): VP solves b^2 s^2 + b (2 - b) = std^2, sub-VP b^2 (s^2 + (2 - b)^2) = std^2."""
+    vp = VPSDE.at_noise(std, data_std=data_std)
+    b = std**2 / (1.0 + math.sqrt(1.0 + (data_std**2 - 1.0) * std**2))
+    assert math.isclose(-math.expm1(0.5 * math.log(1.0 - float(vp.sigma(vp.T)) ** 2)), b, rel_tol=1e-6)
+    assert math.isclose(0.1 * vp.T + 9.95 * vp.T**2, -2.0 * math.log1p(-b), rel_tol=1e-12)
+    sub = SubVPSDE.at_noise(std, data_std=data_std, beta_max=10.0)
+    b = -math.expm1(-0.5 * (0.1 * sub.T + 4.95 * sub.T**2))
+    assert math.isclose(b * math.hypot(data_std, 2.0 - b), std, rel_tol=1e-12)
+
+
+def test_the_papers_ten_levels_to_the_letter():
+    """Ten levels of noise are more than ten of x_T - x_0, by what sub-VP shrinks images of standard deviation 0.57."""
+    noise = SubVPSDE.at_noise(10 * LEVEL)
+    difference = math.hypot((1.0 - float(noise.alpha(noise.T))) * 0.57, float(noise.sigma(noise.T)))
+    assert round(difference / LEVEL, 2) == 10.41
+    letter = SubVPSDE.at_noise(10 * LEVEL, data_std=0.57)
+    assert letter.T < noise.T
+    x = 0.57 * torch.randn(1_000_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moved = letter.perturb(x, letter.T, generator=torch.Generator().manual_seed(1)) - x
+    assert abs(float(moved.std()) / LEVEL - 10.0) < 0.04  # its standard error is 0.007
+    with pytest.raises(ArgumentError, match="data_std"):
+        VPSDE.at_noise(0.1, data_std=-1.0)

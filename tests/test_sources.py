@@ -7,7 +7,9 @@ import json
 import os
 import pickle
 import random
+import warnings
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,23 +17,29 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ncml import Lattice
 from ncml.cli import main
+from ncml.cli.train import check_data
 from ncml.data import (
     SOURCES,
     Arrays,
     ArraySource,
+    Choice,
     DataSource,
     Images,
     ImageSource,
     SourceKind,
+    folders,
+    held_out,
     read_arrays,
     source_settings,
 )
-from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
-from ncml.training import TrainConfig, load_density, read_metrics
-from ncml.training.config import from_dict
+from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError, LeftOutWarning
+from ncml.training import DataKind, TrainConfig, load_density, read_metrics
+from ncml.training.checkpoint import Checkpoint
+from ncml.training.config import from_dict, to_dict
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 K = np.random.default_rng(1).integers(0, 5, (40, 2, 2))
@@ -84,6 +92,16 @@ def test_what_is_no_data_is_refused(values, lattice, error, words):
         Arrays(values, lattice=lattice)
 
 
+def test_what_is_no_tensor_gets_the_remedy():
+    for make in (
+        lambda: Arrays(X),
+        lambda: Images(K, None, Lattice(5)),
+        lambda: Arrays(torch.zeros(2, 2), np.zeros(2)),
+    ):
+        with pytest.raises(ArgumentTypeError, match=r"got ndarray \(no tensor: torch.as_tensor\(numpy.asarray\("):
+            make()
+
+
 def test_large_finite_numbers_are_fine():
     """Their sum is not."""
     assert len(Arrays(torch.full((4, 2), 3e38))) == 4
@@ -110,11 +128,32 @@ def test_one_array_is_split_once(tmp_path, write):
     write(tmp_path)
     (path,) = tmp_path.iterdir()
     train, test = (read_arrays(path, train=train, test_fraction=0.25) for train in (True, False))
-    assert (len(train), len(test)) == (30, 10)
+    assert len(train) + len(test) == 40
+    # A literal: runs of other versions must keep their test rows.
+    assert (len(test), test.choice.digest) == (10, "8d6ba52992aa208f8d925ae09218aecb")
     everything = torch.cat([train.values, test.values])
     assert torch.equal(everything.sort(0).values, torch.from_numpy(X).float().sort(0).values)
     assert torch.equal(read_arrays(path, train=False, test_fraction=0.25).values, test.values)
     assert not torch.equal(test.values, torch.from_numpy(X[:10]).float())
+
+
+def test_no_row_changes_sides(tmp_path):
+    """Whatever is added, removed or sorted, in whatever floating type; equal rows are told apart by their number."""
+    x = np.concatenate([X, X[:3], np.zeros((60, 3))]).astype(np.float32)
+
+    def sides(rows):
+        np.save(tmp_path / "x.npy", rows)
+        both = [read_arrays(tmp_path / "x.npy", train=train, test_fraction=0.3) for train in (True, False)]
+        return [Counter(map(tuple, part.values.tolist())) for part in both]
+
+    train, test = sides(x)
+    assert min(part[(0.0, 0.0, 0.0)] for part in (train, test)) > 5  # equal rows on both sides
+    for rows in (x[::-1], x.astype(np.float64), x * np.array([1, 1, 1.0]), x + np.array([-0.0, -0.0, 0.0])):
+        assert sides(rows) == [train, test]
+    more = sides(np.concatenate([np.random.default_rng(5).normal(size=(50, 3)), x[1:]]))
+    lost = Counter([tuple(x[0].tolist())])
+    for before, after in zip((train, test), more, strict=True):
+        assert before - after <= lost
 
 
 def test_labels_follow_their_rows(tmp_path):
@@ -257,14 +296,14 @@ def test_a_limit_and_another_place(tmp_path):
     np.savez(tmp_path / "a.npz", x=X)
     source = ArraySource(file=Path("nowhere.npz"), limit=7).moved(tmp_path / "a.npz")
     assert len(source.load(train=True)) == 7
-    assert len(source.load(train=False)) == 4
+    assert len(ArraySource(file=tmp_path / "a.npz", limit=2).load(train=False)) == 2
     assert ImageSource("folder", Path("a")).moved(Path("b")).folder == Path("b")
 
 
 def test_unknown_sources_list_the_known_ones(capsys, tmp_path):
-    with pytest.raises(ArgumentError, match="data.name: got 'audio'; expected one of " + ", ".join(SOURCES)):
-        source_settings("audio")
-    assert main(["train", "--data.name", "audio", "--out", str(tmp_path / "run")]) == 2
+    with pytest.raises(ArgumentError, match="data.name: got 'radio'; expected one of " + ", ".join(SOURCES)):
+        source_settings("radio")
+    assert main(["train", "--data.name", "radio", "--out", str(tmp_path / "run")]) == 2
     assert ", ".join(SOURCES) in capsys.readouterr().err
     with pytest.raises(ArgumentError, match=r"data\.pool"):
         from_dict(TrainConfig, {"data": {"name": "array", "file": "a.npz", "pool": 2}})
@@ -402,3 +441,111 @@ def test_help_without_a_file(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--data.name", "array"])
     assert "--data.file" in capsys.readouterr().err
+
+
+# What was trained on.
+
+
+def test_what_was_trained_on_is_never_called_held_out(tmp_path, capsys):
+    """A folder without splits, of 20 images: one more, one moved, and a run that does not say."""
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    run, images = str(tmp_path / "run"), ["--data.folder", str(tmp_path / "images")]
+    model = ["--model.features", "8", "--model.heads", "0"]
+    base = ["train", "--out", run, "--data.name", "folder", "--data.channels", "1", *images, *model, *SHORT]
+    assert main(base) == 0
+    said = capsys.readouterr().out
+    assert said.count("Classes: a, b.") == 1
+    resume, few = (
+        ["train", "--out", run, "--resume", "--optim.steps", "4"],
+        ["--curve-images", "0", "--ood-images", "0"],
+    )
+
+    def evaluated():
+        assert main(["evaluate", run, *few]) == 0
+        report = json.loads((tmp_path / "run" / "evaluation" / "report.json").read_text())
+        said = capsys.readouterr().out
+        assert ("cannot be told" in said) == ("perhaps among those" in said) == (not report["held_out"])
+        return report["held_out"]
+
+    assert evaluated()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "a" / "new.png")
+    assert evaluated()  # the others stayed where they were
+    assert main(resume) == 2
+    assert "training_examples is" in capsys.readouterr().err
+    (tmp_path / "images" / "a" / "new.png").unlink()
+    train = folders.list_split(tmp_path / "images", train=True, test_fraction=0.1).names
+    (tmp_path / "images" / train[0]).rename(tmp_path / "images" / "a" / "renamed_0.png")
+    assert len(folders.list_split(tmp_path / "images", train=True, test_fraction=0.1).names) == len(train)
+    assert main(resume) == 2  # as many, but others
+    assert "some training examples are others" in capsys.readouterr().err
+    (tmp_path / "images" / "a" / "renamed_0.png").rename(tmp_path / "images" / train[0])
+    (tmp_path / "images" / "test").mkdir()
+    for name in train[:4]:  # moved to the other side by hand
+        target = tmp_path / "images" / "test" / name
+        target.parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).rename(target)
+    (tmp_path / "images" / "train").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / name).rename(tmp_path / "images" / "train" / name)
+    assert not evaluated()
+
+
+def test_a_table_that_lost_rows(tmp_path, capsys):
+    run, arguments = str(tmp_path / "run"), ["--data.name", "array", "--data.file", str(tmp_path / "x.npy")]
+    np.save(tmp_path / "x.npy", X)
+    base = ["train", "--out", run, *SHORT, *arguments, "--model.name", "maf", "--model.transforms", "1"]
+    assert main(base) == 0
+    np.save(tmp_path / "x.npy", X[1:][::-1])
+    assert main(["evaluate", run, "--ood-images", "0"]) == 0
+    assert json.loads((tmp_path / "run" / "evaluation" / "report.json").read_text())["held_out"] is True
+    np.save(tmp_path / "x.npy", X[::-1])
+    assert main([*base, "--resume", "--optim.steps", "4"]) == 0  # sorted otherwise: the same rows
+    np.save(tmp_path / "x.npy", X + 1.0)
+    capsys.readouterr()
+    assert main([*base, "--resume", "--optim.steps", "5"]) == 2
+    assert "data: got other data than the run began with" in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_say_what_it_was_trained_on(tmp_path, capsys):
+    """As those of version 0.1, which split folders otherwise."""
+    kind = DataKind((3,), None, (), 1.0)
+    old = Checkpoint(tmp_path, 1, {"data": to_dict(kind), "training_examples": 7})
+    with pytest.raises(ArgumentError, match="does not say which examples were for training"):
+        check_data(old, kind, 7, Choice("sha256-1", 0.1, "x"))
+    check_data(old, kind, 7, None)  # MNIST's are always the same
+    check_data(old, kind, 7, Choice("given", None, "x"))  # by the files, as then
+    assert held_out(None, Choice("given", None, "x")) is None
+
+
+def test_messages_name_options(tmp_path, capsys):
+    for i, side in enumerate((4, 6)):
+        Image.new("L", (side, 4)).save(tmp_path / f"{i}.png")
+    place = ["--data.name", "folder", "--data.folder", str(tmp_path), "--data.test-fraction", "0"]
+    assert main(["train", "--out", str(tmp_path / "run"), *place]) == 2
+    said = capsys.readouterr().err
+    assert "pass --data.size ... to cut" in said
+    assert "size=" not in said
+    assert main(["train", "--out", str(tmp_path / "run"), *place, "--data.size", "4", "--data.limit", "1"]) == 2
+    assert "and --data.test-fraction 0.0, which leave none to test on" in capsys.readouterr().err
+    place = ["--data.name", "digits", "--model.features", "9"]
+    assert main(["train", "--out", str(tmp_path / "run"), *place]) == 2
+    assert "expected a divisor of --model.features 9" in capsys.readouterr().err
+
+
+def test_warnings_are_lines(monkeypatch):
+    """Without the place in the code where they are raised, and only while a command runs."""
+    said = []
+
+    def command(arguments):
+        said.append(warnings.formatwarning(LeftOutWarning("left out 1 file"), LeftOutWarning, "folders.py", 3))
+        return 0
+
+    usual = warnings.formatwarning
+    monkeypatch.setattr("ncml.cli.commands.run_command", command)
+    assert main(["train"]) == 0
+    assert said == ["ncml: LeftOutWarning: left out 1 file\n"]
+    assert warnings.formatwarning is usual

@@ -150,6 +150,11 @@ def test_learning_rate():
     assert optim.learning_rate_at(100) == 0.0
     constant = OptimConfig(steps=100, warmup=0, learning_rate=2.0, schedule="constant")
     assert {constant.learning_rate_at(i) for i in (0, 50, 100)} == {2.0}
+    falling = replace(constant, schedule="exponential", decay=0.5)
+    assert [falling.learning_rate_at(i) for i in range(3)] == [2.0, 1.0, 0.5]
+    for wrong in ({"decay": 0.5}, {"schedule": "exponential"}, {"schedule": "exponential", "decay": 1.5}):
+        with pytest.raises(ArgumentError, match=r"optim\.decay"):
+            replace(constant, **wrong)
 
 
 # Steps.
@@ -571,13 +576,15 @@ def test_weights_without_times_are_refused():
     t = UniformTimes()(4, PROCESS)[1]
     objective = NCMLObjective(PROCESS)
     with pytest.raises(ArgumentError, match="weight: got one without t"):
-        objective(torch.nn.Identity(), torch.zeros(4, 2), weight=t)
+        objective(MAF((2,), PROCESS, hidden=(4,)), torch.zeros(4, 2), weight=t)
     with pytest.raises(ArgumentError, match=r"weight: got shape \(3,\); expected \(4,\)"):
-        objective(torch.nn.Identity(), torch.zeros(4, 2), t=0.01, weight=torch.ones(3))
+        objective(MAF((2,), PROCESS, hidden=(4,)), torch.zeros(4, 2), t=0.01, weight=torch.ones(3))
     with pytest.raises(ArgumentError, match="weight: got 1 non-finite"):
-        objective(torch.nn.Identity(), torch.zeros(4, 2), t=0.01, weight=torch.tensor([1.0, math.nan, 1.0, 1.0]))
+        objective(
+            MAF((2,), PROCESS, hidden=(4,)), torch.zeros(4, 2), t=0.01, weight=torch.tensor([1.0, math.nan, 1.0, 1.0])
+        )
     with pytest.raises(TypeError, match="weight: got float"):
-        objective(torch.nn.Identity(), torch.zeros(4, 2), t=0.01, weight=1.0)
+        objective(MAF((2,), PROCESS, hidden=(4,)), torch.zeros(4, 2), t=0.01, weight=1.0)
 
 
 @pytest.mark.parametrize("classes", [False, True])

@@ -26,6 +26,7 @@ LATTICE = Lattice(256)
     [
         ({"std_in_levels": 10.0}, VPSDE.at_noise(10.0 * LATTICE.width)),
         ({"std": 0.3, "process": "sub-vp"}, SubVPSDE.at_noise(0.3)),
+        ({"std_in_levels": 10.0, "data_std": 0.5}, VPSDE.at_noise(10.0 * LATTICE.width, data_std=0.5)),
         ({"std": 0.3, "process": "ve", "sigma_max": 2.0}, VESDE.at_noise(0.3, sigma_max=2.0)),
         ({"T": 0.5, "process": "ve", "sigma_min": 0.1, "sigma_max": 7.0}, VESDE(0.5, 0.1, 7.0)),
         ({"std": 5.0, "process": "linear-ve"}, LinearVESDE(5.0)),
@@ -88,6 +89,15 @@ def test_the_default_on_a_lattice(levels, expected):
     assert default_noise(lattice, None) == pytest.approx(expected, rel=1e-12)
     process = build_process(NoiseConfig(), lattice)
     assert float(process.sigma(process.T)) == pytest.approx(expected * lattice.width, rel=1e-9)
+
+
+@pytest.mark.parametrize(("levels", "expected"), [(256, 10.0), (257, 0.03 / (2 / 256)), (65_536, 0.03 / (2 / 65_535))])
+def test_the_default_on_a_fine_lattice_is_a_share_of_the_data(levels, expected):
+    assert default_noise(Lattice(levels), 0.12) == pytest.approx(expected, rel=1e-12)
+    x = torch.randint(levels, (64, 3), generator=torch.Generator().manual_seed(0))
+    kind = DataKind.of(Arrays(x.int() if levels > 256 else x.byte(), lattice=Lattice(levels)))
+    values = Lattice(levels).to_unit(x, dtype=torch.float64)
+    assert kind.std == (pytest.approx(float(values.var(0, correction=0).mean().sqrt())) if levels > 256 else None)
 
 
 def test_every_lattice_has_a_default():
@@ -160,6 +170,9 @@ def test_where_samples_may_start():
         ({"bins": (1.0,)}, "bins"),
         ({"process": "linear-ve", "preset": "paper"}, "preset"),
         ({"process": "level-noise", "std": 0.1}, "std"),
+        ({"data_std": 0.5}, "data_std"),
+        ({"data_std": 0.5, "preset": "paper"}, "data_std"),
+        ({"data_std": 0.5, "std": 0.1, "process": "ve"}, "data_std"),
     ],
 )
 def test_bad_settings_are_named(settings, name):

@@ -18,8 +18,13 @@ TITLES = {
     "score": "Scores",
     "samplers": "Samplers, against score_sde_pytorch and azula",
     "checks": "Checks of the public calls",
+    "tarflow": "The transformer flow, against TarFlow",
 }
-OPTIONS = {"ncpn": " --pixel-cnn-pp PATH", "samplers": " --score-sde PATH --azula PATH --before PATH"}
+OPTIONS = {
+    "ncpn": " --pixel-cnn-pp PATH",
+    "samplers": " --score-sde PATH --azula PATH --before PATH",
+    "tarflow": " --tarflow PATH --itarflow PATH",
+}
 
 
 def table(name: str) -> list[str]:

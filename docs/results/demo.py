@@ -37,6 +37,46 @@ def row(label: str, ml: list[float], ncml: list[float], lower: bool) -> str:
     return f"| {label} | {cells[0]} | {cells[1]} |"
 
 
+def paths_lines(reports: list[dict]) -> list[str]:
+    """The part on smooth paths."""
+    settings, first = reports[0]["settings"]["paths"], reports[0]["paths"]
+    found = [r["paths"] for r in reports]
+    lines = [
+        "## Smooth paths",
+        "",
+        f"Paths of {settings['length']} values of a Gaussian process (squared-exponential kernel of length",
+        f"{settings['kernel_length']:g}, {settings['nugget']:g} on its diagonal), whose exact distribution is known: a",
+        f"MADE of {first['parameters']:,} parameters, {settings['steps']} steps of {settings['batch_size']} of",
+        f"{settings['train']:,} paths, noise $\\sigma_t = t$ up to {settings['sigma_max']:g}.",
+        "",
+        "| nats per value at t = 0, fresh paths (lower is better) | ML | NCML | exact |",
+        "| --- | --- | --- | --- |",
+        row("", *([p["nats"][name] for p in found] for name in ("ML", "NCML")), lower=True)
+        + f" {first['exact nats']:.3f} |",
+        "",
+        f"| {settings['samples']:,} samples | beyond the data | roughness, median | energy distance to fresh paths |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in first["samples"]:
+        kinds = [p["samples"][name] for p in found]
+        beyond = [k["beyond"] for k in kinds]
+        share = f"{mean(beyond):.2%} ({min(beyond):.2%} .. {max(beyond):.2%})"
+        energy = [k["energy"] for k in kinds]
+        distance = f"{mean(energy):.4f} ({min(energy):.4f} .. {max(energy):.4f})"
+        lines.append(f"| {name} | {share} | {cell([k['roughness'] for k in kinds])} | {distance} |")
+    return [
+        *lines,
+        "",
+        "Beyond the data is a path with a value beyond 1.05 times the largest of all training paths; the distance",
+        "leaves such paths out. Roughness is the root mean square of second differences, exactly",
+        f"{first['exact roughness']:.3f}. Two-part samples are drawn at noise {settings['t_start']:g} and refined in",
+        f"{settings['refine_steps']} steps.",
+        "",
+        "![Seed 0: paths; samples of digits, and what one level of noise costs](demo-seed0.png)",
+        "",
+    ]
+
+
 def page(reports: list[dict]) -> str:
     """The page, from the reports alone."""
     first = reports[0]
@@ -46,13 +86,17 @@ def page(reports: list[dict]) -> str:
     lines = [
         "# The demo, three seeds",
         "",
-        f"`ncml demo` on the digits of scikit-learn ({data['train']} training and {data['test']} test images of 8x8",
-        f"pixels in 17 levels): the same MADE ({first['parameters']:,} parameters) trained for",
-        f"{settings['steps']} steps of {settings['batch_size']} by maximum likelihood (ML) and by NCML with VP noise",
-        f"up to {process['sigma_T_levels']:g} levels. Seeds {seeds}; torch {environment['torch']},",
-        f"{environment['threads']} threads, {seconds:.0f} s a run (median). Cells are the mean over training",
-        "seeds, with the smallest and the largest; the better mean is bold. Figures compare with each other only, not",
-        "with published ones.",
+        f"`ncml demo` trains the same network by maximum likelihood (ML) and by NCML. Seeds {seeds}; torch",
+        f"{environment['torch']}, {environment['threads']} threads, {seconds:.0f} s a run (median).",
+        "Cells are the mean over training seeds, with the smallest and the largest; the better mean is bold.",
+        "",
+        *paths_lines(reports),
+        "## Digits",
+        "",
+        f"The digits of scikit-learn ({data['train']} training and {data['test']} test images of 8x8 pixels in 17",
+        f"levels): a MADE of {first['parameters']:,} parameters, {settings['steps']} steps of",
+        f"{settings['batch_size']}, VP noise up to {process['sigma_T_levels']:g} levels. Figures compare with each",
+        "other only, not with published ones.",
         "",
         "| bits/dim, exact, test images (lower is better) | ML | NCML |",
         "| --- | --- | --- |",
@@ -79,8 +123,6 @@ def page(reports: list[dict]) -> str:
         f"{settings['sample_seeds']} sets of samples. It is not the FID of the literature; the 360 test images",
         "give its scale. An AUROC below 0.5 ranks the wrong way round: there the score tends to be larger on the",
         "digits than on the outliers.",
-        "",
-        "![Samples of seed 0, and what one level of noise costs](demo-seed0.png)",
         "",
         "Recorded by:",
         "",

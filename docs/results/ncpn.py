@@ -4,13 +4,16 @@ From the root of the repository, with runs/cifar16/{ml,vp,sub-vp,ve} trained and
 
     python docs/results/ncpn.py record cifar16 runs/cifar16 --commit "$(git rev-parse --short HEAD)"
     python docs/results/ncpn.py ablation runs/ablation/ablation.json --commit "$(git rev-parse --short HEAD)"
+    python docs/results/ncpn.py ablation runs/models.json --commit "$(git rev-parse --short HEAD)"
     python docs/results/ncpn.py pages
+    python docs/results/ncpn.py figures # again, from what was recorded
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -76,33 +79,68 @@ def relative(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(name: str, runs: dict[str, Any]) -> None:
-    """What level noise costs over t: the paper's Figure 4."""
+    """What level noise costs over t, and the size of the noise: the paper's Figure 4, with ML as its competitor."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    *left, right = figure.subplots(1, 3)
     for key, run in runs.items():
         curve = run["evaluation"]["robustness"]
         style = {"marker": "o", "markersize": 3, "color": COLOURS[key], "label": NAMES[key]}
-        for axis, pi in zip(axes, ("0.5", "1.0"), strict=True):
-            axis.plot(curve["sigma_levels"], curve["delta"][pi], **style)
-    for axis, pi in zip(axes, (0.5, 1), strict=True):
+        for axis, pi in zip(left, ("0.5", "1.0"), strict=True):
+            if key == "ml":  # which knows t = 0 only
+                axis.axhline(curve["delta"][pi][0], color=COLOURS[key], linestyle=":", label="ML at t = 0")
+            else:
+                axis.plot(curve["sigma_levels"], curve["delta"][pi], **style)
+        if key != "ml":
+            times = [t / curve["T"] for t in curve["times"]]
+            right.plot(times, curve["mean_abs_perturbation_levels"], **style)
+    for axis, pi in zip(left, (0.5, 1), strict=True):
         axis.set_title(f"Cost of level noise, $\\pi$ = {pi:g}", fontsize=10)
         axis.set_xlabel("noise level $\\sigma(t)$ (levels)")
         axis.set_ylabel("$\\Delta$ log p (bits/dim)")
+    right.set_title("Size of the noise", fontsize=10)
+    right.set_xlabel("t / T")
+    right.set_ylabel("mean $|x_t - x_0|$ (levels)")
+    right.axhline(1.0, color="0.4", linestyle=":")  # what level noise moves a value by
+    for axis in (*left, right):
         axis.set_ylim(bottom=0)
-    for axis in axes:
         axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False, fontsize=8)
+    left[0].legend(frameon=False, fontsize=8)
     figure.savefig(HERE / f"{name}.png", dpi=130)
 
 
 def record_ablation(path: Path, commit: str) -> None:
-    """Keep the ablation's results, without folders of the machine."""
+    """Keep the results of the ablation, or of models_on_digits.py, without folders of the machine."""
     data = json.loads(path.read_text())
-    for variant in data["variants"]:
+    for variant in data.get("variants", ()):
         variant["settings"] = relative(variant["settings"])
-    (HERE / "ablation.json").write_text(json.dumps({"commit": commit, **data}, indent=1) + "\n")
+    name = "models" if "kinds" in data else "ablation"
+    (HERE / f"{name}.json").write_text(json.dumps({"commit": commit, **data}, indent=1) + "\n")
+
+
+def models_table(data: dict[str, Any]) -> list[str]:
+    """One row per kind of model and way of training: means over the seeds, and how they spread."""
+    names = {"made": "MADE", "ncpn": "NCPN", "maf": "MAF, dequantised (bounds, <=)"}
+    ways = {"ml": "ML", "ncml": "NCML"}
+    machine, seeds = data["environment"], sorted({run["seed"] for run in data["runs"]})
+    lines = [
+        f"{data['training_images']:,} training and {data['test_images']} test images of 8x8 pixels in 17 levels; VP",
+        f"noise of 2 levels at T; {len(seeds)} seeds, means and standard deviations over them.",
+        f"torch {machine['torch']}, {machine['device']}, one thread.",
+        f"Commit {data['commit']}.",
+        "",
+        r"| | parameters | bits/dim, $\pi$ = 0 | $\pi$ = 0.5 | $\pi$ = 1 | $\Delta \log p$, $\pi$ = 1 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for kind, name in names.items():
+        for way, label in ways.items():
+            runs = [run for run in data["runs"] if (run["model"], run["method"]) == (kind, way)]
+            columns = [[run["bits"][pi] for run in runs] for pi in ("0", "0.5", "1")]
+            columns.append([last - first for first, last in zip(columns[0], columns[2], strict=True)])
+            cells = [f"{statistics.mean(c):.3f} ± {statistics.stdev(c):.3f}" for c in columns]
+            lines.append(f"| {name}, {label} | {runs[0]['parameters']:,} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def best(values: list[float], lower: bool = True, digits: int = 3) -> list[str]:
@@ -188,7 +226,9 @@ def pages() -> None:
 def page(name: str) -> str:
     """The words, with the tables of the record in their place."""
     data = json.loads((HERE / f"{name}.json").read_text())
-    if "variants" in data:
+    if "kinds" in data:
+        body = models_table(data)
+    elif "variants" in data:
         body = ablation_table(data)
     else:
         claims = paper(list(data["runs"])) if name.startswith("cifar") else {}
@@ -227,11 +267,17 @@ def main() -> None:
     add.add_argument("path", type=Path)
     add.add_argument("--commit", required=True)
     commands.add_parser("pages")
+    commands.add_parser("figures")
     options = parser.parse_args()
     if options.command == "record":
         record(options.name, options.folder, options.commit)
     elif options.command == "ablation":
         record_ablation(options.path, options.commit)
+    elif options.command == "figures":
+        for path in sorted(HERE.glob("*.words.txt")):
+            name = path.name.removesuffix(".words.txt")
+            if (HERE / f"{name}.png").exists():
+                draw(name, json.loads((HERE / f"{name}.json").read_text())["runs"])
     else:
         pages()
 

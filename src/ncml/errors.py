@@ -13,11 +13,13 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "CheckpointError",
+    "ColumnScaleWarning",
     "ConformanceError",
     "DatasetError",
     "FailedRowsWarning",
     "InferenceTensorError",
     "LatticeDataWarning",
+    "LeftOutWarning",
     "MissingExtraError",
     "NCMLError",
     "NonFiniteError",
@@ -73,6 +75,14 @@ class ConformanceError(NCMLError, AssertionError):
 
 class LatticeDataWarning(UserWarning):
     """Training data lie on a few evenly spaced values, where the likelihood of a continuous model is unbounded."""
+
+
+class ColumnScaleWarning(UserWarning):
+    """Columns of a table have no spread, or spreads so different that noise of one size cannot suit them all."""
+
+
+class LeftOutWarning(UserWarning):
+    """Files of a folder of data were left out, since they are of no kind that is read."""
 
 
 class FailedRowsWarning(UserWarning):

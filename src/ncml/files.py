@@ -1,4 +1,4 @@
-"""Files that are replaced whole."""
+"""Files that are replaced whole, and folders that one process has for itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replacing"]
+from ncml.errors import ArgumentError
+
+__all__ = ["only_here", "replacing"]
 
 
 @contextmanager
@@ -29,3 +31,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # replaced already, or never there
             temporary.unlink()
+
+
+@contextmanager
+def only_here(folder: Path) -> Iterator[None]:
+    """A folder that no other process has meanwhile; one that dies lets go of it. Where there are no locks, nothing.
+
+    Raises:
+        ArgumentError: Another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArgumentError(
+                f"out: got {folder}, where another process is at work; expected a folder for this one alone; wait, or "
+                f"take another"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ncml import __version__
@@ -29,6 +30,7 @@ def main(args: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # an e with an accent is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    usual, warnings.formatwarning = warnings.formatwarning, _as_a_line
     try:
         return run_command(arguments)
     except (NCMLError, OSError) as error:
@@ -37,3 +39,12 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ncml: interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = usual
+
+
+def _as_a_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning without the line of code that warns, which says nothing to who types commands."""
+    return f"ncml: {category.__name__}: {message}\n"

@@ -18,11 +18,12 @@ FID_SAMPLES = 10_000  # the least that published values are of
 Row = dict[str, dict[str, float]]
 
 
-def read_claims(path: Path, row: str) -> tuple[Row, dict[str, Any]]:
-    """One row of a claims file, ``{table: {quantity: number}}``, and what it requires of the data.
+def read_claims(path: Path, row: str) -> tuple[Row, dict[str, Any], bool]:
+    """One row of a claims file, ``{table: {quantity: number}}``, what it requires of the data, and whether it bounds.
 
     Args:
-        path: ``{"source": ..., "requires": {...}, "rows": {name: {table: {quantity: number}}}}``.
+        path: ``{"source": ..., "requires": {...}, "rows": {name: {table: {quantity: number}}}}``, and perhaps
+            ``"bounds": [name, ...]``: the rows whose bits/dim are upper bounds.
         row: Name of the row.
 
     Raises:
@@ -30,7 +31,7 @@ def read_claims(path: Path, row: str) -> tuple[Row, dict[str, Any]]:
     """
     try:
         claims = json.loads(path.read_text(encoding="utf-8"))
-        rows, requires = dict(claims["rows"]), dict(claims["requires"])
+        rows, requires, bounds = dict(claims["rows"]), dict(claims["requires"]), list(claims.get("bounds", []))
         tables = {name: {q: {t: float(v) for t, v in n.items()} for q, n in r.items()} for name, r in rows.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(f"claims: got {path}, which is no file of claims ({error!r})") from error
@@ -40,16 +41,16 @@ def read_claims(path: Path, row: str) -> tuple[Row, dict[str, Any]]:
         if quantity not in BITS and quantity != "FID" and not quantity.startswith("AUROC "):
             expected = ", ".join(map(repr, [*BITS, "FID", "AUROC ..."]))
             raise ArgumentError(f"claims: got the quantity {quantity!r}; expected one of {expected}")
-    return tables[row], requires
+    return tables[row], requires, row in bounds
 
 
 def beside_the_paper(
-    row: Row, requires: dict[str, Any], report: dict[str, Any], data: DataSource
+    row: Row, requires: dict[str, Any], bound: bool, report: dict[str, Any], data: DataSource
 ) -> list[dict[str, Any]]:
     """Every number of a row with ours, where there is one.
 
     Args:
-        row, requires: What :func:`read_claims` returned.
+        row, requires, bound: What :func:`read_claims` returned.
         report: The results so far.
         data: The data they are of.
 
@@ -62,6 +63,8 @@ def beside_the_paper(
         for quantity, paper in numbers.items():
             ours, own_reasons = _ours(quantity, report)
             why = reasons + own_reasons
+            if quantity in BITS and ours is not None and bound != (not _exact(quantity, report)):
+                why = [*why, f"the paper's is {'a bound' if bound else 'exact'}, and this one is not"]
             entries.append(
                 {"table": table, "quantity": quantity, "paper": paper, "ours": ours, "comparable": not why, "why": why}
             )
@@ -82,6 +85,10 @@ def _differences(requires: dict[str, Any], report: dict[str, Any], data: DataSou
     return [
         f"{name} is {have.get(name)}, not {wanted}" for name, wanted in requires.items() if have.get(name) != wanted
     ]
+
+
+def _exact(quantity: str, report: dict[str, Any]) -> bool:
+    return bool(report["bits_per_dim"][BITS[quantity]]["bits"].exact)
 
 
 def _ours(quantity: str, report: dict[str, Any]) -> tuple[float | None, list[str]]:

@@ -87,7 +87,7 @@ def _stored(out: Path) -> TrainConfig:
     path = out / SETTINGS
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArgumentError(f"{path}: got a file that is not JSON ({error}); expected the settings of a run") from error
     if not isinstance(data, dict):
         raise ArgumentError(f"{path}: got {type(data).__name__}; expected the settings of a run")

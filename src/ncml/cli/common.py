@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,32 +11,68 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ncml.data import DataSet, DataSource
+from ncml.checks import check_count, check_positive
+from ncml.cli.words import in_options
+from ncml.data import Choice, DataSet, DataSource, held_out
 from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.noise import GaussianProcess, Lattice, NoiseProcess
-from ncml.sampling import EulerMaruyama, generate
+from ncml.sampling import (
+    DDIM,
+    ERSDE,
+    Ancestral,
+    AnnealedLangevin,
+    DPMSolver2M,
+    DPMSolver2MSDE,
+    DPMSolverSDE,
+    EulerMaruyama,
+    GridSampler,
+    HeunODE,
+    MetropolisLangevin,
+    generate,
+)
 from ncml.training import DataKind, RunConfig, TrainConfig, in_blocks, launch, load_density
 from ncml.training.build import build_objective
 from ncml.training.checkpoint import MANIFEST, Checkpoint
-from ncml.training.config import to_dict
+from ncml.training.config import from_dict, to_dict
 from ncml.training.noise import last_trained_time, noise_unit
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = [
+    "SAMPLERS",
     "OpenRun",
+    "choice_of",
     "class_labels",
     "draw_samples",
     "labels_for",
+    "long_enough",
     "need_sampling",
     "open_run",
     "results_folder",
+    "sample_length",
     "shows_progress",
     "start_time",
+    "stored_choice",
+    "test_data",
     "with_place",
 ]
+
+
+SAMPLERS: dict[str, type[GridSampler]] = {
+    "euler-maruyama": EulerMaruyama,
+    "heun": HeunODE,
+    "ddim": DDIM,
+    "dpm-solver-2m": DPMSolver2M,
+    "dpm-solver-sde": DPMSolverSDE,
+    "dpm-solver-2m-sde": DPMSolver2MSDE,
+    "er-sde": ERSDE,
+    "ancestral": Ancestral,
+    "langevin": AnnealedLangevin,
+    "metropolis": MetropolisLangevin,
+}
+"""What refines samples, by the name that ``--sampler`` has for it."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +132,31 @@ def with_place(data: DataSource, place: Path | None) -> DataSource:
     return data if place is None else data.moved(place)
 
 
+def choice_of(data: DataSet) -> Choice | None:
+    """How examples were chosen; None for data sets of one's own, and for those that are always the same."""
+    return getattr(data, "choice", None)
+
+
+def stored_choice(checkpoint: Checkpoint, split: str) -> Choice | None:
+    """How the examples of a run were chosen, "train" or "test"; None if it does not say."""
+    stored = (checkpoint.info.get("split") or {}).get(split)
+    return None if stored is None else from_dict(Choice, stored, f"{checkpoint.folder}: split.{split}")
+
+
+def test_data(run: OpenRun, data: DataSource) -> tuple[DataSet, bool]:
+    """The test examples, and whether the run was trained on none of them; says so where that cannot be told."""
+    with in_options(data=data):
+        examples = data.load(train=False, progress=run.first and shows_progress())
+    then, now = stored_choice(run.checkpoint, "test"), choice_of(examples)
+    known = then is now is None or bool(held_out(then, now))
+    if not known and run.first:
+        print(
+            "The test data are others than the run's, or it does not say which ones it was trained on: whether it was "
+            "trained on these cannot be told."
+        )
+    return examples, known
+
+
 # Capabilities.
 
 
@@ -110,6 +172,38 @@ def need_sampling(density: NoiseConditionalDensity, what: str) -> SampleableDens
             f"ncml.SampleableDensity, which has a method sample"
         )
     return density
+
+
+def sample_length(run: OpenRun, length: int | None, seconds: float | None) -> int | None:
+    """Positions of a sequence, of either option.
+
+    Raises:
+        ArgumentError: Both, or seconds of data without a rate.
+    """
+    if seconds is None:
+        return None if length is None else check_count(length, "length")
+    if length is not None or run.kind.rate is None:
+        expected = "data with a rate, which are recordings" if length is None else "one of length and seconds"
+        raise ArgumentError(f"seconds: got {seconds:g}; expected {expected}")
+    return max(1, round(check_positive(seconds, "seconds") * run.kind.rate))
+
+
+def long_enough(run: OpenRun, length: int | None, what: str) -> SampleableDensity:
+    """The density of samples of so many positions; its own events if None.
+
+    Raises:
+        UnsupportedError: It cannot sample, or has events of one size only.
+    """
+    density = need_sampling(run.density, what)
+    if length is None:
+        return density
+    extended: Callable[[int], SampleableDensity] | None = getattr(density, "extended", None)
+    if extended is None:
+        raise UnsupportedError(
+            f"length: got {length} and a {type(density).__name__} ({run.config.model.name}), whose samples have one "
+            f"size; expected none, or a density with extended(length), such as causal-transformer"
+        )
+    return extended(length)
 
 
 def start_time(run: OpenRun, noise: float | None) -> float:
@@ -154,7 +248,7 @@ def class_labels(run: OpenRun, name: str | None, n: int) -> Tensor | None:
     raise ArgumentError(f"class: got {name!r}; expected one of {', '.join(classes)}, or its number")
 
 
-def labels_for(config: TrainConfig, examples: DataSet, rows: slice, device: torch.device) -> Tensor | None:
+def labels_for(config: TrainConfig, examples: DataSet, rows: slice | Tensor, device: torch.device) -> Tensor | None:
     """The labels of some examples, for a model that was trained with them."""
     if not config.model.classes or examples.labels is None:
         return None
@@ -171,6 +265,7 @@ def draw_samples(
     labels: Tensor | None = None,
     t_start: float = 0.0,
     steps: int = 64,
+    sampler: str = "euler-maruyama",
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = False,
@@ -186,17 +281,18 @@ def draw_samples(
         labels: Classes, ``(n,)``.
         t_start: Where to draw; 0 is plain sampling, else the draws are refined to 0.
         steps: Steps of the refinement.
+        sampler: What refines, one of ``SAMPLERS``.
         seed: Seed.
         batch_size: Samples at a time; part of what the samples depend on.
         progress: Show progress.
     """
-    sampler, lattice = EulerMaruyama(steps=steps), kind.lattice
+    refiner, lattice = SAMPLERS[sampler](steps=steps), kind.lattice
 
     def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
         count = len(range(n)[rows])
         context = None if labels is None else labels[rows].to(density.device)
         x = generate(
-            density, count, process=process, sampler=sampler, t_start=t_start, context=context, generator=generator
+            density, count, process=process, sampler=refiner, t_start=t_start, context=context, generator=generator
         )
         return {"x": x if lattice is None else lattice.nearest(x)}
 

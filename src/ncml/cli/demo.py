@@ -1,11 +1,11 @@
-"""``ncml demo``: maximum likelihood against noise conditional maximum likelihood, on real digits."""
+"""``ncml demo``: maximum likelihood against noise conditional maximum likelihood, on smooth paths and real digits."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import check_count
+from ncml.cli.demo_paths import PathsSettings, run_paths
 from ncml.cli.demo_report import draw_figure, print_report
 from ncml.data import ImageData, load_digits
 from ncml.densities import MADE
@@ -57,6 +58,7 @@ class DemoSettings:
         sample_seeds: Sets of samples, for the spread of the Fréchet distance.
         refine_steps: Steps of the reverse SDE; one by Tweedie's formula comes on top.
         classifier_steps: Training steps of the classifier whose features the distance uses.
+        paths: The part on smooth paths.
     """
 
     seed: int = 0
@@ -72,11 +74,19 @@ class DemoSettings:
     sample_seeds: int = 3
     refine_steps: int = 63
     classifier_steps: int = 400
+    paths: PathsSettings = field(default_factory=PathsSettings)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Independent streams by purpose: adding one never shifts another."""
+        # A hash, since torch keeps only the lower 32 bits of a seed.
+        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
     def smoke(self) -> DemoSettings:
         """The same program at a size that takes seconds and proves nothing."""
-        small = {"steps": 20, "hidden": (32, 32), "samples": 64, "refine_steps": 4, "classifier_steps": 20}
-        return DemoSettings(**{**asdict(self), **small})
+        return replace(
+            self, steps=20, hidden=(32, 32), samples=64, refine_steps=4, classifier_steps=20, paths=self.paths.smoke()
+        )
 
 
 def demo(
@@ -85,9 +95,10 @@ def demo(
     smoke: bool = False,
     threads: Annotated[int | None, "torch's default if not given"] = None,
 ) -> None:
-    """Train the same network by maximum likelihood and by NCML on real digits, and compare them.
+    """Train the same network by maximum likelihood and by NCML, on smooth paths and on real digits, and compare them.
 
-    Prints the paper's tables at this scale and writes report.json and figure.png.
+    The paths have an exact distribution to hold both against; on the digits the paper's tables are printed, at that
+    scale. Writes report.json and figure.png.
 
     Args:
         out: Folder for report.json and figure.png.
@@ -100,7 +111,7 @@ def demo(
     check_count(seed, "seed", minimum=0)
     settings = DemoSettings(seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    print("Training two models, then sampling and evaluating both: a minute or two on two idle cores.", flush=True)
+    print("Training two models of paths and two of digits, sampling and evaluating them: some minutes.", flush=True)
     report, figure_data = run_demo(settings.smoke() if smoke else settings, progress=sys.stderr.isatty())
     print_report(report)
     write_report(out / "report.json", report)
@@ -115,6 +126,8 @@ def run_demo(settings: DemoSettings, progress: bool = False) -> tuple[dict[str, 
         The report (JSON-able by :func:`ncml.report.write_report`), and what the figure shows.
     """
     start = time.perf_counter()
+    paths, shown_paths = run_paths(settings.paths, settings.generator, progress)
+    print(f"smooth paths: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     data = load_digits()
     process = VPSDE.at_noise(settings.noise_levels * data.lattice.width)
     objectives = {
@@ -132,17 +145,18 @@ def run_demo(settings: DemoSettings, progress: bool = False) -> tuple[dict[str, 
     distances, accuracy = _frechet(settings, data, samples)
     times = torch.linspace(0.0, process.T, CURVE_POINTS, dtype=torch.float64)
     curves = {
-        name: robustness_curve(model, data.test, times, generator=_generator(settings, "curve"))
+        name: robustness_curve(model, data.test, times, generator=settings.generator("curve"))
         for name, model in models.items()
     }
     report = {
         "settings": asdict(settings),
         "environment": environment(),
+        "paths": paths,
         "process": {"name": "VPSDE", **asdict(process), "sigma_T_levels": settings.noise_levels},
         "data": {"name": "scikit-learn digits", "train": len(data.train), "test": len(data.test)},
         "parameters": sum(p.numel() for p in models["NCML"].parameters()),
         "bits_per_dim": {
-            name: level_noise_table(model, data.test, PIS, generator=_generator(settings, "level noise"))
+            name: level_noise_table(model, data.test, PIS, generator=settings.generator("level noise"))
             for name, model in models.items()
         },
         "auroc": {name: _ood(settings, data, model) for name, model in models.items()},
@@ -153,20 +167,13 @@ def run_demo(settings: DemoSettings, progress: bool = False) -> tuple[dict[str, 
         "seconds": time.perf_counter() - start,
     }
     first = {name: sets[0] for name, sets in samples.items()}
-    return report, {"data": data.test[:SHOWN], "samples": first, "curves": curves}
-
-
-def _generator(settings: DemoSettings, purpose: str) -> torch.Generator:
-    """Independent streams by purpose: adding one never shifts another."""
-    # A hash, since torch keeps only the lower 32 bits of a seed.
-    digest = hashlib.sha256(f"{settings.seed}/{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+    return report, {"paths": shown_paths, "data": data.test[:SHOWN], "samples": first, "curves": curves}
 
 
 def _train(settings: DemoSettings, data: ImageData, objective: NCMLObjective, name: str, progress: bool) -> MADE:
     # Initialisation and dropout draw from torch's global state, which callers keep.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_generator(settings, "model").initial_seed())
+        torch.manual_seed(settings.generator("model").initial_seed())
         model = MADE(
             tuple(data.train.shape[1:]),
             objective.process,
@@ -182,7 +189,7 @@ def _train(settings: DemoSettings, data: ImageData, objective: NCMLObjective, na
             steps=settings.steps,
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
-            generator=_generator(settings, "batch"),
+            generator=settings.generator("batch"),
             progress=progress,
             label=f"training by {name}",
         )
@@ -192,7 +199,7 @@ def _train(settings: DemoSettings, data: ImageData, objective: NCMLObjective, na
 def _samples(settings: DemoSettings, models: dict[str, MADE], progress: bool) -> dict[str, list[Tensor]]:
     """Sets of samples by how they were drawn."""
     sampler = EulerMaruyama(steps=settings.refine_steps)
-    generator = _generator(settings, "sample")
+    generator = settings.generator("sample")
     sets: dict[str, list[Tensor]] = {name: [] for name in ("ML direct", "NCML direct", "NCML noisy", "NCML two-part")}
     for _ in progress_bar(range(settings.sample_seeds), progress, "sampling"):
         for name, model in models.items():
@@ -239,7 +246,7 @@ def _frechet(
 
 def _ood(settings: DemoSettings, data: ImageData, model: MADE) -> dict[str, dict[str, Any]]:
     """AUROC of the test images against three sets of images that are not digits."""
-    generator = _generator(settings, "outliers")
+    generator = settings.generator("outliers")
     levels, shape = data.lattice.levels, data.test.shape
     constant = torch.randint(levels, (shape[0], 1, 1, 1), generator=generator).expand(shape)
     outliers = {

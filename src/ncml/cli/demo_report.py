@@ -21,6 +21,7 @@ STATISTICS = {
 
 def print_report(report: dict[str, Any]) -> None:
     """Print the tables; the better of the two models is marked in every row."""
+    _print_paths(report["paths"], report["settings"]["paths"])
     process, settings, data = report["process"], report["settings"], report["data"]
     print(f"\nDigits 8x8, 17 levels: {data['train']} training and {data['test']} test images, seed {settings['seed']}")
     print(
@@ -50,6 +51,23 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"{report['seconds']:.0f} s on {report['environment']['threads']} threads.")
 
 
+def _print_paths(paths: dict[str, Any], settings: dict[str, Any]) -> None:
+    """The numbers on paths, and the exact ones."""
+    print(f"\nSmooth paths of {settings['length']} values: {settings['train']:,} paths of a Gaussian process")
+    print(f"The same MADE ({paths['parameters']:,} parameters), {settings['steps']} steps of {settings['batch_size']}.")
+    _heading("Nats per value at t = 0 (fresh paths; lower is better)", "ML", "NCML", "exact")
+    nats = paths["nats"]
+    _row("", nats["ML"], nats["NCML"], lower=True, exact=paths["exact nats"])
+    print(f"\n{settings['samples']:,} samples of each\n  {'':<24}{'beyond the data':>17}{'largest':>11}", end="")
+    print(f"{'roughness':>11}{'energy distance':>17}")
+    for name, found in paths["samples"].items():
+        print(f"  {name:<24}{found['beyond']:>17.2%}{found['largest']:>11.4g}{found['roughness']:>11.3f}", end="")
+        print(f"{found['energy']:>17.4f}")
+    print(f"  Two-part: drawn at noise {settings['t_start']:g}, refined in {settings['refine_steps']} steps.", end="")
+    print(f" Exact roughness: {paths['exact roughness']:.3f}.")
+    print("  The distance is to other fresh paths, without what lies beyond the data.")
+
+
 def _paired_error(difference: Tensor) -> float:
     return float(difference.std() / len(difference) ** 0.5)
 
@@ -58,15 +76,16 @@ def _heading(title: str, *columns: str) -> None:
     print(f"\n{title}\n  {'':<44}" + "".join(f"{c:>10}  " for c in columns))
 
 
-def _row(label: str, ml: float, ncml: float, lower: bool) -> None:
+def _row(label: str, ml: float, ncml: float, lower: bool, exact: float | None = None) -> None:
     ml, ncml = round(ml, 3), round(ncml, 3)  # as printed: no winner between equal figures
     better = min(ml, ncml) if lower else max(ml, ncml)
     cells = "".join(f"{v:>10.3f}{' *' if v == better and ml != ncml else '  '}" for v in (ml, ncml))
-    print(f"  {label:<44}{cells}".rstrip())
+    truth = "" if exact is None else f"{exact:>10.3f}"
+    print(f"  {label:<44}{cells}{truth}".rstrip())
 
 
 def draw_figure(shown: dict[str, Any], path: Path) -> None:
-    """Rows of images on the left; on the right the robustness curves of both models."""
+    """Paths above; below rows of images on the left, and on the right the robustness curves of both models."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -80,9 +99,10 @@ def draw_figure(shown: dict[str, Any], path: Path) -> None:
         "NCML, part two: the same, refined to t = 0": samples["NCML two-part"],
     }
     count = len(shown["data"])
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    grid = figure.add_gridspec(1, 2, width_ratios=[1.5, 1.0])
-    left, right = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+    figure = Figure(figsize=(11, 7.2), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=[1.5, 1.0], height_ratios=[2.4, 4.6])
+    left, right = figure.add_subfigure(grid[1, 0]), figure.add_subfigure(grid[1, 1])
+    _draw_paths(figure.add_subfigure(grid[0, :]), shown["paths"])
     for axis, (label, images) in zip(left.subplots(len(rows), 1), rows.items(), strict=True):
         axis.imshow(_strip(images[:count]).numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_title(label, loc="left", fontsize=9)
@@ -105,6 +125,21 @@ def draw_figure(shown: dict[str, Any], path: Path) -> None:
         axis.legend(frameon=False, fontsize=8, handlelength=3)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
+
+
+def _draw_paths(figure: Any, paths: dict[str, Tensor]) -> None:  # noqa: ANN401 -- a part of matplotlib's figure
+    """Some paths of every kind, side by side."""
+    titles = {
+        "fresh paths": "the data: smooth paths",
+        "ML direct": "drawn by ML",
+        "NCML direct": "drawn by NCML at t = 0",
+    }
+    axes = figure.subplots(1, len(paths), sharey=True)
+    for axis, (name, rows) in zip(axes, paths.items(), strict=True):
+        axis.plot(rows.T.numpy(), linewidth=0.9)
+        axis.set_title(titles.get(name, "drawn by NCML with noise, refined"), fontsize=10)
+        axis.set_ylim(-4, 4)
+        axis.grid(alpha=0.3)
 
 
 def _strip(images: Tensor) -> Tensor:

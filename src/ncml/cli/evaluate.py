@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from ncml.cli.claims import beside_the_paper, print_claims, read_claims
-from ncml.cli.common import OpenRun, need_sampling, open_run, results_folder, shows_progress, with_place
+from ncml.cli.common import OpenRun, need_sampling, open_run, results_folder, test_data, with_place
 from ncml.cli.tables import EvaluateSettings, curve, frechet, likelihood, log_probability, outliers
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation import plot_robustness
@@ -19,6 +19,17 @@ __all__ = ["evaluate"]
 
 DEFAULTS = EvaluateSettings()
 FIGURE = "robustness.png"
+STATISTICS = {
+    "log_p": "log p (minus the energy)",
+    "log_p_plus_log_score_norm": "log p + log |score| (the paper's)",
+    "score_sum": "sum of the score",
+    "minus_score_norm": "-|score|",
+    "typical_log_p": "typical log p",
+    "typical_likelihood_ratios": "typical likelihood ratios between levels",
+    "typical_score_norms": "typical |score| over levels",
+    "typical_ladder": "typical ratios and |score|",
+}
+"""What the rows of the out-of-distribution table are called; typical: as near to training data as ..."""
 
 
 def evaluate(
@@ -54,11 +65,14 @@ def evaluate(
     opened = open_run(run, threads)
     data = with_place(opened.config.data, data_folder)
     _check_capabilities(opened, settings, ood)
-    every = data.load(train=False, progress=opened.first and shows_progress())
-    train = data.load(train=True) if settings.samples else None
+    every, held_out = test_data(opened, data)
+    train = data.load(train=True) if settings.samples or (settings.ood_images and settings.ood_levels) else None
     test = every.mixed(settings.images)
     folder = results_folder(run, out, "evaluation")
-    report: dict[str, Any] = {"settings": settings, "model": opened.source(), "test_examples": len(test)}
+    counted = {"test_examples": len(test), "held_out": held_out}
+    report: dict[str, Any] = {"settings": settings, "model": opened.source(), **counted}
+    if remark := getattr(every, "remark", ""):
+        report["test_data"] = remark
 
     def keep(**part: Any) -> None:  # noqa: ANN401 -- JSON data
         report.update(part, seconds=time.perf_counter() - start, environment=environment())
@@ -79,8 +93,8 @@ def evaluate(
         if opened.first:
             plot_robustness({opened.config.noise.process: robustness}, folder / FIGURE)
     if settings.ood_images:
-        keep(auroc=outliers(opened, test, ood, settings))
-    if train is not None:
+        keep(auroc=outliers(opened, test, train, ood, settings))
+    if train is not None and settings.samples:
         keep(frechet=frechet(opened, train, every.mixed(), settings))
     if beside is not None:
         keep(claims=beside_the_paper(*beside, report, data))
@@ -122,14 +136,18 @@ def _print(report: dict[str, Any], folder: Path) -> None:
     noise = model["config"]["noise"]
     method = "maximum likelihood" if noise["times"] == "zero" else f"NCML, {noise['process']} noise"
     name, tested = model["config"]["model"]["name"], report["test_examples"]
-    print(f"\n{name}, {method}, after {model['step']} steps; {tested:,} test examples")
+    unseen = "" if report["held_out"] else ", perhaps among those it was trained on"
+    print(f"\n{name}, {method}, after {model['step']} steps; {tested:,} test examples{unseen}")
+    if "test_data" in report:
+        print(f"Of the test data, {report['test_data']}.")
     if "log_prob" in report:
         found = report["log_prob"]
         print(f"\nlog p at t = 0: {found['mean']:.4f} +- {found['standard_error']:.4f} nats per example")
     exact = all(row["bits"].exact for row in report.get("bits_per_dim", {}).values())
     if "bits_per_dim" in report:
         kind = "exact" if exact else "upper bounds, of dequantised data"
-        print(f"\nBits/dim at t = 0 under level noise ({kind}; lower is better)")
+        per = "Bits per sample" if model["data"].get("rate") else "Bits/dim"
+        print(f"\n{per} at t = 0 under level noise ({kind}; lower is better)")
     for pi, row in report.get("bits_per_dim", {}).items():
         bits, bound = row["bits"], "" if exact else "<= "
         mean = f"{bound}{bits.mean:.4f}"
@@ -141,10 +159,11 @@ def _print(report: dict[str, Any], folder: Path) -> None:
         for i, sigma in enumerate(curve.sigma.tolist()):
             print(f"  {sigma:<18.2f}" + "".join(f"{float(v[i]):12.4f}" for v in curve.delta.values()))
     if "auroc" in report:
+        sets = report["auroc"]
         print("\nAUROC of test data against ... (higher is better)")
-        print(f"  {'':<18}{'log p':>24}{'log p + log |score|':>24}{'-|score|':>24}")
-        for name, row in report["auroc"].items():
-            print(f"  {name:<18}" + "".join(f"{value!s:>24}" for value in row.values()))
+        print(f"  {'':<42}" + "".join(f"{name:>24}" for name in sets))
+        for key in next(iter(sets.values())):
+            print(f"  {STATISTICS[key]:<42}" + "".join(f"{row[key]!s:>24}" for row in sets.values()))
     if "frechet" in report:
         frechet = report["frechet"]
         print(f"\nFréchet distance, features of a classifier of accuracy {frechet['classifier_accuracy']:.1%} (no FID)")

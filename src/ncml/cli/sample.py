@@ -12,16 +12,20 @@ from torch import Tensor
 
 from ncml.checks import check_count
 from ncml.cli.common import (
+    SAMPLERS,
     OpenRun,
     class_labels,
     draw_samples,
-    need_sampling,
+    long_enough,
     open_run,
     results_folder,
+    sample_length,
     shows_progress,
     start_time,
+    test_data,
     with_place,
 )
+from ncml.data import AudioSource, write_wav
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation import save_grid
 from ncml.noise import GaussianProcess
@@ -35,28 +39,36 @@ __all__ = ["complete", "sample"]
 def sample(
     run: Annotated[Path, tyro.conf.Positional],
     out: Path | None = None,
-    images: int = 16,
+    images: Annotated[int, tyro.conf.arg(aliases=["--n"])] = 16,
     label: Annotated[str | None, tyro.conf.arg(name="class")] = None,
     noise: float | None = None,
+    sampler: str = "euler-maruyama",
     steps: int = 64,
+    length: int | None = None,
+    seconds: float | None = None,
     seed: int = 0,
     batch_size: int = 16,
     threads: int | None = None,
 ) -> None:
     """Draw samples from a trained model: at a noise level, then refined to the data.
 
-    Writes samples.npy (integer levels of data on a lattice, else floats; N x ...), sample.json, and of images
-    samples.png.
+    Writes samples.npy (integer levels of data on a lattice, else floats; N x ...), sample.json, of images samples.png,
+    and of recordings a WAV file for each, at the rate of the data.
 
     Args:
         run: Folder of the run, or of a checkpoint.
         out: Folder for the results; if not given samples, or samples-noise0-cat and the like, in that of the run.
-        images: Number of samples.
+        images: Number of samples, of whatever the model was trained on.
         label: Class by name or number, for a model with classes; all of them in turn if not given.
         noise: Where to draw: the standard deviation of the noise, in levels of data on a lattice, else in data
             units; 0 for plain sampling. If not given, the most that the model was trained with.
-        steps: Steps of the refinement, each one score; for models with a lattice the last step, by Tweedie's formula,
-            comes on top.
+        sampler: What refines: euler-maruyama, heun, ddim, dpm-solver-2m, dpm-solver-sde, dpm-solver-2m-sde, er-sde,
+            ancestral, langevin or metropolis.
+        steps: Steps of the refinement, each one score (two of heun); for models with a lattice the last step, by
+            Tweedie's formula, comes on top.
+        length: Positions of each sample of sequences. More than a window is continued window after window, each from
+            the last half of the one before.
+        seconds: The same in seconds, of recordings.
         seed: Same seed, batch size and machine: same samples, on any number of processes.
         batch_size: Samples at a time.
         threads: Number of CPU threads.
@@ -65,8 +77,10 @@ def sample(
     check_count(batch_size, "batch_size")
     start = time.perf_counter()
     check_count(steps, "steps")
+    if sampler not in SAMPLERS:
+        raise ArgumentError(f"sampler: got {sampler!r}; expected one of {', '.join(SAMPLERS)}")
     opened = open_run(run, threads)
-    density = need_sampling(opened.density, "sample")
+    density = long_enough(opened, sample_length(opened, length, seconds), "sample")
     labels = class_labels(opened, label, images)
     t_start = start_time(opened, noise)
     process = opened.process
@@ -79,6 +93,7 @@ def sample(
         labels=labels,
         t_start=t_start,
         steps=steps,
+        sampler=sampler,
         seed=seed,
         batch_size=batch_size,
         progress=shows_progress(),
@@ -89,13 +104,16 @@ def sample(
         "t_start": t_start,
         "noise": float(process.sigma(t_start)) / opened.unit if isinstance(process, GaussianProcess) else None,
         "noise_unit": "data" if opened.lattice is None else "levels",
+        "sampler": sampler,
         "steps": steps,
+        "length": density.event_shape[0] if opened.kind.is_sequence else None,
         "seed": seed,
         "batch_size": batch_size,
     }
     every_class = len(opened.kind.classes) if labels is not None and label is None else None
     # A folder for each kind of samples: they are there to be compared.
     kind = "samples" + ("" if noise is None else f"-noise{noise:g}") + ("" if label is None else f"-{label}")
+    kind += "" if sampler == "euler-maruyama" else f"-{sampler}"
     folder = results_folder(run, out, kind)
     _write(opened, folder, "sample", x, settings, time.perf_counter() - start, columns=every_class)
 
@@ -108,23 +126,28 @@ def complete(
     draws: int = 3,
     noise: float = 0.0,
     steps: int = 64,
+    length: int | None = None,
+    seconds: float | None = None,
     seed: int = 0,
     data_folder: Annotated[Path | None, tyro.conf.arg(name="data.folder", aliases=["--data.file"])] = None,
     threads: int | None = None,
 ) -> None:
-    """Keep the first rows of test images and draw the rest several times (paper, Figure 5).
+    """Keep the first rows of test images, or positions of sequences, and draw the rest several times.
 
-    Writes completions.png (each row: image, what is kept, completions), completions.npy and complete.json.
+    Writes completions.npy and complete.json; of images completions.png, whose rows are image, what is kept, and
+    completions (paper, Figure 5); of recordings a WAV file for each completion.
 
     Args:
         run: Folder of the run, or of a checkpoint.
         out: Folder for the results; ``completions`` in that of the run if not given.
-        rows: Rows of each image to keep; half if not given.
-        images: Number of test images.
+        rows: Rows of each image to keep, or positions of each sequence; half if not given.
+        images: Number of test images or sequences.
         draws: Completions of each.
         noise: Draw at this noise, in levels of the data, below noisy rows, refine the whole and put the kept rows
             back: what is drawn then fits their noisy version. 0 draws from the data's own model, exactly.
         steps: Steps of the refinement; the last one, by Tweedie's formula, comes on top.
+        length: Positions of each completed sequence, as for ncml sample; a window if not given.
+        seconds: The same in seconds, of recordings.
         seed: Seed.
         data_folder: Where the data are, if no longer where they were.
         threads: Number of CPU threads.
@@ -134,39 +157,53 @@ def complete(
     start = time.perf_counter()
     check_count(steps, "steps")
     opened = open_run(run, threads)
-    completing = _need_completion(opened)
-    height = opened.kind.shape[1]
-    rows = height // 2 if rows is None else rows
-    if not 0 <= rows <= height:
-        raise ArgumentError(f"rows: got {rows}; expected 0 to {height}")
+    positions = sample_length(opened, length, seconds)
+    completing = _need_completion(opened, positions)
+    axis = 1 if opened.kind.is_sequence else 2  # of a batch: positions, or rows
+    most = opened.kind.shape[axis - 1]
+    rows = most // 2 if rows is None else rows
+    if not 0 <= rows <= min(most, positions or most):
+        raise ArgumentError(f"rows: got {rows}; expected 0 to {min(most, positions or most)}")
     t_start = start_time(opened, noise)
-    test = with_place(opened.config.data, data_folder).load(train=False).mixed(images)
+    test = test_data(opened, with_place(opened.config.data, data_folder))[0].mixed(images)
     n = len(test)
     x = test.batch(slice(None))
     labels = test.labels if opened.config.model.classes else None
     completed = _completions(opened, completing, x, labels, rows, draws, t_start, steps, seed)
-    kept = x.clone()
-    kept[:, :, rows:] = 0.0
-    grid = torch.cat([torch.stack([x, kept], 1), completed], 1).flatten(0, 1)
-    settings = {"images": n, "rows": rows, "draws": draws, "noise": noise, "steps": steps, "seed": seed}
+    settings = {
+        "images": n,
+        "rows": rows,
+        "draws": draws,
+        "noise": noise,
+        "steps": steps,
+        "length": positions,
+        "seed": seed,
+    }
+    grid = None
+    if opened.kind.is_image:
+        kept = x.clone()
+        kept[:, :, rows:] = 0.0
+        grid = torch.cat([torch.stack([x, kept], 1), completed], 1).flatten(0, 1)
     folder = results_folder(run, out, "completions")
     _write(opened, folder, "complete", completed.flatten(0, 1), settings, time.perf_counter() - start, grid, 2 + draws)
 
 
-def _need_completion(run: OpenRun) -> Any:  # noqa: ANN401 -- whatever has a method complete
-    """The density, if it can complete images.
+def _need_completion(run: OpenRun, positions: int | None) -> Any:  # noqa: ANN401 -- whatever has a method complete
+    """The density, if it can complete images or sequences.
 
     Raises:
-        UnsupportedError: It has no ``complete``, or the data are no images.
+        UnsupportedError: It has no ``complete``, or the data are neither.
     """
     if not callable(getattr(run.density, "complete", None)):
         raise UnsupportedError(
             f"complete: got a {type(run.density).__name__} ({run.config.model.name}), which cannot; expected a density "
-            f"with complete(x, rows, t, context, generator=...), such as ncpn"
+            f"with complete(x, rows, t, context, generator=...), such as ncpn or causal-transformer"
         )
-    if not run.kind.is_image:
-        raise UnsupportedError(f"complete: got data of shape {run.kind.shape}; expected images (C, H, W), C = 1 or 3")
-    return run.density
+    if not (run.kind.is_image or run.kind.is_sequence):
+        raise UnsupportedError(
+            f"complete: got data of shape {run.kind.shape}; expected images (C, H, W), C = 1 or 3, or sequences (L, C)"
+        )
+    return long_enough(run, positions, "complete")
 
 
 def _completions(
@@ -180,9 +217,10 @@ def _completions(
     steps: int,
     seed: int,
 ) -> Tensor:
-    """Completions ``(N, draws, C, H, W)`` at t = 0."""
+    """Completions ``(N, draws, ...)`` at t = 0."""
     process, lattice = run.process, run.lattice
     sampler = EulerMaruyama(steps=steps)
+    axis = 1 if run.kind.is_sequence else 2
 
     def work(block: slice, generator: torch.Generator) -> dict[str, Tensor]:
         clean = x[block].to(density.device).repeat_interleave(draws, 0)
@@ -190,7 +228,7 @@ def _completions(
         y = density.complete(process.perturb(clean, t, generator=generator), rows, t, context, generator=generator)
         if t > 0.0:
             y = sampler(density, y, t, process=process, context=context, generator=generator)
-        y[:, :, :rows] = clean[:, :, :rows]
+        y.narrow(axis, 0, rows).copy_(clean.narrow(axis, 0, rows))
         return {"x": (y if lattice is None else lattice.nearest(y)).unflatten(0, (-1, draws))}
 
     done = in_blocks(run.fabric, len(x), 4, work, seed=seed, label="completing", progress=shows_progress())["x"]
@@ -218,6 +256,13 @@ def _write(
     if run.kind.is_image:
         save_grid(x if grid is None else grid, folder / f"{title}.png", columns=columns)
         written.insert(0, f"{title}.png")
+    if isinstance(run.config.data, AudioSource) and run.kind.rate is not None:
+        names = [f"{title}_{i:0{len(str(len(x) - 1))}}.wav" for i in range(len(x))]
+        for old in folder.glob(f"{title}_*.wav"):  # of an earlier call, of more samples perhaps
+            old.unlink()
+        for name_, recording in zip(names, x, strict=True):
+            write_wav(folder / name_, run.config.data.to_wav(recording, run.lattice), run.kind.rate)
+        written.insert(0, names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}")
     values = x.numpy()
     if run.lattice is not None:
         values = run.lattice.nearest(x).numpy().astype(np.uint8 if run.lattice.levels <= 256 else np.uint16)

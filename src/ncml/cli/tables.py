@@ -12,15 +12,18 @@ from torch import Tensor
 
 from ncml.checks import check_count
 from ncml.cli.common import OpenRun, draw_samples, labels_for, need_sampling, shows_progress, start_time
-from ncml.data import DataSet, Images, ImageSource
+from ncml.data import DataSet, ImageSource, split_folders
+from ncml.data.sources import COARSER
 from ncml.errors import ArgumentError
 from ncml.evaluation import (
     DeltaLogP,
     RobustnessCurve,
+    Typicality,
     auroc_interval,
     features_of,
     fid,
     frechet_distance,
+    ladder_statistics,
     level_noise_table,
     mean_abs_perturbation,
     ood_statistics,
@@ -45,6 +48,8 @@ class EvaluateSettings:
         curve_images: Test examples for the robustness curve, 0 for none.
         curve_times: Noise levels of the curve.
         ood_images: Examples on either side of the out-of-distribution table, 0 for none.
+        ood_levels: Noise levels above 0 of the ladder's statistics in it, which as many training examples calibrate;
+            0 for none.
         samples: Samples for the Fréchet distances, 0 for none; of images with classes.
         steps: Steps of the refinement of samples; the last one, by Tweedie's formula, comes on top.
         fid: Also FID, in the features of the Inception network (needs torchmetrics and torch-fidelity).
@@ -57,6 +62,7 @@ class EvaluateSettings:
     curve_images: int = 128
     curve_times: int = 7
     ood_images: int = 512
+    ood_levels: int = 4
     samples: int = 0
     steps: int = 64
     fid: bool = False
@@ -67,7 +73,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "classifier_steps", "batch_size", "curve_times"):
             check_count(getattr(self, name), name)
-        for name in ("curve_images", "ood_images", "samples", "seed"):
+        for name in ("curve_images", "ood_images", "ood_levels", "samples", "seed"):
             check_count(getattr(self, name), name, minimum=0)
         if self.images is not None:
             check_count(self.images, "images")
@@ -156,11 +162,13 @@ def curve(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> Robustness
     )
 
 
-def outliers(run: OpenRun, test: DataSet, ood: Path | None, settings: EvaluateSettings) -> dict[str, Any]:
+def outliers(
+    run: OpenRun, test: DataSet, train: DataSet | None, ood: Path | None, settings: EvaluateSettings
+) -> dict[str, Any]:
     """AUROC of test data against examples that are none (paper, Tables 2 and 4), by several statistics.
 
     Constant examples and uniform noise on the levels of a lattice; of real numbers uniform noise in the box of the
-    test data.
+    test data. With training examples also by what the ladder of noise levels says, calibrated on them.
     """
     n = min(settings.ood_images, len(test))
     draw = torch.Generator().manual_seed(settings.seed)
@@ -177,28 +185,60 @@ def outliers(run: OpenRun, test: DataSet, ood: Path | None, settings: EvaluateSe
             "uniform noise": lattice.to_unit(torch.randint(lattice.levels, shape, generator=draw)),
         }
     if ood is not None:
-        sets[ood.name.lower()] = _others(run, ood).mixed(settings.ood_images).batch(slice(None))
-    inside = _statistics(run, test.batch(slice(0, n)), "test data", settings)
+        sets[ood.name.lower()] = _others(run, ood, settings.ood_images)
+    times = [] if train is None else _ladder(run, settings)
+    typical: dict[str, Typicality] = {}
+    if train is not None:
+        some = train.mixed(max(2, settings.ood_images)).batch(slice(None))
+        known = _statistics(run, some, times, "training data", settings)
+        typical = {name: Typicality.fit(f) for name, f in _features(known).items()}
+
+    def scores(x: Tensor, label: str) -> dict[str, Tensor]:
+        found = _statistics(run, x, times, label, settings)
+        features = _features(found)
+        return {
+            **{key: found[key] for key in ("log_p", "log_p_plus_log_score_norm", "score_sum")},
+            "minus_score_norm": -found["score_norm"],
+            **{name: measure(features[name]) for name, measure in typical.items()},
+        }
+
+    inside = scores(test.batch(slice(0, n)), "test data")
     result: dict[str, Any] = {}
     for name, x in sets.items():
-        outside = _statistics(run, x, name, settings)
-        result[name] = {
-            statistic: auroc_interval(sign * inside[key], sign * outside[key], generator=draw)
-            for statistic, key, sign in (
-                ("log_p", "log_p", 1.0),
-                ("log_p_plus_log_score_norm", "log_p_plus_log_score_norm", 1.0),
-                ("minus_score_norm", "score_norm", -1.0),
-            )
-        }
+        outside = scores(x, name)
+        result[name] = {key: auroc_interval(inside[key], outside[key], generator=draw) for key in inside}
     return result
 
 
-def _others(run: OpenRun, folder: Path) -> Images:
-    """The images of a folder (of its ``test`` if it is split) in the shape and levels of the model's."""
-    data = run.config.data
+def _ladder(run: OpenRun, settings: EvaluateSettings) -> list[float]:
+    """Time 0, and times whose noise halves from level to level, down from T; none where there is no ladder."""
+    process = run.process
+    if not isinstance(process, GaussianProcess) or run.config.noise.times == "zero":
+        return []
+    top, bottom = float(process.sigma(process.T)), float(process.sigma(0.0))
+    sigmas = [top / 2**i for i in reversed(range(settings.ood_levels))]
+    return [0.0, *(float(process.time_at(s)) for s in sigmas if s > bottom)]
+
+
+def _features(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of each statistic that a calibration measures, its features ``(B, F)``."""
+    features = {"typical_log_p": found["log_p"][:, None]}
+    if "log_ratios" in found:
+        ratios, norms = found["log_ratios"], found["log_score_norms"]
+        features |= {"typical_likelihood_ratios": ratios, "typical_score_norms": norms}
+        features["typical_ladder"] = torch.cat([ratios, norms], 1)
+    return features
+
+
+def _others(run: OpenRun, folder: Path, n: int) -> Tensor:
+    """Images of a folder (of its ``test`` if it is split) in the shape and levels of the model's, ``(n, C, H, W)``."""
+    data, lattice = run.config.data, run.lattice
+    assert lattice is not None  # an image's, which the command has checked
     pool, pad = (data.pool, data.pad) if isinstance(data, ImageSource) else (1, 0)
-    channels, height, _ = run.kind.shape
-    split = all((folder / name).is_dir() for name in ("train", "test"))
+    channels, height, width = run.kind.shape
+    if height != width:
+        raise ArgumentError(f"ood: got a folder for a model of {height}x{width} images; expected square ones")
+    split = split_folders(folder) is not None
     source = ImageSource(
         "folder",
         folder,
@@ -206,25 +246,23 @@ def _others(run: OpenRun, folder: Path) -> Images:
         channels=cast("Literal[1, 3]", channels),
         pool=pool,
         pad=pad,
-        levels=min(256, run.kind.levels or 256),
+        levels=lattice.levels if lattice.levels in COARSER else 256,
         test_fraction=0.0,
     )
-    others = source.load(train=not split, progress=run.first and shows_progress())
-    if (others.shape, others.lattice) != (run.kind.shape, run.lattice):
-        raise ArgumentError(
-            f"ood: got images {others.shape} in {others.lattice.levels} levels; expected {run.kind.shape} in "
-            f"{run.kind.levels}, as the model's"
-        )
-    return others
+    others = source.load(train=not split, progress=run.first and shows_progress()).mixed(n)
+    return lattice.quantize(others.batch(slice(None)))  # of no effect where the levels are the same
 
 
-def _statistics(run: OpenRun, x: Tensor, label: str, settings: EvaluateSettings) -> dict[str, Tensor]:
+def _statistics(
+    run: OpenRun, x: Tensor, times: list[float], label: str, settings: EvaluateSettings
+) -> dict[str, Tensor]:
     """Statistics of examples as a model without labels sees them: an outlier has none, so no example may."""
 
     def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
         part = x[rows].to(run.fabric.device)
         unlabelled = torch.full((len(part),), -1, device=part.device) if run.config.model.classes else None
-        return ood_statistics(run.density, part, 0.0, unlabelled)
+        ladder = ladder_statistics(run.density, part, times, unlabelled) if times else {}
+        return {**ood_statistics(run.density, part, 0.0, unlabelled), **ladder}
 
     return _in_blocks(run, len(x), work, label, settings)
 

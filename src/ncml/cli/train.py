@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ncml.cli.common import draw_samples, labels_for, shows_progress
-from ncml.data import DataSet
+from ncml.cli.common import choice_of, draw_samples, labels_for, shows_progress, stored_choice
+from ncml.cli.words import in_options
+from ncml.data import Choice, DataSet
 from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, MissingExtraError
 from ncml.evaluation import bits_per_dim, save_grid
+from ncml.files import only_here
 from ncml.objective import NCMLObjective
 from ncml.report import environment, write_report
 from ncml.training import (
@@ -30,11 +33,14 @@ from ncml.training import (
 from ncml.training.build import describe, parameter_count
 from ncml.training.checkpoint import Checkpoint, find_checkpoint
 from ncml.training.config import to_dict
+from ncml.training.draws import BatchDraws
+from ncml.training.models import capability
 from ncml.training.noise import check_times, describe_noise
 
 __all__ = ["SETTINGS", "check_data", "check_resumed", "train"]
 
 SETTINGS = "config.json"
+SHOWN = 20  # names of classes
 FREE = {
     "data": {"folder", "file", "cache"},
     "model": {"compile", "recompute"},
@@ -55,12 +61,23 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
     run = settings.run
     fabric = launch(run, _loggers(run.loggers, out))
     first = fabric.is_global_zero
-    examples = settings.data.load(train=True, progress=first and shows_progress())
-    held_out = settings.data.load(train=False).mixed(run.validate_images)
+    with in_options(data=settings.data):
+        examples = settings.data.load(train=True, progress=first and shows_progress())
+        held_out = settings.data.load(train=False).mixed(run.validate_images)
     kind = DataKind.of(examples)
-    density = build_density(settings, kind)
+    split = {name: choice_of(data) for name, data in (("train", examples), ("test", held_out))}
+    with in_options(model=settings.model.settings):
+        density = build_density(settings, kind)
     objective = build_objective(settings.noise, density, kind)
     check_times(objective, settings.noise)
+    going_on = resume and _has_checkpoint(out)
+    if settings.optim.init_examples:
+        initialize = capability(density, "initialize", "optim.init_examples", settings.model.name)
+        if not going_on:  # on every process, from the same examples
+            density.to(fabric.device)
+            rows = BatchDraws(len(examples), kind.shape, objective, settings.optim.init_examples, run.seed).rows(0)
+            labels = labels_for(settings, examples, rows, fabric.device)
+            initialize(examples.batch(rows, device=fabric.device), 0.0, labels)
 
     latest: dict[str, float] = {}
 
@@ -78,6 +95,10 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
         elif first:
             np.save(out / f"samples_{step:08d}.npy", drawn.numpy(), allow_pickle=False)
 
+    if first:
+        for name, read in (("train", examples), ("test", held_out)):
+            if getattr(read, "remark", ""):
+                print(f"Of the data to {name} on, {read.remark}.")  # type: ignore[attr-defined]
     counted = {"parameters": parameter_count(density), "training_examples": len(examples)}
     sample_every = run.sample_every if isinstance(density, SampleableDensity) else 0
     periodic = [Periodic(run.validate_every, "validation", validate), Periodic(sample_every, "samples", draw)]
@@ -90,23 +111,25 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
         settings.optim,
         run,
         periodic=periodic,
-        info={**describe(settings, kind), **counted},
+        info={**describe(settings, kind), **counted, "split": {k: c and to_dict(c) for k, c in split.items()}},
         use_labels=settings.model.classes,
     )
-    if resume and _has_checkpoint(out):
+    if going_on:
         checkpoint = open_checkpoint(out)
-        check_data(checkpoint, kind, len(examples))
+        check_data(checkpoint, kind, len(examples), split["train"])
         trainer.load(checkpoint)
     if first:  # from here on the folder holds a run
         out.mkdir(parents=True, exist_ok=True)
-        write_report(out / SETTINGS, to_dict(settings))
-    fabric.barrier()
-    if first and resume and not started:
-        print(f"No run in {out} yet: starting one.")
-    if first:
-        _announce(density, objective, len(examples), kind, settings, trainer.step, out)
-    start = time.perf_counter()
-    stopped = trainer.run(progress=shows_progress())
+    with only_here(out) if first else nullcontext():
+        if first:
+            write_report(out / SETTINGS, to_dict(settings))
+        fabric.barrier()
+        if first and resume and not started:
+            print(f"No run in {out} yet: starting one.")
+        if first:
+            _announce(density, objective, len(examples), kind, settings, trainer.step, out)
+        start = time.perf_counter()
+        stopped = trainer.run(progress=shows_progress())
     if stopped:
         if first:
             print(f"Stopped by signal {stopped} after step {trainer.step}, saved; go on with --resume.")
@@ -128,24 +151,35 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
     return 0
 
 
-def check_data(checkpoint: Checkpoint, kind: DataKind, n: int) -> None:
+def check_data(checkpoint: Checkpoint, kind: DataKind, n: int, choice: Choice | None) -> None:
     """Refuse to go on with other data than the run began with: a moved file is fine, another one is another run.
 
+    Args:
+        checkpoint: What the run goes on from.
+        kind: The kind of the data.
+        n: Number of training examples.
+        choice: How they were chosen.
+
     Raises:
-        ArgumentError: Another shape, lattice, classes or number of examples.
+        ArgumentError: Another shape, lattice, classes or number of examples, or others for training.
     """
     stored = dict(checkpoint.info.get("data") or {})
     own = {**to_dict(kind), "training_examples": n}
     stored["training_examples"] = checkpoint.info.get("training_examples", n)
     differences = [
         f"{name} is {own[name]}, not {stored[name]}"
-        for name in ("shape", "levels", "classes", "training_examples")
+        for name in ("shape", "levels", "classes", "rate", "training_examples")
         if name in stored and own[name] != stored[name]
     ]
+    then = stored_choice(checkpoint, "train")
+    if then is None and choice is not None and choice.fraction is not None:
+        differences.append("the run does not say which examples were for training")
+    elif then is not None and then != choice:
+        differences.append("some training examples are others, or for testing by now")
     if differences:
         raise ArgumentError(
             f"data: got other data than the run began with: {'; '.join(differences)}; expected the same; look at "
-            f"data.folder and data.file, or start another run"
+            f"--data.folder or --data.file, or start another run"
         )
 
 
@@ -204,7 +238,7 @@ def _likelihood_in_words(latest: dict[str, float], density: NoiseConditionalDens
     what = "images" if kind.is_image else "examples"
     if "bits_per_dim" in latest:
         bound = "" if density.lattice is not None else "<= "
-        return f" Held-out {what} at t = 0: {bound}{latest['bits_per_dim']:.3f} bits/dim."
+        return f" Held-out {what} at t = 0: {bound}{latest['bits_per_dim']:.3f} {kind.unit}."
     if "log_prob" in latest:
         return f" Held-out {what} at t = 0: log p = {latest['log_prob']:.3f} nats per example."
     return ""
@@ -231,6 +265,8 @@ def _announce(
         print("It has no lattice: levels are dequantised, and likelihoods are bounds (<=).")
     if settings.run.sample_every and not isinstance(density, SampleableDensity):
         print(f"A {type(density).__name__} is no SampleableDensity: no samples are drawn meanwhile.")
+    if kind.classes:
+        print(f"Classes: {', '.join(kind.classes[:SHOWN])}{', ...' if len(kind.classes) > SHOWN else ''}.")
     if kind.classes and not settings.model.classes:
         print(f"Their {len(kind.classes)} classes are not used; --model.classes conditions on them.")
     if optim.warmup >= optim.steps:

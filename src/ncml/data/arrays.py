@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncml.data.base import Rows
+from ncml.data.base import Rows, kind_of
 from ncml.data.files import PathLike
+from ncml.data.split import Choice, split_by_name
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
 from ncml.noise import Lattice
 
@@ -22,7 +25,6 @@ WHOLE = ("x", "X", "data")
 SPLIT = {True: ("x_train", "train"), False: ("x_test", "test")}
 LABELS = ("y", "labels")
 SPLIT_LABELS = {True: ("y_train", "train_labels"), False: ("y_test", "test_labels")}
-SPLIT_SEED = 0  # of the data set, not of a run: every run tests on the same examples
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,7 @@ class Arrays(Rows):
         labels: Classes, int64 ``(N,)``, from 0; or None.
         lattice: The lattice of integer values; None for real ones.
         classes: Names of the classes; empty if they have none.
+        choice: How they were chosen, if someone did: what a checkpoint keeps of it.
 
     Raises:
         ArgumentError: A shape, value or label does not fit, or there are no rows; NaN and infinity are named with
@@ -54,12 +57,14 @@ class Arrays(Rows):
     labels: Tensor | None = None
     lattice: Lattice | None = None
     classes: tuple[str, ...] = ()
+    choice: Choice | None = None
 
     def __post_init__(self) -> None:
         v = self.values
         if not isinstance(v, Tensor) or v.is_complex() or v.dtype == torch.bool:
-            got = v.dtype if isinstance(v, Tensor) else type(v).__name__
-            raise ArgumentTypeError(f"values: got {got}; expected a tensor of real numbers, or of integers")
+            raise ArgumentTypeError(
+                f"values: got {kind_of(v, 'values')}; expected a tensor of real numbers, or of integers"
+            )
         if v.is_floating_point() == (self.lattice is not None):
             expected = "integers, the levels of the lattice" if self.lattice is not None else "a floating dtype"
             raise ArgumentTypeError(f"values: got {v.dtype} and lattice={self.lattice}; expected {expected}")
@@ -102,7 +107,7 @@ class Arrays(Rows):
         """Some of the rows, with their labels; a slice shares memory with these."""
         rows = self.checked(rows)
         labels = None if self.labels is None else self.labels[rows]
-        return Arrays(self.values[rows], labels, self.lattice, self.classes)
+        return Arrays(self.values[rows], labels, self.lattice, self.classes, self.choice)
 
 
 def read_arrays(path: PathLike, *, train: bool = True, levels: int | None = None, test_fraction: float = 0.1) -> Arrays:
@@ -113,28 +118,30 @@ def read_arrays(path: PathLike, *, train: bool = True, levels: int | None = None
             labels ``y_train`` and ``y_test``, or ``y``. A ``.npy`` is ``x``.
         train: The training rows, or the test rows.
         levels: Number of levels of integers; one more than the largest value in the file if None.
-        test_fraction: The share of test rows of ``x``, at least one, chosen by a fixed permutation.
+        test_fraction: About the share of test rows of ``x``, at least one, chosen by a hash of each row's numbers:
+            rows that are added, removed or sorted change nothing for the others.
 
     Raises:
         DatasetError: The file is missing or damaged, holds Python objects or text, has other arrays, or values that
             are not finite or below 0; the message names the array.
     """
     path = Path(path)
-    arrays = _load(path)
-    name, x, labels, every = _split(path, arrays, train, test_fraction)
-    lattice = _lattice(path, every, levels)
+    arrays = load_arrays(path)
+    name, x, labels, every, choice = _split(path, arrays, train, test_fraction)
+    lattice = lattice_for(path, every, levels)
     if x.ndim == 1:
         x = x[:, None]
     try:
-        values = _tensor(x, lattice)
+        values = as_values(x, lattice)
         top = max((int(v.max()) for v in _labels_of(arrays) if v.size), default=-1)
         classes = tuple(map(str, range(top + 1))) if labels is not None else ()
-        return Arrays(values, None if labels is None else torch.from_numpy(labels.astype(np.int64)), lattice, classes)
+        classified = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+        return Arrays(values, classified, lattice, classes, choice)
     except (ArgumentError, ArgumentTypeError) as error:
         raise DatasetError(f"{path}: {name}: {error}") from error
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_arrays(path: Path) -> dict[str, Any]:
     """All arrays of a file by their names; that of a ``.npy`` is ``x``."""
     try:
         with open(path, "rb") as file:
@@ -157,8 +164,10 @@ def _find(arrays: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     return next((name for name in names if name in arrays), None)
 
 
-def _split(path: Path, arrays: dict[str, Any], train: bool, test_fraction: float) -> tuple[str, Any, Any, list[Any]]:
-    """Name and values of one split, its labels, and the arrays that are data."""
+def _split(
+    path: Path, arrays: dict[str, Any], train: bool, test_fraction: float
+) -> tuple[str, Any, Any, list[Any], Choice]:
+    """Name and values of one split, its labels, the arrays that are data, and how rows were chosen."""
     found = {which: _find(arrays, names) for which, names in SPLIT.items()}
     if (first := found[True]) is not None and (second := found[False]) is not None:
         name = first if train else second
@@ -166,38 +175,54 @@ def _split(path: Path, arrays: dict[str, Any], train: bool, test_fraction: float
         if (label_names[True] is None) != (label_names[False] is None):
             raise DatasetError(f"{path}: got labels of one split alone; expected y_train and y_test, or neither")
         label_name = label_names[train]
-        every = [_numbers(path, n, arrays[n]) for n in (first, second)]
+        every = [check_numbers(path, n, arrays[n]) for n in (first, second)]
         if every[0].shape[1:] != every[1].shape[1:] or every[0].dtype != every[1].dtype:
             raise DatasetError(
                 f"{path}: got {first} of {every[0].dtype} {every[0].shape[1:]} and {second} of {every[1].dtype} "
                 f"{every[1].shape[1:]} a row; expected the same of both"
             )
         labels = None if label_name is None else _label_array(path, label_name, arrays[label_name])
-        return name, every[0 if train else 1], labels, every
+        x = every[0 if train else 1]
+        return name, x, labels, every, Choice.of(_names(x))
     whole = _find(arrays, WHOLE) or (next(iter(arrays)) if len(arrays) == 1 else None)
     if whole is None or any(found.values()):
         raise DatasetError(
             f"{path}: got the arrays {', '.join(sorted(arrays)) or 'none'}; expected x, or x_train and x_test"
         )
-    x = _numbers(path, whole, arrays[whole])
+    x = check_numbers(path, whole, arrays[whole])
     label_name = _find(arrays, LABELS)
     labels = None if label_name is None else _label_array(path, label_name, arrays[label_name])
     if labels is not None and len(labels) != len(x):
         raise DatasetError(f"{path}: got {len(labels)} labels in {label_name}; expected {len(x)}, one per row")
     n = len(x)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED)).numpy()
-    tests = min(n - 1, max(1, round(test_fraction * n))) if test_fraction > 0.0 else 0
-    rows = order[tests:] if train else order[:tests]
-    if not len(rows):
+    names = _names(x)
+    *both, rule = split_by_name(names, test_fraction)
+    rows = both[0 if train else 1]
+    if not rows:
         count, purpose = "one row" if n == 1 else f"{n} rows", "train" if train else "test"
         raise DatasetError(
             f"{path}: got {count} and test_fraction={test_fraction}, which leave none to {purpose} on; expected more "
             f"of either, or arrays x_train and x_test"
         )
-    return whole, x[rows], None if labels is None else labels[rows], [x]
+    choice = Choice.of((names[i] for i in rows), test_fraction, rule)
+    return whole, x[rows], None if labels is None else labels[rows], [x], choice
 
 
-def _numbers(path: Path, name: str, x: Any) -> Any:  # noqa: ANN401 -- an array
+def _names(x: Any) -> list[str]:  # noqa: ANN401 -- an array
+    """A name for each row: the hash of its numbers, and how many rows before it have the same ones."""
+    kind = np.float32 if x.dtype.kind == "f" else np.int64
+    with np.errstate(over="ignore"):  # infinity is refused with its row
+        rows = np.ascontiguousarray(x.astype(kind)) + kind(0)  # -0.0 is 0.0
+    seen: Counter[str] = Counter()
+    names = []
+    for row in rows:
+        name = hashlib.sha256(row.tobytes()).hexdigest()[:32]
+        names.append(f"{name} {seen[name]}")
+        seen[name] += 1
+    return names
+
+
+def check_numbers(path: Path, name: str, x: Any) -> Any:  # noqa: ANN401 -- an array
     if x.dtype.kind not in "fiu":
         raise DatasetError(f"{path}: {name}: got dtype {x.dtype}; expected real numbers, or integers for levels")
     if x.ndim == 0 or x.size == 0:
@@ -216,7 +241,7 @@ def _labels_of(arrays: dict[str, Any]) -> list[Any]:
     return [arrays[name] for name in names if name is not None]
 
 
-def _lattice(path: Path, every: list[Any], levels: int | None) -> Lattice | None:
+def lattice_for(path: Path, every: list[Any], levels: int | None) -> Lattice | None:
     """The lattice of integers: that of all arrays of the file, so that both splits have the same."""
     if every[0].dtype.kind == "f":
         if levels is not None:
@@ -240,7 +265,7 @@ def _lattice(path: Path, every: list[Any], levels: int | None) -> Lattice | None
     return Lattice(high + 1 if levels is None else levels)
 
 
-def _tensor(x: Any, lattice: Lattice | None) -> Tensor:  # noqa: ANN401 -- an array
+def as_values(x: Any, lattice: Lattice | None) -> Tensor:  # noqa: ANN401 -- an array
     """Real numbers as float32, levels in as few bytes as they need."""
     if lattice is None:
         with np.errstate(over="ignore"):  # infinity is refused with its row

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
-from typing import Protocol
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from ncml.checks import check_count
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice
 
-__all__ = ["DataSet", "Rows"]
+__all__ = ["DataSet", "DataSource", "Rows", "kind_of"]
 
 MIXING_SEED = 1  # of the data set, not of a run: every run is evaluated on the same examples
 
@@ -44,6 +46,36 @@ class DataSet(Protocol):
 
     def mixed(self, n: int | None = None) -> Self:
         """``n`` of the rows (all if None, or if there are fewer), in the order of a fixed permutation."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Which data to train on: what the settings of every source have.
+
+    Args:
+        name: The source, one of the table ``SOURCES``.
+    """
+
+    name: str = "mnist"
+
+    place: ClassVar[str] = "folder"
+    """The setting that says where the data are."""
+
+    def load(self, *, train: bool, progress: bool = False) -> DataSet:
+        """Read the training or the test examples."""
+        raise NotImplementedError
+
+    def moved(self, place: Path) -> Self:
+        """The same data, in another file or folder."""
+        changed: dict[str, Any] = {self.place: place}
+        return replace(self, **changed)
+
+
+def kind_of(value: object, name: str) -> str:
+    """What an error got in place of a tensor of some dtype, with the remedy for arrays and tables."""
+    if isinstance(value, Tensor):
+        return str(value.dtype)
+    return f"{type(value).__name__} (no tensor: torch.as_tensor(numpy.asarray({name})))"
 
 
 class Rows(abc.ABC):
@@ -88,8 +120,7 @@ class Rows(abc.ABC):
         if labels is None:
             return
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-            raise ArgumentTypeError(f"labels: got {got}; expected torch.int64, or None")
+            raise ArgumentTypeError(f"labels: got {kind_of(labels, 'labels')}; expected torch.int64, or None")
         if labels.shape != (n,):
             raise ArgumentError(f"labels: got shape {tuple(labels.shape)}; expected ({n},), one per example")
         low, high = (int(v) for v in labels.aminmax())

@@ -24,9 +24,12 @@ from ncml.files import replacing
 __all__ = ["load_cifar10", "load_mnist", "read_cifar10", "read_idx"]
 
 CIFAR_RECORD = 1 + 3 * 32 * 32  # a label and three planes of 32x32
+CIFAR100_RECORD = CIFAR_RECORD + 1  # a coarse and a fine label
 CIFAR_FILES = {True: [f"data_batch_{i}.bin" for i in range(1, 6)], False: ["test_batch.bin"]}
+CIFAR100_FILES = ("train.bin", "test.bin", "fine_label_names.txt")
 MNIST_FILES = {True: "train", False: "t10k"}
 IDX_UINT8 = 0x08
+GZIP = b"\x1f\x8b"
 MAX_BYTES = 2**31  # no file of these formats comes near; guards against decompression bombs
 
 PathLike = str | os.PathLike[str]
@@ -46,6 +49,15 @@ def load_cifar10(folder: PathLike, *, train: bool = True) -> tuple[Tensor, Tenso
     Raises:
         DatasetError: A file is missing or damaged.
     """
+    here = {path.name for path in Path(folder).glob("*")}
+    if not here.intersection(CIFAR_FILES[train]):
+        if here.intersection(CIFAR100_FILES):
+            raise DatasetError(f"{folder}: got the files of CIFAR-100; expected those of CIFAR-10's binary version")
+        if "data_batch_1" in here:
+            raise DatasetError(
+                f"{folder}: got CIFAR-10's Python version, whose pickles are never read; expected its binary version, "
+                f"cifar-10-binary.tar.gz, unpacked"
+            )
     parts = [read_cifar10(Path(folder) / name) for name in CIFAR_FILES[train]]
     images, labels = zip(*parts, strict=True)
     return torch.cat(images), torch.cat(labels)
@@ -55,7 +67,8 @@ def load_mnist(folder: PathLike, *, train: bool = True) -> tuple[Tensor, Tensor]
     """MNIST from the official IDX files, compressed or not (LeCun, Cortes and Burges).
 
     Args:
-        folder: Holds ``train-images-idx3-ubyte`` and its companions, with or without ``.gz``.
+        folder: Holds ``train-images-idx3-ubyte`` and its companions, compressed or not, whatever they end in; also
+            as ``train-images.idx3-ubyte``, each in a folder of its own, or in ``raw`` or ``MNIST/raw``.
         train: The 60,000 training images, or the 10,000 test images.
 
     Returns:
@@ -65,7 +78,7 @@ def load_mnist(folder: PathLike, *, train: bool = True) -> tuple[Tensor, Tensor]
         DatasetError: A file is missing or damaged, or the two do not belong together.
     """
     name = MNIST_FILES[train]
-    paths = [_existing(Path(folder) / f"{name}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
+    paths = [_mnist_file(Path(folder), f"{name}-{kind}", idx) for kind, idx in (("images", 3), ("labels", 1))]
     images, labels = (read_idx(path) for path in paths)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         raise DatasetError(
@@ -87,6 +100,10 @@ def read_cifar10(path: PathLike) -> tuple[Tensor, Tensor]:
         DatasetError: The file is missing, empty, not a whole number of records, or has labels above 9.
     """
     raw = _contents(Path(path))
+    if raw and len(raw) % CIFAR_RECORD and not len(raw) % CIFAR100_RECORD:
+        raise DatasetError(
+            f"{path}: got {len(raw):,} bytes, a multiple of {CIFAR100_RECORD:,} as of CIFAR-100; expected CIFAR-10"
+        )
     if not raw or len(raw) % CIFAR_RECORD:
         raise DatasetError(
             f"{path}: got {len(raw):,} bytes; expected a positive multiple of {CIFAR_RECORD:,}; the file is cut or is "
@@ -102,7 +119,7 @@ def read_cifar10(path: PathLike) -> tuple[Tensor, Tensor]:
 
 
 def read_idx(path: PathLike) -> Tensor:
-    """An IDX file of bytes, gzipped if its name ends in ``.gz``.
+    """An IDX file of bytes, gzipped or not, whatever its name.
 
     Returns:
         Tensor uint8 of the shape that the file's header gives.
@@ -146,27 +163,28 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
-def _existing(path: Path) -> Path:
-    """The file, or the file with ``.gz`` behind its name."""
-    return path if path.exists() else path.with_name(path.name + ".gz")
+def _mnist_file(folder: Path, start: str, dimensions: int) -> Path:
+    """The file by the first of its usual names that is there; by the official one, compressed, if none is."""
+    names = [f"{start}{mark}idx{dimensions}-ubyte" for mark in "-."]
+    files = [name + end for name in names for end in ("", ".gz")] + [f"{name}/{own}" for name in names for own in names]
+    places = [folder / place / name for place in ("", "raw", "MNIST/raw") for name in files]
+    return next((path for path in places if path.is_file()), folder / f"{names[0]}.gz")
 
 
 def _contents(path: Path) -> bytes:
+    """All bytes of a file, unpacked if they are gzip's."""
     try:
-        if path.suffix != ".gz":
-            if path.stat().st_size > MAX_BYTES:
-                raise DatasetError(f"{path}: got {path.stat().st_size:,} bytes; expected at most {MAX_BYTES:,}")
-            return path.read_bytes()
-        with gzip.open(path) as file:
-            raw = file.read(MAX_BYTES + 1)
+        with open(path, "rb") as file:
+            packed = file.read(2) == GZIP
+            file.seek(0)
+            with gzip.open(file) if packed else file as source:
+                raw = source.read(MAX_BYTES + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DatasetError(f"{path}: got a damaged gzip file ({error}); get it again") from error
-    except DatasetError:
-        raise
     except OSError as error:
         raise DatasetError(
             f"{path}: cannot be read ({error.strerror or error}); expected a file of the data set"
         ) from error
     if len(raw) > MAX_BYTES:
-        raise DatasetError(f"{path}: got more than {MAX_BYTES:,} bytes when unpacked; expected fewer")
+        raise DatasetError(f"{path}: got more than {MAX_BYTES:,} bytes; expected at most as many")
     return raw

@@ -11,32 +11,27 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ncml.checks import check_count
+from ncml.data.decoding import FORMATS, SUFFIXES, Pixels, decode_file, is_image, pillow
 from ncml.data.files import PathLike, whole_file
-from ncml.errors import ArgumentError, DatasetError, MissingExtraError
+from ncml.data.split import Choice, composed, split_by_name
+from ncml.errors import ArgumentError, DatasetError, LeftOutWarning
 from ncml.progress import progress_bar
 
-__all__ = ["ImageList", "list_images", "list_split", "read_image_folder", "read_images"]
+__all__ = ["ImageList", "list_images", "list_split", "read_image_folder", "read_images", "split_folders"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # by content: Pillow's other decoders never see a file
-OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK")
-ALPHA_MODES = ("LA", "PA", "RGBA")
-SIXTEEN_BITS = ";16B"  # in Pillow's names of the raw data of 16-bit PNG files, which it would cut to 8 bits
-SPLIT_SEED = 0  # of the data set, not of a run: every run tests on the same images
-CACHE_FORMAT = 1
-
-Pixels = npt.NDArray[np.uint8]
+TRAIN = ("train", "training")
+TEST = ("test", "testing")
+VALIDATION = ("val", "valid", "validation")
+CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -48,12 +43,14 @@ class ImageList:
         names: Their paths in it, with "/" between the parts.
         labels: The class of each, or None.
         classes: Names of the classes.
+        choice: How they were chosen, if they are one side of a split.
     """
 
     root: Path
     names: tuple[str, ...]
     labels: tuple[int, ...] | None
     classes: tuple[str, ...]
+    choice: Choice | None = None
 
     def label_tensor(self) -> Tensor | None:
         """The labels, int64 ``(N,)``."""
@@ -62,7 +59,7 @@ class ImageList:
     def subset(self, rows: Sequence[int]) -> ImageList:
         """The given rows, in the given order."""
         labels = None if self.labels is None else tuple(self.labels[i] for i in rows)
-        return ImageList(self.root, tuple(self.names[i] for i in rows), labels, self.classes)
+        return replace(self, names=tuple(self.names[i] for i in rows), labels=labels)
 
 
 def read_image_folder(
@@ -73,16 +70,17 @@ def read_image_folder(
     cache: PathLike | None = None,
     progress: bool = False,
 ) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
-    """All PNG, JPEG, WebP and BMP files of a folder, at any depth, in the order of their relative paths.
+    """All PNG, JPEG, WebP, BMP, GIF, TIFF and PPM files of a folder, at any depth, in the order of their paths.
 
-    The subfolders directly below ``folder`` that hold images are the classes, in sorted order; images that lie
-    directly in ``folder`` have none. Other files, and everything whose name begins with a dot, are ignored.
+    The subfolders directly below ``folder`` are the classes, in sorted order; images that lie directly in ``folder``
+    have none. Images are told by what is in them, whatever they are called; other files are left out with a warning,
+    and those whose names begin with a dot without one.
 
     Images of 8 bits per channel are taken as they are. Palettes are looked up; one bit becomes levels 0 and 255;
     transparency is laid over black (level 0); CMYK becomes RGB by Pillow's formula. For three channels grey values
     are repeated, for one channel colours become Pillow's "L", 0.299 R + 0.587 G + 0.114 B. Images of 16 bits per
-    channel are refused, since nobody but you knows which 8 of them count. Of an animation the first frame is read;
-    colour profiles and EXIF orientation are not applied.
+    channel are refused, since nobody but you knows which 8 of them count. Photographs are turned upright as their EXIF
+    orientation says. Of an animation the first frame is read; colour profiles are not applied.
 
     Args:
         folder: The folder. Links in it may point to files in it, but not out of it and not to folders.
@@ -100,9 +98,13 @@ def read_image_folder(
         Levels uint8 ``(N, channels, H, W)``, labels int64 ``(N,)`` or None, and the names of the classes.
 
     Raises:
-        DatasetError: No images; a file that is damaged, too large (Pillow's limit against decompression bombs), of
-            another size than the others, of 16 bits, or behind a link that leaves the folder; the message names it.
+        DatasetError: No images, or none in the folder of a class that has other files; a file that is damaged, too
+            large (Pillow's limit against decompression bombs), of another size than the others, of 16 bits, or behind
+            a link that leaves the folder; the message names it.
         MissingExtraError: Pillow is not installed.
+
+    Warns:
+        LeftOutWarning: Files that are no images.
     """
     images = list_images(folder)
     levels = read_images(images, size=size, channels=channels, cache=cache, progress=progress)
@@ -112,18 +114,29 @@ def read_image_folder(
 def list_images(folder: PathLike) -> ImageList:
     """The image files below a folder, sorted by relative path, with the classes that their first folders are."""
     root = Path(folder)
-    names = tuple(sorted(_walk(root)))
+    left_out: list[str] = []
+    names = tuple(sorted(_walk(root, left_out)))
     if not names:
-        raise DatasetError(f"{root}: got no images; expected files that end in {', '.join(SUFFIXES)}")
-    first = [name.partition("/")[0] for name in names if "/" in name]
-    if not first:
-        return ImageList(root, names, None, ())
-    if len(first) < len(names):
+        raise DatasetError(f"{root}: got no images; expected files of the formats {', '.join(FORMATS)}")
+    first = [composed(name.partition("/")[0]) for name in names if "/" in name]
+    if first and len(first) < len(names):
         loose = next(name for name in names if "/" not in name)
         raise DatasetError(
             f"{root}: got {len(first)} images in subfolders and {len(names) - len(first)} beside them (first: "
             f"{loose}); expected one or the other, since subfolders are classes; move the images"
         )
+    empty = sorted({composed(name.partition("/")[0]) for name in left_out if "/" in name} - set(first)) if first else ()
+    if empty:
+        raise DatasetError(
+            f"{root / empty[0]}: got a folder with files of which none is an image that can be read; expected images "
+            f"of the class {empty[0]}; convert them, or move the folder"
+        )
+    if left_out:
+        shown = ", ".join(sorted(left_out)[:5]) + (", ..." if len(left_out) > 5 else "")
+        files = "1 file that is no image" if len(left_out) == 1 else f"{len(left_out)} files that are no images"
+        _warn_of_left_out(f"{root}: left out {files} of the formats {', '.join(FORMATS)}: {shown}")
+    if not first:
+        return ImageList(root, names, None, ())
     classes = tuple(sorted(set(first)))
     index = {name: i for i, name in enumerate(classes)}
     return ImageList(root, names, tuple(index[name] for name in first), classes)
@@ -132,30 +145,53 @@ def list_images(folder: PathLike) -> ImageList:
 def list_split(folder: PathLike, *, train: bool, test_fraction: float) -> ImageList:
     """The training or the test images of a folder.
 
-    Those of its subfolders ``train`` and ``test``, with the classes of ``train``, if it has the two. Else a fixed
-    permutation of all images gives the test images, ``test_fraction`` of all but at least one, and then the
-    training images; it depends on their number alone.
+    Those of :func:`split_folders`, with the classes of the training folder. Else each image's own path decides, so that
+    about ``test_fraction`` of all are test images, and files that come or go change nothing for the others.
     """
     root = Path(folder)
-    present = [name for name in ("train", "test") if (root / name).is_dir()]
-    if len(present) == 1:
-        raise DatasetError(
-            f"{root}: got a subfolder {present[0]} alone; expected train and test, or neither; read another folder, or "
-            f"rename it if it is a class"
-        )
-    if present:
-        return _split_folders(root)[0 if train else 1]
+    if (given := split_folders(root)) is not None:
+        return _given(*given)[0 if train else 1]
     images = list_images(root)
-    n = len(images.names)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
-    tests = min(n - 1, max(1, round(test_fraction * n))) if test_fraction > 0.0 else 0
-    rows = order[tests:] if train else order[:tests]
+    *both, rule = split_by_name(images.names, test_fraction)
+    rows = both[0 if train else 1]
     if not rows:
         raise DatasetError(
-            f"{root}: got {n} images and test_fraction={test_fraction}, which leave none to test on; expected more of "
-            f"either, or subfolders train and test"
+            f"{root}: got {len(images.names)} images and test_fraction={test_fraction}, which leave none to test on; "
+            f"expected more of either, or subfolders train and test"
         )
-    return images.subset(rows)
+    chosen = images.subset(rows)
+    return replace(chosen, choice=Choice.of(chosen.names, test_fraction, rule))
+
+
+def split_folders(folder: PathLike) -> tuple[Path, Path] | None:
+    """The subfolders of a folder with the training and the test examples, or None if it has neither.
+
+    They are called train or training, and test or testing, in any case; without these val, valid or validation.
+
+    Raises:
+        DatasetError: One of the two is missing, or there are several of one kind.
+    """
+    root = Path(folder)
+    try:
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    except OSError:  # listing it says why
+        return None
+    found = [[root / name for name in names if name.lower() in kind] for kind in (TRAIN, TEST, VALIDATION)]
+    train, test = found[0], found[1] or found[2]
+    if not any(found):
+        return None
+    if len(train) != 1 or len(test) != 1:
+        got = ", ".join(path.name for kind in found for path in kind)
+        raise DatasetError(
+            f"{root}: got the subfolders {got}; expected one for training (train) and one for testing (test), or "
+            f"neither; read another folder, or rename what is a class"
+        )
+    for path in (*train, *test):
+        if path.is_symlink():
+            raise _linked_folder(path)
+    if others := [name for name in names if root / name not in (*train, *test) and not name.startswith(".")]:
+        _warn_of_left_out(f"{root}: not used beside {train[0].name} and {test[0].name}: {', '.join(others)}")
+    return train[0], test[0]
 
 
 def read_images(
@@ -166,9 +202,9 @@ def read_images(
         check_count(size, "size")
     if channels not in (1, 3):
         raise ArgumentError(f"channels: got {channels!r}; expected 1 or 3")
-    pillow = _pillow()
+    library = pillow()
     n = len(images.names)
-    decoded = _decode(pillow, images, size, channels, progress)
+    decoded = _decode(library, images, size, channels, progress)
     if cache is None:
         first = next(decoded)
         levels = np.empty((n, *first.shape), dtype=np.uint8)
@@ -176,7 +212,7 @@ def read_images(
         for i, pixels in enumerate(decoded, start=1):
             levels[i] = pixels
         return torch.from_numpy(levels)
-    path = Path(cache) / f"{_cache_key(pillow, images, size, channels)}.npy"
+    path = Path(cache) / f"{_cache_key(library, images, size, channels)}.npy"
     mapped = _mapped(path, n, size, channels)
     if mapped is None:
         _write(path, decoded, n)
@@ -186,11 +222,9 @@ def read_images(
     return torch.from_numpy(mapped)
 
 
-def _split_folders(root: Path) -> tuple[ImageList, ImageList]:
-    for name in ("train", "test"):
-        if (root / name).is_symlink():
-            raise _linked_folder(root / name)
-    train, test = list_images(root / "train"), list_images(root / "test")
+def _given(*folders: Path) -> tuple[ImageList, ImageList]:
+    """The images of the two folders of a split, with the classes of the first."""
+    train, test = (replace(images, choice=Choice.of(images.names)) for images in map(list_images, folders))
     unknown = sorted(set(test.classes) - set(train.classes))
     if unknown or (train.labels is None) != (test.labels is None):
         raise DatasetError(
@@ -199,12 +233,12 @@ def _split_folders(root: Path) -> tuple[ImageList, ImageList]:
         )
     if test.labels is not None:  # a class may have no test images
         index = [train.classes.index(name) for name in test.classes]
-        test = ImageList(test.root, test.names, tuple(index[i] for i in test.labels), train.classes)
+        test = replace(test, labels=tuple(index[i] for i in test.labels), classes=train.classes)
     return train, test
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Relative paths of the image files below a folder, in no order."""
+def _walk(root: Path, left_out: list[str]) -> Iterator[str]:
+    """Relative paths of the image files below a folder, in no order; those of other files are put into a list."""
     inside = os.path.join(os.path.realpath(root), "")
     folders = [""]
     while folders:
@@ -225,6 +259,10 @@ def _walk(root: Path) -> Iterator[str]:
             elif entry.name.lower().endswith(SUFFIXES):
                 _check_file(entry, inside)
                 yield folder + entry.name
+            elif entry.is_file(follow_symlinks=False) and is_image(pillow(), entry.path):
+                yield folder + entry.name
+            else:
+                left_out.append(folder + entry.name)
 
 
 def _check_file(entry: os.DirEntry[str], inside: str) -> None:
@@ -239,6 +277,10 @@ def _check_file(entry: os.DirEntry[str], inside: str) -> None:
         raise DatasetError(f"{entry.path}: got neither a file nor a link to one; expected an image; remove it")
 
 
+def _warn_of_left_out(text: str) -> None:
+    warnings.warn(text, LeftOutWarning, stacklevel=3)
+
+
 def _linked_folder(path: Path) -> DatasetError:
     return DatasetError(
         f"{path}: got a link to a folder; expected the folder itself, since links may count images twice or never end"
@@ -250,7 +292,7 @@ def _decode(pillow: ModuleType, images: ImageList, size: int | None, channels: i
     first: tuple[int, ...] | None = None
     for name in progress_bar(images.names, progress, "reading images"):
         path = images.root / name
-        pixels = _decode_file(pillow, path, size, channels)
+        pixels = decode_file(pillow, path, size, channels)
         first = first or pixels.shape
         if pixels.shape != first:
             (h, w), (h0, w0) = pixels.shape[1:], first[1:]
@@ -259,59 +301,6 @@ def _decode(pillow: ModuleType, images: ImageList, size: int | None, channels: i
                 f"size=... to cut and resize all to one size"
             )
         yield pixels
-
-
-def _decode_file(pillow: ModuleType, path: Path, size: int | None, channels: int) -> Pixels:
-    try:
-        with open(path, "rb") as file:
-            return _decode_stream(pillow, file, size, channels)
-    except Exception as error:  # damaged files make Pillow's decoders raise errors of many kinds
-        length = f"{path.stat().st_size:,} bytes" if path.exists() else "no file"
-        raise DatasetError(f"{path}: got {length}, {_reason(pillow, error)}") from error
-
-
-def _reason(pillow: ModuleType, error: Exception) -> str:
-    """What is wrong with an image file, what was expected, and what to do."""
-    from PIL import UnidentifiedImageError
-
-    if isinstance(error, _DepthError):
-        return f"{error}; expected 8 bits per channel; convert the image"
-    if isinstance(error, (pillow.DecompressionBombWarning, pillow.DecompressionBombError)):
-        return f"too large to decode ({error}); expected a smaller image; resize it, or remove it"
-    if isinstance(error, UnidentifiedImageError):
-        return f"of none of the formats {', '.join(FORMATS)}, or damaged; get the file again, or remove it"
-    return f"damaged ({error}); get the file again, or remove it"
-
-
-class _DepthError(Exception):
-    """An image that is sound but not of 8 bits per channel."""
-
-
-def _decode_stream(pillow: ModuleType, file: BinaryIO, size: int | None, channels: int) -> Pixels:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about metadata, none of which is used
-        warnings.simplefilter("error", pillow.DecompressionBombWarning)
-        with pillow.open(file, formats=FORMATS) as image:
-            pixels = np.asarray(_converted(pillow, image, size, channels))
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _converted(pillow: ModuleType, image: Any, size: int | None, channels: int) -> Any:  # noqa: ANN401 -- Pillow is optional
-    """An image as 8-bit grey or RGB, cut and resized."""
-    if image.mode not in OPAQUE_MODES + ALPHA_MODES or SIXTEEN_BITS in str(image.tile):
-        raise _DepthError(f"{image.size[0]}x{image.size[1]} pixels of mode {image.mode} with 16 bits or more")
-    if image.mode in ALPHA_MODES or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = pillow.alpha_composite(pillow.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
-    if size is None or image.size == (size, size):
-        return image
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return image.resize((size, size), pillow.Resampling.BOX, box=(left, top, left + side, top + side))
 
 
 def _cache_key(pillow: ModuleType, images: ImageList, size: int | None, channels: int) -> str:
@@ -347,11 +336,3 @@ def _write(path: Path, decoded: Iterator[Pixels], n: int) -> None:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (n, *pixels.shape)}
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(pixels.tobytes())
-
-
-def _pillow() -> ModuleType:
-    try:
-        import PIL.Image
-    except ImportError as error:
-        raise MissingExtraError("image folders: Pillow is not installed; pip install 'ncml[data]'") from error
-    return PIL.Image

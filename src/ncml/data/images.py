@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
-from ncml.data.base import Rows
+from ncml.data.base import Rows, kind_of
+from ncml.data.split import Choice
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice
 
@@ -26,6 +27,7 @@ class Images(Rows):
         labels: Classes, int64 ``(N,)``, from 0; or None.
         lattice: The lattice of the levels.
         classes: Names of the classes; empty if they have none.
+        choice: How they were chosen, if someone did: what a checkpoint keeps of it.
 
     Raises:
         ArgumentError: A shape, level or label does not fit, or there are no images.
@@ -44,6 +46,7 @@ class Images(Rows):
     labels: Tensor | None
     lattice: Lattice
     classes: tuple[str, ...] = ()
+    choice: Choice | None = None
 
     def __post_init__(self) -> None:
         self._check_levels()
@@ -52,8 +55,7 @@ class Images(Rows):
     def _check_levels(self) -> None:
         k, highest = self.levels, self.lattice.levels - 1
         if not isinstance(k, Tensor) or k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-            got = k.dtype if isinstance(k, Tensor) else type(k).__name__
-            raise ArgumentTypeError(f"levels: got {got}; expected an integer tensor of levels")
+            raise ArgumentTypeError(f"levels: got {kind_of(k, 'levels')}; expected an integer tensor of levels")
         if highest < 256 and k.dtype != torch.uint8:
             raise ArgumentTypeError(f"levels: got {k.dtype}; expected torch.uint8 for {highest + 1} levels; convert it")
         if k.ndim != 4 or 0 in k.shape:
@@ -101,7 +103,7 @@ class Images(Rows):
         """
         rows = self.checked(rows)
         labels = None if self.labels is None else self.labels[rows]
-        return Images(self.levels[rows], labels, self.lattice, self.classes)
+        return Images(self.levels[rows], labels, self.lattice, self.classes, self.choice)
 
 
 def pooled(levels: Tensor, pad: int, pool: int) -> Tensor:

@@ -4,54 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from ncml.checks import check_count, check_probability
 from ncml.data.arrays import Arrays, read_arrays
-from ncml.data.base import DataSet
+from ncml.data.base import DataSet, DataSource
 from ncml.data.digits import load_digits
 from ncml.data.download import download_cifar10, download_mnist
 from ncml.data.files import load_cifar10, load_mnist
 from ncml.data.folders import list_split, read_images
 from ncml.data.images import Images, pooled
+from ncml.data.sequences import AudioSource, SeriesSource
 from ncml.errors import ArgumentError
 from ncml.noise import Lattice
 
-__all__ = ["SOURCES", "ArraySource", "DataSource", "ImageSource", "SourceKind", "source_settings"]
+__all__ = ["COARSER", "SOURCES", "ArraySource", "ImageSource", "SourceKind", "source_settings"]
 
 DIGITS = tuple("0123456789")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDER_ONLY = {"size": None, "channels": 3, "test_fraction": 0.1, "cache": None}
 COARSER = (2, 4, 8, 16, 32, 64, 128, 256)
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """Which data to train on: what the settings of every source have.
-
-    Args:
-        name: The source, one of the table ``SOURCES``.
-    """
-
-    name: str = "mnist"
-
-    place: ClassVar[str] = "folder"
-    """The setting that says where the data are."""
-
-    def load(self, *, train: bool, progress: bool = False) -> DataSet:
-        """Read the training or the test examples."""
-        raise NotImplementedError
-
-    def moved(self, place: Path) -> Self:
-        """The same data, in another file or folder."""
-        changed: dict[str, Any] = {self.place: place}
-        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -65,7 +42,8 @@ class ImageSource(DataSource):
             in a NumPy file, which has other settings.
         folder: Where the files are. Needed for folder; mnist and cifar10 default to $NCML_DATA/NAME if
             there is such a folder, else they are downloaded; digits has none. A folder of image files has
-            subfolders train and test, or is split by test_fraction; in each, subfolders are classes.
+            subfolders train and test (or training, testing, val, valid, validation, in any case), or is split by
+            test_fraction; in each, subfolders are classes.
         size: Folder only: cut a centred square and resize it to this side; see
             ncml.data.read_image_folder.
         channels: Folder only: 3, or 1 for grey.
@@ -76,8 +54,8 @@ class ImageSource(DataSource):
             digits keep their 17.
         limit: Only the first so many images of each split. In a folder with train and test that is in the
             order of the paths, so class by class; a folder that is split here is shuffled first.
-        test_fraction: Folder without train and test only: the share of test images, at least one, chosen by
-            a fixed permutation, the same in every run.
+        test_fraction: Folder without train and test only: about the share of test images, at least one. Each
+            image's path decides, so that images that come or go change nothing for the others.
         cache: Folder only: keep decoded images in this folder; see ncml.data.read_image_folder.
 
     Raises:
@@ -138,11 +116,11 @@ class ImageSource(DataSource):
             DatasetError: A file is missing or damaged, or a download failed.
             MissingExtraError: pooch (to download), Pillow (image files) or scikit-learn (digits) is not installed.
         """
-        levels, labels, classes, lattice = SOURCES[self.name].read(self, train, progress)
+        levels, labels, classes, lattice, *choice = SOURCES[self.name].read(self, train, progress)
         levels = pooled(levels, self.pad, self.pool)
         if self.levels < lattice.levels and self.name != "digits":
             levels, lattice = levels // (256 // self.levels), Lattice(self.levels)
-        return Images(levels, labels, lattice, classes)
+        return Images(levels, labels, lattice, classes, *choice)
 
     def limited(self, levels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The first images, up to the limit."""
@@ -174,7 +152,8 @@ class ArraySource(DataSource):
         file: The .npz or .npy file.
         levels: Number of levels of integers; one more than the largest value in the file if not given.
         limit: Only the first so many examples of each split; if it is split here, after shuffling.
-        test_fraction: The share of test examples of x, at least one, chosen by a fixed permutation.
+        test_fraction: About the share of test examples of x, at least one. Each row's numbers decide, so that rows
+            that come or go change nothing for the others.
 
     Raises:
         ArgumentError: A setting is out of range.
@@ -254,18 +233,22 @@ def _read_digits(source: ImageSource, train: bool, progress: bool) -> RawImages:
     return levels, labels, SOURCES[source.name].classes, digits.lattice
 
 
-def _read_folder(source: ImageSource, train: bool, progress: bool) -> RawImages:
+def _read_folder(source: ImageSource, train: bool, progress: bool) -> tuple[Any, ...]:
     assert source.folder is not None
     images = list_split(source.folder, train=train, test_fraction=source.test_fraction)
     images = images.subset(range(min(len(images.names), source.limit or len(images.names))))
     levels = read_images(images, size=source.size, channels=source.channels, cache=source.cache, progress=progress)
-    return levels, images.label_tensor(), images.classes, Lattice(256)
+    return levels, images.label_tensor(), images.classes, Lattice(256), images.choice
 
 
 def _read_array(source: ArraySource, train: bool, progress: bool) -> Arrays:
     assert source.file is not None
     arrays = read_arrays(source.file, train=train, levels=source.levels, test_fraction=source.test_fraction)
     return arrays if source.limit is None or source.limit >= len(arrays) else arrays.subset(slice(0, source.limit))
+
+
+def _load(source: DataSource, train: bool, progress: bool) -> DataSet:
+    return source.load(train=train, progress=progress)
 
 
 SOURCES = {
@@ -276,6 +259,8 @@ SOURCES = {
         SourceKind("digits", ImageSource, _read_digits, classes=DIGITS),
         SourceKind("folder", ImageSource, _read_folder),
         SourceKind("array", ArraySource, _read_array),
+        SourceKind("audio", AudioSource, _load),
+        SourceKind("series", SeriesSource, _load),
     )
 }
 """Every source of data, by its name."""

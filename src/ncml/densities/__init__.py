@@ -6,6 +6,7 @@ from ncml.densities.made import MADE
 from ncml.densities.maf import MAF
 from ncml.densities.ncpn import NCPN
 from ncml.densities.transformer import CausalTransformer
+from ncml.densities.transformer_flow import FlowGuidance, TransformerFlow, load_tarflow
 
 __all__ = [
     "MADE",
@@ -13,9 +14,12 @@ __all__ = [
     "NCPN",
     "CallableDensity",
     "CausalTransformer",
+    "FlowGuidance",
     "GaussianDensity",
     "GaussianMixtureDensity",
     "NFlowsDensity",
     "ToyLattice",
+    "TransformerFlow",
     "ZukoDensity",
+    "load_tarflow",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time
-from ncml.density import AutoregressiveDensity, check_noise
+from ncml.density import AutoregressiveDensity, check_arguments, check_noise, eval_mode
 from ncml.errors import ArgumentError
 from ncml.nn.conditioning import Conditioning
 from ncml.nn.heads import GaussianHead, LogisticHead, MixtureHead
@@ -54,8 +54,6 @@ class MADE(AutoregressiveDensity):
         >>> made.sample(2, t=0.0).shape
         torch.Size([2, 1, 8, 8])
     """
-
-    process: NoiseProcess
 
     def __init__(
         self,
@@ -104,6 +102,20 @@ class MADE(AutoregressiveDensity):
         values = self._ordered(x)
         outputs = self.net(values, self.conditioning(t, context))
         return self.head.log_prob(outputs, values, on_lattice).sum(1)
+
+    def log_conditionals(self, x: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
+        """The terms of ``log_prob``: of each value given those before it, shape of ``x``, in nats; for inspection.
+
+        Arguments and errors as for :meth:`ncml.NoiseConditionalDensity.log_prob`.
+        """
+        x, t, context = check_arguments(self, x, t, context)
+        on_lattice = self.process.on_lattice(t)
+        if self.lattice is not None:
+            self.lattice.check(x[on_lattice])
+        values = self._ordered(x)
+        with eval_mode(self):
+            outputs = self.net(values, self.conditioning(t, context))
+            return self._restored(self.head.log_prob(outputs, values, on_lattice))
 
     def draw_noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Uniforms ``(n, D, 3)``: component, quantile, and position in the window."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_count
-from ncml.density import SampleableDensity
+from ncml.density import SampleableDensity, check_draw
 from ncml.nn.conditioning import Conditioning, NoiseScaling
 from ncml.nn.masked import MaskedMLP
 from ncml.noise import Lattice, NoiseProcess
+from ncml.sampling import ParallelSamples, allowed_difference
 
 __all__ = ["MAF", "MAFSettings"]
 
@@ -55,8 +56,6 @@ class MAF(SampleableDensity):
         >>> maf.log_prob(maf.sample(5, t=0.01), t=0.01).shape
         torch.Size([5])
     """
-
-    process: NoiseProcess
 
     def __init__(
         self,
@@ -106,6 +105,63 @@ class MAF(SampleableDensity):
                 z = _invert(cast(MaskedMLP, net), z, features).flip(1)
         x = z.clone().reshape(n, *self.event_shape)  # an ordinary tensor again
         return x if self.scaling is None else self.scaling.inverse(x, t)
+
+    @torch.no_grad()
+    def sample_in_parallel(
+        self,
+        n: int,
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        tolerance: float = 0.0,
+    ) -> ParallelSamples:
+        """The samples of :meth:`sample` with the same generator, to rounding, by Jacobi iteration of each layer.
+
+        A layer is inverted by passes over all positions at once, each from the result of the pass before, until nothing
+        changes: position i is final after i + 1 of them, and most often much sooner (Song et al., 2021, "Accelerating
+        feedforward computation").
+
+        Args:
+            n, t, context, generator: As for :meth:`sample`.
+            tolerance: What a pass may still change, in standard deviations of the noise at t, for draws that are
+                refined afterwards; 0 for nothing. The error of a sample is of this order.
+
+        Returns:
+            The samples; passes of each row, added over layers (D for each layer in sequence); and rows evaluated.
+
+        Raises:
+            ArgumentError: A tolerance where there is no noise.
+        """
+        times, context = check_draw(self, n, t, context, generator)
+        allowed = allowed_difference(self, times, tolerance)
+        features = self.conditioning(times, context)
+        dims = math.prod(self.event_shape)
+        z = torch.randn(n, dims, dtype=self.dtype, device=self.device, generator=generator)
+        if self.scaling is not None:  # the layers see scaled data
+            unit = torch.ones(n, *self.event_shape, dtype=z.dtype, device=z.device)
+            allowed = allowed * self.scaling(unit, times)[0].flatten(1)[:, 0]
+        sweeps = torch.zeros(n, dtype=torch.long, device=z.device)
+        evaluations = 0
+        with torch.autocast(z.device.type, enabled=False):
+            for net in reversed(self.nets):
+                x = torch.zeros_like(z)
+                live = torch.arange(n, device=z.device)
+                for _ in range(dims):
+                    if not live.numel():
+                        break
+                    raw, shift = net(x[live], features[live]).mT.unbind(1)
+                    new = (z[live] - shift) / _bounded(raw).exp()
+                    # Ahead of what is final a network may run away: those values only serve as a start.
+                    new = torch.where(new.isfinite(), new, x[live])
+                    moves = ((new - x[live]).abs() > allowed[live, None]).any(1)
+                    x[live] = new
+                    sweeps[live] += 1
+                    evaluations += len(live)
+                    live = live[moves]
+                z = x.flip(1)
+        x = z.reshape(n, *self.event_shape)
+        return ParallelSamples(x if self.scaling is None else self.scaling.inverse(x, times), sweeps, evaluations)
 
 
 def _bounded(raw: Tensor) -> Tensor:

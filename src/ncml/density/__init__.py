@@ -1,29 +1,38 @@
 """2. The noise conditional density: what log p_t(x) is; its interface, capabilities and checks."""
 
+from ncml.density.around import AroundTarget
 from ncml.density.checks import (
     at_zero_only,
     check_arguments,
     check_draw,
     check_log_density,
+    check_noise,
     check_score,
     process_by_name,
 )
+from ncml.density.completion import CompletionTarget
 from ncml.density.composed import ComposedTarget, guided
 from ncml.density.entry import check_process, density_and_score_of, inner_density, process_of, score_of, unwrapped
+from ncml.density.gradient import gradient
 from ncml.density.interface import (
     AutoregressiveDensity,
     NoiseConditionalDensity,
     SampleableDensity,
-    check_noise,
-    gradient,
 )
+from ncml.density.levels import time_posterior
 from ncml.density.modes import eval_mode, evaluating, usable
+from ncml.density.posterior import EventTarget, GuidedTarget, PosteriorTarget
 from ncml.density.target import Target
 
 __all__ = [
+    "AroundTarget",
     "AutoregressiveDensity",
+    "CompletionTarget",
     "ComposedTarget",
+    "EventTarget",
+    "GuidedTarget",
     "NoiseConditionalDensity",
+    "PosteriorTarget",
     "SampleableDensity",
     "Target",
     "at_zero_only",
@@ -42,6 +51,7 @@ __all__ = [
     "process_by_name",
     "process_of",
     "score_of",
+    "time_posterior",
     "unwrapped",
     "usable",
 ]

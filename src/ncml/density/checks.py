@@ -23,6 +23,7 @@ __all__ = [
     "check_arguments",
     "check_draw",
     "check_log_density",
+    "check_noise",
     "check_score",
     "checked_resample",
     "checked_sample",
@@ -112,6 +113,16 @@ def checked_resample(resample: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return resample(self, x, noise, times, context)
 
     return checked
+
+
+def check_noise(density: AutoregressiveDensity, noise: Tensor, n: int) -> None:
+    """Refuse noise that is not what ``draw_noise`` returns for ``n`` samples."""
+    expected = (n, *density.draw_noise(0).shape[1:])
+    if noise.shape != expected or noise.dtype != density.dtype or noise.device != density.device:
+        raise ArgumentError(
+            f"noise: got shape {tuple(noise.shape)}, {noise.dtype} on {noise.device}; expected {expected}, "
+            f"{density.dtype} on {density.device}; use draw_noise({n})"
+        )
 
 
 def check_log_density(log_p: Tensor, x: Tensor, t: Tensor, name: str) -> Tensor:

@@ -82,6 +82,10 @@ class ComposedTarget(Target):
         target.parts = tuple((weight, part.rows(index)) for weight, part in self.parts)
         return target
 
+    def reorder(self, rows: Tensor) -> None:
+        for _, part in self.parts:
+            part.reorder(rows)
+
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
@@ -91,6 +95,14 @@ class ComposedTarget(Target):
 
     def score(self, x: Tensor, t: Time) -> Tensor:
         return _summed([weight * part.score(x, t) for weight, part in self.parts])
+
+    def differentiable_score(self, x: Tensor, t: Time) -> Tensor:
+        return _summed([weight * part.differentiable_score(x, t) for weight, part in self.parts])
+
+    def finished(self, x: Tensor, t: Time) -> Tensor:
+        for _, part in self.parts:
+            x = part.finished(x, t)
+        return x
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         return self._checked(_summed([weight * part.log_prob(x, t) for weight, part in self.parts]), t)

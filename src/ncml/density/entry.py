@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ncml.density.interface import NoiseConditionalDensity, gradient
+from ncml.density.gradient import gradient
+from ncml.density.interface import NoiseConditionalDensity
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import NoiseProcess
 from ncml.noise.gaussian import clean_at_zero
@@ -40,11 +41,13 @@ def inner_density(density: nn.Module) -> NoiseConditionalDensity:
     return inner
 
 
-def score_of(density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+def score_of(
+    density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
+) -> Tensor:
     """The score by the density's own closed form, or by differentiating the call of its wrapper."""
     if isinstance(density, NoiseConditionalDensity):
-        return density.forward_score(x, t, context)
-    return gradient(density, x, t, context)[1]
+        return density.forward_score(x, t, context, create_graph=create_graph)
+    return gradient(density, x, t, context, create_graph=create_graph)[1]
 
 
 def density_and_score_of(

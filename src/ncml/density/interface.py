@@ -35,17 +35,20 @@ from __future__ import annotations
 import abc
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time
 from ncml.density.checks import check_arguments, check_log_density, check_score, checked_resample, checked_sample
+from ncml.density.gradient import gradient
+from ncml.density.lengths import padded
 from ncml.density.modes import eval_mode, evaluating, usable
-from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice, NoiseProcess
 
-__all__ = ["AutoregressiveDensity", "NoiseConditionalDensity", "SampleableDensity", "check_noise", "gradient"]
+__all__ = ["AutoregressiveDensity", "NoiseConditionalDensity", "SampleableDensity"]
 
 
 class NoiseConditionalDensity(nn.Module, abc.ABC):
@@ -83,9 +86,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         super().__init__()
         shape = tuple(event_shape) if isinstance(event_shape, Sequence) else ()
         if not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in shape):
-            raise ArgumentError(
-                f"event_shape: got {event_shape!r}; expected positive integers, such as (2,) or (3, 32, 32)"
-            )
+            raise ArgumentError(f"event_shape: got {event_shape!r}; expected positive integers, as (2,) or (3, 32, 32)")
         if process is not None and not isinstance(process, NoiseProcess):
             raise ArgumentTypeError(
                 f"process: got {type(process).__name__}; expected a NoiseProcess, such as VPSDE.at_noise(0.1)"
@@ -101,7 +102,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
                 f"lattice: got {lattice}; expected that of {process}: its noise would leave the density's lattice"
             )
         self.event_shape: tuple[int, ...] = shape
-        self.process = process
+        self.process: Any = process  # a NoiseProcess or None: who built the density knows which kind
         self.lattice = lattice
 
     # What subclasses write.
@@ -136,7 +137,15 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
 
     # The public edge.
 
-    def log_prob(self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, check_finite: bool = True) -> Tensor:
+    def log_prob(
+        self,
+        x: Tensor,
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        *,
+        check_finite: bool = True,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """Log-likelihood of ``x`` at time ``t`` in nats per example.
 
         Evaluates: dropout is off, and the training flags are restored. To train, call the density itself.
@@ -147,6 +156,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             t: A number, a 0-d tensor or ``(B,)``, ``0 <= t <= T``. The default is the data itself.
             context: Conditioning with one row per example, or None.
             check_finite: Refuse NaN or infinity in ``x`` (costs one reduction).
+            lengths: For densities over sequences, whose ``forward`` takes them: the number of positions of each row
+                that count, ``(B,)`` integers. What lies behind them, of whatever value, is no part of the event.
 
         Returns:
             Tensor ``(B,)``, differentiable. ``-inf`` where the density is zero.
@@ -156,33 +167,42 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
                 the process keeps data on it.
             ArgumentTypeError: ``x`` is not floating, or has another dtype than the density.
             NonFiniteError: The result is NaN or ``+inf``.
+            UnsupportedError: Lengths for a density whose events have one size.
         """
+        x, more = padded(self, x, lengths)
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
         if self.lattice is not None and self.process is not None:
             clean = self.process.on_lattice(t)
             self.lattice.check(x if bool(clean.all()) else x[clean])
-        return self._evaluated(x, t, context, edges=True)
+        return self._evaluated(x, t, context, edges=True, **more)
 
     def log_density(
-        self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, check_finite: bool = True
+        self,
+        x: Tensor,
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        *,
+        check_finite: bool = True,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Log-density without lattice edges: finite and smooth for any real ``x`` at any ``t``.
 
         Equal to :meth:`log_prob` for continuous models. Arguments, result and errors as there.
         """
+        x, more = padded(self, x, lengths)
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
-        return self._evaluated(x, t, context, edges=False)
+        return self._evaluated(x, t, context, edges=False, **more)
 
-    def _evaluated(self, x: Tensor, t: Tensor, context: Tensor | None, *, edges: bool) -> Tensor:
+    def _evaluated(self, x: Tensor, t: Tensor, context: Tensor | None, *, edges: bool, **more: Tensor) -> Tensor:
         """The call in eval mode. Nothing is asked of the model for no examples, and no model is in inference mode."""
         if not len(x):
             return x.flatten(1).sum(1)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 given = None if context is None else usable(context)
-                return self._evaluated(usable(x), usable(t), given, edges=edges)
+                return self._evaluated(usable(x), usable(t), given, edges=edges, **more)
         with eval_mode(self):
-            return check_log_density(self(x, t, context, edges=edges), x, t, type(self).__name__)
+            return check_log_density(self(x, t, context, edges=edges, **more), x, t, type(self).__name__)
 
     def score(
         self,
@@ -192,6 +212,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         *,
         create_graph: bool = False,
         check_finite: bool = True,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         r"""The score :math:`\nabla_x \log p_t(x)`, gradient of :meth:`log_density`.
 
@@ -199,7 +220,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         training flags; leaves no gradient on parameters.
 
         Args:
-            x, t, context, check_finite: As for :meth:`log_prob`.
+            x, t, context, check_finite, lengths: As for :meth:`log_prob`; positions that do not count have score 0.
             create_graph: Keep the graph, so that the score can be differentiated again.
 
         Returns:
@@ -209,13 +230,14 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             InferenceTensorError: The parameters were created under ``torch.inference_mode``.
             NonFiniteError: The score is NaN or infinite.
         """
+        x, more = padded(self, x, lengths)
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
         if not len(x):
-            return torch.zeros_like(x)
+            return 0.0 * x if create_graph else torch.zeros_like(x)
         with evaluating(self):
             x, t = usable(x), usable(t)
             context = None if context is None else usable(context)
-            score = self.forward_score(x, t, context, create_graph=create_graph)
+            score = self.forward_score(x, t, context, create_graph=create_graph, **more)
         check_score(score, t)
         return score if create_graph else score.detach()
 
@@ -338,44 +360,3 @@ class AutoregressiveDensity(SampleableDensity):
         noise: Tensor | None = None,
     ) -> Tensor:
         """Draw ``n`` samples, from ``noise`` if it is given (see :meth:`SampleableDensity.sample`)."""
-
-
-def check_noise(density: AutoregressiveDensity, noise: Tensor, n: int) -> None:
-    """Refuse noise that is not what ``draw_noise`` returns for ``n`` samples."""
-    expected = (n, *density.draw_noise(0).shape[1:])
-    if noise.shape != expected or noise.dtype != density.dtype or noise.device != density.device:
-        raise ArgumentError(
-            f"noise: got shape {tuple(noise.shape)}, {noise.dtype} on {noise.device}; expected {expected}, "
-            f"{density.dtype} on {density.device}; use draw_noise({n})"
-        )
-
-
-def gradient(
-    density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-density ``(B,)`` of a density or a wrapper of one, and its gradient in ``x``, from one call.
-
-    One backward pass serves the whole batch, since examples do not interact.
-    """
-    with torch.enable_grad():
-        if not (create_graph and x.requires_grad):
-            x = x.detach().requires_grad_()
-        if create_graph:
-            with torch.compiler.set_stance("force_eager"):
-                log_p = density(x, t, context, edges=False)
-        else:
-            log_p = density(x, t, context, edges=False)
-        if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1]:
-            check_log_density(log_p, x, t, type(density).__name__)
-        score: Tensor | None = None
-        if log_p.requires_grad:
-            (score,) = torch.autograd.grad(log_p.sum(), x, create_graph=create_graph, allow_unused=True)
-        if score is None:
-            raise UnsupportedError(
-                f"score: got log-densities of a {type(density).__name__} that autograd does not connect with x; "
-                f"expected a differentiable function of x. If its values are categories (x.long(), an embedding), it "
-                f"is a mass and no density: give it a lattice and what to differentiate, CallableDensity(..., "
-                f"lattice=, density=), or a process on the lattice, LevelNoise. If it leaves torch (numpy, "
-                f"scikit-learn, JAX) or detaches, give the score yourself: CallableDensity(..., score=)"
-            )
-    return log_p, score

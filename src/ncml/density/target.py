@@ -127,6 +127,10 @@ class Target:
         """The mode in which :meth:`score` and its like are called: eval, and without inference mode."""
         return evaluating(self.density)
 
+    def finished(self, x: Tensor, t: Time) -> Tensor:
+        """What a call gives back for samples ``x`` at ``t``: targets that hold some values put them in place."""
+        return x
+
     def rows(self, index: Tensor) -> Target:
         """The same target for some of its rows: their context with them, counts and failures shared."""
         target = copy.copy(self)
@@ -150,6 +154,11 @@ class Target:
             bad = ~torch.isfinite(score.flatten(1)).all(1)
             return score.masked_fill(per_example(self.noted(bad, times, "score"), score), math.nan)
         return score
+
+    def differentiable_score(self, x: Tensor, t: Time) -> Tensor:
+        """The score with a graph back to ``x``, to be differentiated again; unchecked."""
+        y, times = self._entering(x, t)
+        return score_of(self.density, y, times, self.context, create_graph=True)
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """The likelihood ``(B,)`` in nats, with the lattice's edges where the process keeps data on it."""
@@ -253,9 +262,13 @@ class Target:
         return counts.failed[self._index]
 
     def resampled(self, rows: Tensor) -> None:
-        """Say that row i of the call now is a copy of what row ``rows[i]`` was: failures go with it."""
+        """Say that row i of the call now is a copy of what row ``rows[i]`` was: what belongs to it goes with it."""
         if self._counts.failed is not None:
             self._counts.failed = self._counts.failed[rows]
+        self.reorder(rows)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take along what a target has for each row, other than failures. For targets around it."""
 
     def _entering(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """What the density is called with: times ``(B,)``, and zeros for the rows that have failed."""

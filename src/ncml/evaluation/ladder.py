@@ -20,8 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_count, check_generator
-from ncml.density import NoiseConditionalDensity, check_arguments, evaluating, inner_density, usable
-from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
+from ncml.density import (
+    NoiseConditionalDensity,
+    SampleableDensity,
+    check_arguments,
+    evaluating,
+    inner_density,
+    usable,
+)
+from ncml.errors import ArgumentError, UnsupportedError
+from ncml.evaluation.bridges import kernel_gap, ladder_bound
 from ncml.noise import GaussianProcess
 from ncml.progress import progress_bar
 from ncml.report import jsonable
@@ -32,53 +40,7 @@ __all__ = [
     "audit_ladder",
     "flow_log_prob",
     "fokker_planck_residual",
-    "time_posterior",
 ]
-
-
-def time_posterior(
-    density: nn.Module,
-    x: Tensor,
-    times: Sequence[float],
-    context: Tensor | None = None,
-    *,
-    prior: Sequence[float] | None = None,
-) -> Tensor:
-    r"""Which noise level samples have: :math:`p(t \mid x) \propto \mu(t)\, p_t(x)` on a grid of times.
-
-    Args:
-        density: The density.
-        x: Samples of unknown noise, ``(B, *event_shape)``.
-        times: The K times in question.
-        context: Conditioning with B rows, or None.
-        prior: Their masses :math:`\mu`, normalised here; even if None.
-
-    Returns:
-        Probabilities ``(B, K)``, float64, that sum to 1 over the times.
-
-    Raises:
-        ArgumentError: No times, or masses that do not fit them.
-        NonFiniteError: A row has no mass at any of the times.
-    """
-    inner = inner_density(density)
-    masses = [1.0] * len(times) if prior is None else [float(m) for m in prior]
-    if not len(times) or len(masses) != len(times) or not all(0.0 <= m < math.inf for m in masses) or not sum(masses):
-        raise ArgumentError(
-            f"times, prior: got {len(times)} times and {len(masses)} masses; expected a mass >= 0 for every time"
-        )
-    columns = []
-    with evaluating(density), torch.no_grad():
-        for t in times:
-            y, at, given = check_arguments(inner, x, float(t), context)
-            columns.append(density(y, at, given, edges=False).double())
-    log_prior = torch.tensor(masses, dtype=torch.float64, device=columns[0].device).log()
-    joint = torch.stack(columns, 1) + log_prior
-    if bool((nowhere := ~(joint.amax(1) > -math.inf)).any()):
-        raise NonFiniteError(
-            f"x: got {int(nowhere.sum())} rows where the density is 0 or NaN at every time, the first at index "
-            f"{int(nowhere.nonzero()[0])}; expected rows that some noise level explains"
-        )
-    return joint.softmax(1)
 
 
 def fokker_planck_residual(
@@ -196,12 +158,21 @@ class LadderAudit:
         residual: Root mean square of the Fokker-Planck residual at noisy data, ``(K,)``.
         derivative: That of the derivative of the log-density in t itself, ``(K,)``.
         flow: Mean and standard deviation over the data of ``flow_log_prob - log_density`` at t = 0, in nats.
+        entropy: By how much the entropy of the noisy data misses de Bruijn's identity, in nats per unit of time, and
+            the standard error of that, ``(K, 2)``.
+        bound: Mean over half of the data of :func:`~ncml.evaluation.ladder_bound`, with the other half to fit the
+            decoder, less that of ``log_prob`` at t = 0, ``(K,)``: above 0, t = 0 is trained less well than t.
+        kernel: Mean of :func:`~ncml.evaluation.kernel_gap`, and of the effective share of its samples, ``(K, 2)``; NaN
+            for densities that cannot sample, or with a context.
     """
 
     times: Tensor
     residual: Tensor
     derivative: Tensor
     flow: tuple[float, float]
+    entropy: Tensor
+    bound: Tensor
+    kernel: Tensor
 
     @property
     def ratio(self) -> Tensor:
@@ -211,12 +182,15 @@ class LadderAudit:
     def to_dict(self) -> dict[str, Any]:
         """Strict JSON data."""
         data = {"times": self.times, "residual": self.residual, "derivative": self.derivative, "ratio": self.ratio}
-        return {key: jsonable(value, key) for key, value in {**data, "flow": list(self.flow)}.items()}
+        more = {"flow": list(self.flow), "entropy": self.entropy, "bound": self.bound}
+        kernel = {} if bool(self.kernel.isnan().any()) else {"kernel": self.kernel}
+        return {key: jsonable(value, key) for key, value in {**data, **more, **kernel}.items()}
 
     def __str__(self) -> str:
-        lines = [f"{'t':>12}{'residual':>14}{'d/dt log p':>14}{'ratio':>10}"]
-        for t, r, d, ratio in zip(self.times, self.residual, self.derivative, self.ratio, strict=True):
-            lines.append(f"{float(t):12.4g}{float(r):14.4g}{float(d):14.4g}{float(ratio):10.3f}")
+        names = ("t", "residual", "d/dt log p", "ratio", "entropy", "+-", "bound", "kernel", "share")
+        lines = ["".join(f"{name:>12}" for name in names)]
+        columns = (self.times, self.residual, self.derivative, self.ratio, *self.entropy.T, self.bound, *self.kernel.T)
+        lines += ["".join(f"{float(value):12.4g}" for value in row) for row in zip(*columns, strict=True)]
         lines.append(f"log p by the flow, less log p: {self.flow[0]:.4g} +- {self.flow[1]:.4g} nats")
         return "\n".join(lines)
 
@@ -232,7 +206,14 @@ def audit_ladder(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> LadderAudit:
-    """Whether the scores of a ladder can be trusted: its Fokker-Planck residual, and its likelihood by two ways.
+    r"""Whether the levels of a ladder belong to one process, by all that they say of each other.
+
+    The Fokker-Planck residual; de Bruijn's identity for the entropy H of the noisy data,
+
+    .. math:: \frac{dH(p_t)}{dt} = D f + \tfrac12 g^2\, E\|s_t\|^2;
+
+    the likelihood of data by way of each level; that of noisy data by the model's own samples; and that of data by way
+    of the flow. In the attributes of the result.
 
     Args:
         density: A density under a Gaussian process.
@@ -251,19 +232,34 @@ def audit_ladder(
     if times is None:
         low, top = float(process.sigma(0.0)), float(process.sigma(process.T))
         times = [float(process.time_at(low + (top - low) * i / 5)) for i in range(1, 6)]
-    residuals, derivatives = [], []
+    residuals, derivatives, entropies, bounds, kernels = [], [], [], [], []
+    half = len(x) // 2
+    fitted, held = (None, None) if context is None else (context[:half], context[half:])
+    exact = inner.log_prob(x[half:], 0.0, held).detach().double().mean()
+    sampled = isinstance(inner, SampleableDensity) and context is None
     for t in progress_bar(list(times), progress, "Fokker-Planck"):
         noisy = process.perturb(x, t, generator=generator)
         residual, rise = fokker_planck_residual(density, noisy, t, context, probes=probes, generator=generator)
         residuals.append(residual.double().square().mean().sqrt())
         derivatives.append(rise.double().square().mean().sqrt())
+        # d/dt E log p_t(x_t), by Ito's formula, plus what de Bruijn says it loses; the divergence is in the residual.
+        f, along = float(process.drift_coefficient(t)), (noisy * inner.score(noisy, t, context)).flatten(1).sum(1)
+        missed = (2.0 * (rise + x[0].numel() * f + f * along) - residual).double()
+        entropies.append(torch.stack([missed.mean(), missed.std() / math.sqrt(len(x))]))
+        bound = ladder_bound(density, x[half:], t, fit=x[:half], context=held, fit_context=fitted, generator=generator)
+        bounds.append(bound.mean() - exact)
+        gap = kernel_gap(density, noisy, t, generator=generator) if sampled else (torch.tensor(math.nan),) * 2
+        kernels.append(torch.stack([v.double().mean() for v in gap]))
     by_flow = flow_log_prob(density, x, context, steps=steps, probes=probes, generator=generator)
-    gap = (by_flow - inner.log_density(x, 0.0, context).detach()).double()
+    by_way = (by_flow - inner.log_density(x, 0.0, context).detach()).double()
     return LadderAudit(
         times=torch.tensor(list(times), dtype=torch.float64),
         residual=torch.stack(residuals),
         derivative=torch.stack(derivatives),
-        flow=(float(gap.mean()), float(gap.std())),
+        flow=(float(by_way.mean()), float(by_way.std())),
+        entropy=torch.stack(entropies),
+        bound=torch.stack(bounds),
+        kernel=torch.stack(kernels),
     )
 
 

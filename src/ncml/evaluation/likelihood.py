@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ncml.checks import Time, check_count, check_generator, per_example
 from ncml.density import NoiseConditionalDensity, check_arguments, check_log_density, evaluating, inner_density
+from ncml.density.lengths import padded
 from ncml.errors import ArgumentError
 from ncml.noise import BitsPerDim, Lattice
 from ncml.progress import progress_bar
@@ -42,6 +43,7 @@ def bits_per_dim(
     batch_size: int = 512,
     generator: torch.Generator | None = None,
     progress: bool = False,
+    lengths: Tensor | None = None,
 ) -> BitsPerDim:
     """Bits per dimension of every example, and whether they are exact or an upper bound.
 
@@ -63,6 +65,8 @@ def bits_per_dim(
         batch_size: Examples per pass. The result does not depend on it.
         generator: Source of the dequantisation.
         progress: Show a progress bar (needs tqdm).
+        lengths: For densities over sequences: the number of positions of each row that count, ``(B,)``; the bits of a
+            row are divided by its own number of values.
 
     Returns:
         One value per example; ``inf`` where the density is zero, counted by ``.infinite``.
@@ -82,6 +86,7 @@ def bits_per_dim(
     """
     lattice = data_lattice(density, lattice)
     inner = inner_density(density)
+    x, more = padded(inner, x, lengths)
     x, times, context = check_batch(inner, x, t, context)
     check_count(dequantisations, "dequantisations")
     check_generator(generator, x.device)
@@ -90,7 +95,9 @@ def bits_per_dim(
     lattice.check(x[on_lattice])
 
     exact = inner.lattice is not None or not bool(on_lattice.any())
-    dims = math.prod(x.shape[1:])
+    dims: int | Tensor = math.prod(x.shape[1:])
+    if more:
+        dims = more["lengths"] * math.prod(x.shape[2:])
     draws = []
     for _ in range(1 if exact else dequantisations):
         parts = []
@@ -98,7 +105,7 @@ def bits_per_dim(
             y = x
             if not exact:
                 y = torch.where(per_example(on_lattice, x), lattice.dequantize(x, generator=generator), x)
-            parts.append(log_prob_in_batches(density, y, times, context, batch_size, progress))
+            parts.append(log_prob_in_batches(density, y, times, context, batch_size, progress, check=True, **more))
         log_p = torch.stack(parts).logsumexp(0) - math.log(len(parts))
         draws.append(lattice.bits_per_dim(log_p, dims).values)
     return BitsPerDim(torch.stack(draws).mean(0), exact=exact, mass=bool(on_lattice.all()))
@@ -144,10 +151,12 @@ def log_prob_in_batches(
     progress: bool,
     *,
     check: bool = True,
+    **more: Tensor,
 ) -> Tensor:
     """Log-likelihoods of checked arguments, ``(B,)`` float64, in eval mode and without gradients.
 
-    NaN and ``+inf`` are refused, unless ``check`` is False.
+    NaN and ``+inf`` are refused, unless ``check`` is False. What there is ``more``, with one row per example, goes to
+    the call.
     """
     inner = inner_density(density)
     if inner.lattice is not None and inner.process is not None:
@@ -155,6 +164,7 @@ def log_prob_in_batches(
     parts = []
     with evaluating(density), torch.no_grad():
         for rows in batches(x.shape[0], batch_size, progress, "log-likelihood"):
-            log_p = density(x[rows], t[rows], None if context is None else context[rows])
+            also = {name: value[rows] for name, value in more.items()}
+            log_p = density(x[rows], t[rows], None if context is None else context[rows], **also)
             parts.append(check_log_density(log_p, x[rows], t[rows], type(inner).__name__) if check else log_p)
     return torch.cat(parts).double()

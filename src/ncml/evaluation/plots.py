@@ -21,6 +21,7 @@ __all__ = ["plot_images", "plot_robustness"]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's colours, which colour-blind readers can tell apart."""
 
+SPREAD = 0.2  # of the last time: earlier ones would lie on top of each other
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -28,6 +29,9 @@ def plot_robustness(
     curves: Mapping[str, RobustnessCurve], path: str | os.PathLike[str] | None = None, *, relative: bool = False
 ) -> Figure:
     r"""The paper's Figure 4: :math:`\Delta\log p` against t for every :math:`\pi`, and the size of the noise.
+
+    The axis of t is logarithmic down to the smallest time above 0, and 0 has a place of its own to the left: what level
+    noise costs falls within the first hundredths of T.
 
     Args:
         curves: Curves by their labels, all with the same ``pi``.
@@ -64,9 +68,13 @@ def plot_robustness(
     axes[-1].set_ylabel(r"mean $|x_t - x_0|$ (levels)")
     axes[-1].axhline(1.0, color="0.4", linestyle=":", linewidth=1.2)
     axes[-1].text(1.0, 1.0, "1 level", color="0.4", ha="right", va="bottom", transform=axes[-1].get_yaxis_transform())
+    every = [float(t / curve.T if relative else t) for curve in curves.values() for t in curve.times]
+    first, last = min((t for t in every if t > 0.0), default=0.0), max(every)
     for axis in axes:
         axis.set_xlabel("t / T" if relative else "t")
-        axis.set_xlim(left=0.0)
+        if first < SPREAD * last:
+            axis.set_xscale("symlog", linthresh=first, linscale=0.4)
+        axis.set_xlim(0.0, last or None)
         axis.set_ylim(bottom=0.0)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)

@@ -3,10 +3,12 @@
 from ncml.nn.conditioning import Conditioning, NoiseFeatures, NoiseScaling
 from ncml.nn.heads import GaussianHead, LogisticHead, MixtureHead
 from ncml.nn.masked import MaskedMLP
+from ncml.nn.norm import LayerNorm
 
 __all__ = [
     "Conditioning",
     "GaussianHead",
+    "LayerNorm",
     "LogisticHead",
     "MaskedMLP",
     "MixtureHead",

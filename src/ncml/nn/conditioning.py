@@ -22,7 +22,7 @@ from ncml.checks import HALF, Time, check_count, check_floating, check_positive,
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import GaussianProcess, NoiseProcess
 
-__all__ = ["Conditioning", "NoiseFeatures", "NoiseScaling", "label_rows"]
+__all__ = ["Conditioning", "NoiseFeatures", "NoiseScaling", "dropped_labels", "label_rows"]
 
 REFERENCE = 100.0
 """sigma_T / sigma_ref: noise down to a hundredth of the largest level is resolved evenly in log."""
@@ -42,6 +42,17 @@ def label_rows(context: Tensor, classes: int) -> Tensor:
     if labels.numel() and (int(labels.min()) < -1 or int(labels.max()) >= classes):
         raise ArgumentError(f"context: got labels outside -1 .. {classes - 1}; -1 is the null label")
     return labels % (classes + 1)
+
+
+def dropped_labels(context: Tensor, classes: int, share: float) -> Tensor:
+    """Labels, int64 ``(B,)``, each replaced by the null label with probability ``share``, from torch's own generator.
+
+    Errors as for :func:`label_rows`.
+    """
+    rows = label_rows(context, classes)
+    if share == 0.0:
+        return context.long()
+    return torch.where(torch.rand(rows.shape, device=rows.device) < share, -1, context.long())
 
 
 class NoiseFeatures(nn.Module):

@@ -153,15 +153,15 @@ class Lattice:
             )
         return x + (2.0 * uniform.to(x.dtype) - 1.0) * self.half_width
 
-    def bits_per_dim(self, log_prob: Tensor, dims: int, *, exact: bool = True) -> BitsPerDim:
+    def bits_per_dim(self, log_prob: Tensor, dims: int | Tensor, *, exact: bool = True) -> BitsPerDim:
         """Bits per dimension from log-densities in nats (see the module's formula).
 
         Args:
             log_prob: Log-densities in data units, shape ``(B,)``.
-            dims: Number of dimensions D of one example.
+            dims: Number of dimensions D of one example, or of each, ``(B,)``.
             exact: False if ``-log_prob`` only bounds the negative log-mass from above.
         """
-        if dims < 1:
+        if bool((torch.as_tensor(dims) < 1).any()):
             raise ArgumentError(f"dims: got {dims}; expected the number of values in an example")
         bits = -log_prob.detach().double() / (dims * math.log(2.0)) - math.log2(self.width)
         return BitsPerDim(bits, exact=exact)

@@ -73,13 +73,38 @@ class _BetaSDE(LinearSDE):
             )
 
     @classmethod
-    def at_noise(cls, std: float, *, beta_min: float = 0.1, beta_max: float = 20.0) -> Self:
-        """The process whose T has noise of standard deviation ``std`` (data units, below 1).
+    def at_noise(
+        cls, std: float, *, data_std: float | None = None, beta_min: float = 0.1, beta_max: float = 20.0
+    ) -> Self:
+        r"""The process whose T has noise of standard deviation ``std`` (data units, below 1).
 
-        Ten 8-bit levels on [-1, 1], the paper's choice, are ``10 * Lattice(256).width``.
+        Ten 8-bit levels on [-1, 1], the paper's choice, are ``10 * Lattice(256).width``. To the letter the paper (A.1)
+        means the standard deviation of :math:`x_T - x_0`, to which the shrinking of the data adds:
+
+        .. math:: \sqrt{(1 - \alpha(T))^2 s^2 + \sigma(T)^2}
+
+        for values of standard deviation s, ``data_std``. VE processes do not shrink, and the two are one.
+
+        Args:
+            std: The standard deviation, of the noise, or with ``data_std`` of :math:`x_T - x_0`.
+            data_std: Standard deviation of the data's values over all of them, in data units.
+            beta_min, beta_max: The schedule.
         """
         process = cls(beta_min=beta_min, beta_max=beta_max)
-        return replace(process, T=_with_noise(process, std))
+        T = _with_noise(process, std)
+        if data_std is not None:
+            T = process._with_difference(float(std), check_positive(data_std, "data_std"), T)
+        return replace(process, T=T)
+
+    def _with_difference(self, std: float, data_std: float, upper: float) -> float:
+        """Where the standard deviation of x_t - x_0 reaches ``std``, to the last bits; below ``upper``."""
+        low, high = 0.0, upper
+        while low < (middle := 0.5 * (low + high)) < high:
+            t = torch.tensor(middle, dtype=torch.float64)
+            shrunk = -math.expm1(-0.5 * float(self._integral(0.0, t)))
+            reached = math.hypot(shrunk * data_std, float(self.sigma(t))) >= std
+            low, high = (low, middle) if reached else (middle, high)
+        return high
 
     def _beta(self, t: Tensor) -> Tensor:
         return self.beta_min + (self.beta_max - self.beta_min) * t

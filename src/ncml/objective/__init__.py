@@ -1,6 +1,6 @@
 """3. The objective: what is minimised, and which noise levels are drawn."""
 
-from ncml.objective.objective import NCMLObjective
+from ncml.objective.objective import LossTerms, NCMLObjective
 from ncml.objective.times import (
     AtZero,
     ImportanceTimes,
@@ -17,6 +17,7 @@ __all__ = [
     "ImportanceTimes",
     "LadderTimes",
     "LogUniformTimes",
+    "LossTerms",
     "NCMLObjective",
     "PlacedTimes",
     "TimeSampler",

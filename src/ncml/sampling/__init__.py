@@ -4,14 +4,18 @@ from ncml.density import Target
 from ncml.sampling import grids
 from ncml.sampling.adaptive import AdaptiveHeun, AdaptiveSampler, AdaptiveSDE
 from ncml.sampling.ancestral import Ancestral
+from ncml.sampling.conditional import Restored, complete, restore
+from ncml.sampling.discrete import LatticeGibbs, LatticeMetropolis
 from ncml.sampling.dpm import DDIM, DPMSolver2M, DPMSolver2MSDE, DPMSolverSDE
 from ncml.sampling.er_sde import ERSDE
 from ncml.sampling.euler_maruyama import EulerMaruyama
 from ncml.sampling.generate import generate
 from ncml.sampling.heun import HeunODE
-from ncml.sampling.jacobi import ParallelSamples, sample_in_parallel
-from ncml.sampling.langevin import AnnealedLangevin, MetropolisLangevin
+from ncml.sampling.jacobi import ParallelSamples, allowed_difference, sample_in_parallel
+from ncml.sampling.langevin import HMC, AnnealedLangevin, MetropolisLangevin
+from ncml.sampling.multistep import MultistepODE
 from ncml.sampling.predictor_corrector import PredictorCorrector
+from ncml.sampling.repaint import RePaint
 from ncml.sampling.sampler import GridSampler, Refined, Sampler
 from ncml.sampling.smc import AnnealedSMC
 from ncml.sampling.tweedie import Tweedie
@@ -19,6 +23,7 @@ from ncml.sampling.tweedie import Tweedie
 __all__ = [
     "DDIM",
     "ERSDE",
+    "HMC",
     "AdaptiveHeun",
     "AdaptiveSDE",
     "AdaptiveSampler",
@@ -31,14 +36,22 @@ __all__ = [
     "EulerMaruyama",
     "GridSampler",
     "HeunODE",
+    "LatticeGibbs",
+    "LatticeMetropolis",
     "MetropolisLangevin",
+    "MultistepODE",
     "ParallelSamples",
     "PredictorCorrector",
+    "RePaint",
     "Refined",
+    "Restored",
     "Sampler",
     "Target",
     "Tweedie",
+    "allowed_difference",
+    "complete",
     "generate",
     "grids",
+    "restore",
     "sample_in_parallel",
 ]

@@ -16,12 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import check_count
-from ncml.density import AutoregressiveDensity, check_draw, check_noise, evaluating, inner_density
+from ncml.density import (
+    AutoregressiveDensity,
+    NoiseConditionalDensity,
+    check_draw,
+    check_noise,
+    evaluating,
+    inner_density,
+)
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.noise import GaussianProcess
 from ncml.progress import progress_counter
 
-__all__ = ["ParallelSamples", "sample_in_parallel"]
+__all__ = ["ParallelSamples", "allowed_difference", "sample_in_parallel"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def sample_in_parallel(
     check_noise(inner, noise, n)
     if block is not None:
         check_count(block, "block")
-    allowed = _allowed(inner, times, tolerance)
+    allowed = allowed_difference(inner, times, tolerance)
     order = inner.order
     dims = len(order)
     x = torch.zeros(n, *inner.event_shape, dtype=inner.dtype, device=inner.device)
@@ -120,8 +127,12 @@ def sample_in_parallel(
     return ParallelSamples(x, sweeps, evaluations)
 
 
-def _allowed(density: AutoregressiveDensity, times: Tensor, tolerance: float) -> Tensor:
-    """The difference at which two values agree, for each row."""
+def allowed_difference(density: NoiseConditionalDensity, times: Tensor, tolerance: float) -> Tensor:
+    """The difference at which two values agree, ``(n,)``: so many standard deviations of the noise at each time.
+
+    Raises:
+        ArgumentError: A tolerance that is negative, or above 0 where there is no noise.
+    """
     if not isinstance(tolerance, (int, float)) or not 0.0 <= tolerance < math.inf:
         raise ArgumentError(
             f"tolerance: got {tolerance!r}; expected a number >= 0, in standard deviations of the noise"

@@ -201,7 +201,7 @@ class Sampler(abc.ABC):
             target.advance()
             bar.update()
             if path:
-                kept.append((t, x.clone()))
+                kept.append((t, target.finished(x, t).clone()))
 
         info: dict[str, Any] = {}
         with bar, target.evaluating(), torch.no_grad():
@@ -210,6 +210,7 @@ class Sampler(abc.ABC):
             if rest > stop:
                 x = target.denoise(x, rest)
                 keep(stop, x)
+        x = target.finished(x, stop)
         if (failed := target.failed) is not None:
             x[failed] = math.nan
             info = {**info, "failed": failed.nonzero().flatten()}

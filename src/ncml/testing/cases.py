@@ -113,10 +113,14 @@ class DensityCase:
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
-        """Run a block, and leave a density that cannot be copied as it was."""
+        """Run a block, and leave a density that cannot be copied as it was.
+
+        What is compiled runs eagerly: its graph serves one backward pass only, and every dtype would compile anew.
+        """
         modes = [(module, module.training) for module in self.density.modules()]
         try:
-            yield
+            with torch.compiler.set_stance("force_eager"):
+                yield
         finally:
             self._restore()
             for module, mode in modes:

@@ -17,7 +17,7 @@ from ncml.objective import NCMLObjective
 from ncml.training.checkpoint import Checkpoint, load_state, open_checkpoint
 from ncml.training.config import NoiseConfig, TrainConfig, from_dict, to_dict
 from ncml.training.models import build_model
-from ncml.training.noise import build_process, build_times, resolved
+from ncml.training.noise import FINE_LEVELS, build_process, build_times, resolved
 
 __all__ = ["DataKind", "build_density", "build_objective", "describe", "load_density", "parameter_count"]
 
@@ -32,23 +32,27 @@ class DataKind:
         shape: Shape of one example.
         levels: Levels of their lattice; None for real numbers.
         classes: Names of the classes.
-        std: Standard deviation of real numbers, over all values around the mean of each; None with a lattice.
+        std: Standard deviation of real numbers, and of levels that are more than 256, over all values around the mean
+            of each, in data units; else None.
+        rate: Samples per second, of recordings; else None.
     """
 
     shape: tuple[int, ...]
     levels: int | None = None
     classes: tuple[str, ...] = ()
     std: float | None = None
+    rate: int | None = None
 
     @classmethod
     def of(cls, examples: DataSet) -> DataKind:
         """The kind of given data."""
-        lattice = examples.lattice
-        if lattice is not None:
-            return cls(tuple(examples.shape), lattice.levels, tuple(examples.classes))
-        x = examples.batch(slice(0, STD_ROWS)).double()
-        std = float(x.var(0, correction=0).mean().sqrt())
-        return cls(tuple(examples.shape), None, tuple(examples.classes), std or None)
+        lattice, rate = examples.lattice, getattr(examples, "rate", None)
+        levels = None if lattice is None else lattice.levels
+        std = 0.0
+        if levels is None or levels > FINE_LEVELS:
+            x = examples.batch(slice(0, STD_ROWS)).double()
+            std = float(x.var(0, correction=0).mean().sqrt())
+        return cls(tuple(examples.shape), levels, tuple(examples.classes), std or None, rate)
 
     @property
     def lattice(self) -> Lattice | None:
@@ -59,6 +63,16 @@ class DataKind:
     def is_image(self) -> bool:
         """Whether an example can be shown as a picture, grey or in colours."""
         return len(self.shape) == 3 and self.shape[0] in (1, 3)
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether an example has positions and channels."""
+        return len(self.shape) == 2
+
+    @property
+    def unit(self) -> str:
+        """What bits are counted per: a sample of recordings, else a dimension."""
+        return "bits per sample" if self.rate is not None else "bits/dim"
 
     @property
     def size(self) -> str:
@@ -96,7 +110,7 @@ def build_objective(
     if process is None:
         process = density.process or build_process(noise, kind.lattice, kind.std)
     dequantize = kind.lattice if density.lattice is None else None
-    return NCMLObjective(process, build_times(noise), dequantize=dequantize)
+    return NCMLObjective(process, build_times(noise), dequantize=dequantize, score_matching=noise.score_matching)
 
 
 def load_density(folder: str | Path) -> tuple[NoiseConditionalDensity, TrainConfig, DataKind, Checkpoint]:

@@ -140,7 +140,9 @@ def save_checkpoint(
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
-            raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
+            failure = CheckpointError(f"{folder}: cannot be written ({error.strerror or error})")
+            failure.errno = error.errno
+            raise failure from error
         raise
     return folder
 

@@ -30,48 +30,64 @@ __all__ = [
 class OptimConfig:
     r"""Adam, its schedule, and what surrounds a step.
 
-    The learning rate rises linearly over warmup steps, and then is constant or falls to zero along a
-    cosine that ends with the last step.
+    The learning rate rises linearly over warmup steps, and then is constant, falls to zero along a cosine that ends
+    with the last step, or is multiplied by decay with every step.
 
     Args:
         steps: Optimizer steps.
         batch_size: Examples per step, over all processes and accumulated parts.
         accumulate: Parts of a batch that are computed one after the other, to save memory.
         learning_rate: Adam's learning rate at its highest.
-        schedule: cosine or constant.
+        schedule: cosine, constant or exponential.
+        decay: Of exponential: what every step multiplies the learning rate by; PixelCNN++ takes 0.999995.
         warmup: Steps over which the learning rate rises.
         beta1: Adam's decay of the first moment.
         beta2: Adam's decay of the second moment.
         clip_norm: Gradients (of the loss in nats per dimension) of a larger norm are scaled down to it.
         ema: Decay of the moving average of the parameters, which samples and results are made with; 0 for none.
+        init_examples: Examples by whose features the weights are scaled before the first step, for a model that can be
+            initialised so, such as ncpn with weight_norm; PixelCNN++ takes 100. 0 for none.
     """
 
     steps: int = 10_000
     batch_size: int = 32
     accumulate: int = 1
     learning_rate: float = 1e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "exponential"] = "cosine"
+    decay: float | None = None
     warmup: int = 200
     beta1: float = 0.9
     beta2: float = 0.999
     clip_norm: float = 1.0
     ema: float = 0.999
+    init_examples: int = 0
 
     def __post_init__(self) -> None:
         check_count(self.steps, "optim.steps")
         check_count(self.batch_size, "optim.batch_size")
         check_count(self.accumulate, "optim.accumulate")
         check_count(self.warmup, "optim.warmup", minimum=0)
+        check_count(self.init_examples, "optim.init_examples", minimum=0)
         check_positive(self.learning_rate, "optim.learning_rate")
         check_positive(self.clip_norm, "optim.clip_norm")
         for name in ("beta1", "beta2", "ema"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ArgumentError(f"optim.{name}: got {getattr(self, name)!r}; expected 0 <= {name} < 1")
+        if (self.decay is not None) != (self.schedule == "exponential"):
+            raise ArgumentError(
+                f"optim.decay: got {self.decay} with schedule={self.schedule!r}; expected a number with 'exponential', "
+                f"and none with another schedule"
+            )
+        if self.decay is not None and not 0.0 < self.decay <= 1.0:
+            raise ArgumentError(f"optim.decay: got {self.decay!r}; expected 0 < decay <= 1")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of the step after step steps."""
         rise = min(1.0, (step + 1) / (self.warmup + 1))
-        fall = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / self.steps))) if self.schedule == "cosine" else 1.0
+        if self.schedule == "cosine":
+            fall = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / self.steps)))
+        else:
+            fall = 1.0 if self.decay is None else self.decay**step
         return self.learning_rate * rise * fall
 
 

@@ -13,7 +13,7 @@ from ncml.density import inner_density, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.objective import NCMLObjective
 from ncml.progress import progress_bar
-from ncml.training.table_checks import check_rows, warn_of_lattice_data
+from ncml.training.table_checks import check_rows, warn_of_data
 
 __all__ = ["fit"]
 
@@ -60,6 +60,8 @@ def fit(
     Warns:
         LatticeDataWarning: The data lie on few evenly spaced values, where the likelihood of a density without a
             lattice is unbounded, and the objective does not dequantise them.
+        ColumnScaleWarning: Columns of a table are constant, or their standard deviations differ by more than a
+            hundred times.
     """
     if not isinstance(objective, NCMLObjective):
         raise ArgumentTypeError(
@@ -82,7 +84,7 @@ def fit(
     check_rows(lambda rows: x[rows], len(x), "x")
     inner = unwrapped(density) if isinstance(density, nn.Module) else inner_density(density)
     if inner is not None:
-        warn_of_lattice_data(inner, objective, x, stacklevel=2)
+        warn_of_data(inner, objective, x, stacklevel=2)
     parameters = list(density.parameters())
     if not parameters:
         raise ArgumentError("density: got one without parameters; expected something to train")

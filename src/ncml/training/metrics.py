@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ncml.errors import ArgumentError
 from ncml.files import replacing
 from ncml.report import jsonable
 
@@ -36,10 +37,24 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a log; a last one that was cut short is left out."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    """The lines of a log; a last one that was cut short is left out.
+
+    Raises:
+        ArgumentError: A line is damaged; the message says which.
+    """
+    lines = Path(path).read_bytes().split(b"\n")
     complete = lines[:-1]  # what follows the last newline is empty, or cut short
-    return [json.loads(line) for line in complete if line]
+    return [_read_line(line, path, i) for i, line in enumerate(complete, start=1) if line]
+
+
+def _read_line(text: bytes, path: str | os.PathLike[str], i: int) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        line = None
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        raise ArgumentError(f"{path}: got a line {i} that is damaged; expected JSON with a step; remove the line")
+    return line
 
 
 def numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

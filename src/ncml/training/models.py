@@ -25,13 +25,14 @@ from ncml.densities.made import MADESettings
 from ncml.densities.maf import MAFSettings
 from ncml.densities.ncpn import NCPNSettings
 from ncml.densities.transformer import CausalTransformerSettings
+from ncml.densities.transformer_flow import TransformerFlowSettings
 from ncml.density import NoiseConditionalDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import Lattice, NoiseProcess
 from ncml.training.draws import stream_seed
 from ncml.training.settings import from_dict, to_dict
 
-__all__ = ["MODELS", "ModelConfig", "ModelSettings", "build_model", "model_settings", "takes_more"]
+__all__ = ["MODELS", "ModelConfig", "ModelSettings", "build_model", "capability", "model_settings", "takes_more"]
 
 OWN = ("name", "classes", "compile", "recompute")
 """Settings of every model; no model may have one of these names for itself, but for classes."""
@@ -51,6 +52,7 @@ MODELS: dict[str, type[Any]] = {
     "maf": MAFSettings,
     "made": MADESettings,
     "causal-transformer": CausalTransformerSettings,
+    "transformer-flow": TransformerFlowSettings,
 }
 """The bundled models: their names, and the dataclasses of their settings."""
 
@@ -62,8 +64,9 @@ class ModelConfig:
     In TOML the model's own settings stand beside the others, ``[model] name = "maf"``, ``transforms = 3``.
 
     Args:
-        name: ncpn (images), causal-transformer (sequences), maf (a flow) or made; or package.module:function for a
-            model of your own, called as function(event_shape, process, lattice, **settings).
+        name: ncpn (images), causal-transformer (sequences), transformer-flow (either), maf (a flow) or made; or
+            package.module:function for a model of your own, called as function(event_shape, process, lattice,
+            **settings).
         classes: Condition on the class of each example.
         compile: Compile the model with torch.compile; of ncpn the block that it repeats.
         recompute: Recompute blocks in the backward pass instead of keeping their activations, if the model can.
@@ -189,7 +192,7 @@ def build_model(
             density = _call(config, tuple(event_shape), process, lattice, classes)
     _check_fits(density, config.name, tuple(event_shape), process, lattice)
     if config.recompute:
-        _capability(density, "recompute_blocks", "model.recompute", config.name)()
+        capability(density, "recompute_blocks", "model.recompute", config.name)()
     if config.compile:
         compile_blocks = getattr(density, "compile_blocks", None)
         if compile_blocks is not None:
@@ -199,11 +202,16 @@ def build_model(
     return density
 
 
-def _capability(density: NoiseConditionalDensity, method: str, setting: str, name: str) -> Callable[[], Any]:
-    found: Callable[[], Any] | None = getattr(density, method, None)
+def capability(density: NoiseConditionalDensity, method: str, setting: str, name: str) -> Callable[..., Any]:
+    """A method that only some models have, for a setting that asks for it.
+
+    Raises:
+        UnsupportedError: This one has none.
+    """
+    found: Callable[..., Any] | None = getattr(density, method, None)
     if found is None:
         raise UnsupportedError(
-            f"{setting}: got True and {name!r}, a {type(density).__name__} without {method}(); expected False"
+            f"{setting}: got it on and {name!r}, a {type(density).__name__} without {method}(); expected it off"
         )
     return found
 

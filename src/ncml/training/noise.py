@@ -23,6 +23,7 @@ from ncml.objective import (
 )
 
 __all__ = [
+    "FINE_LEVELS",
     "NoiseConfig",
     "build_process",
     "build_times",
@@ -38,7 +39,8 @@ PAPER_LEVELS = 10.0  # of 256, the noise at T in the paper
 COARSE_STD = 0.25  # at most so much of the data's range [-1, 1], if their levels are coarser
 COARSEST_STD = 0.75  # but a level if it can be: VP and sub-VP end below 1
 STD_MIN = 1e-3  # of log-uniform times: an eighth of a level of 256
-DATA_SHARE = 0.25  # of the standard deviation of data without a lattice
+DATA_SHARE = 0.25  # of the standard deviation of data without a lattice, or on a fine one
+FINE_LEVELS = 256  # more of them are a fine lattice
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "vp": ("beta_min", "beta_max"),
@@ -64,13 +66,16 @@ class NoiseConfig:
 
     How much noise there is at T is said in one of four ways: std, std_in_levels, T or preset. If none is given it
     follows from the data: 10 levels of 256, as in the paper; less on coarser lattices (2 of 17); a quarter of the
-    standard deviation of data without a lattice. What was chosen is printed when training starts, and stored.
+    standard deviation of data without a lattice or with more than 256 levels. What was chosen is printed when training
+    starts, and stored.
 
     Args:
         process: vp, sub-vp or ve of the paper, linear-ve (sigma = t), or level-noise: every value moves by one level
             with probability t, for data on a lattice; such a model draws samples at t = 0 only.
         std: Standard deviation of the noise at T, in data units.
         std_in_levels: The same in levels of the data's lattice.
+        data_std: Of vp and sub-vp: standard deviation of the data's values, in data units. Then std, or std_in_levels,
+            is that of x_T - x_0, as the paper words it, to which the shrinking of the data adds a little.
         T: Largest time itself; for level-noise a probability.
         preset: paper for the paper's T and schedule of this process, or paper-as-printed for its numbers to the
             letter, which do not give the noise that it states.
@@ -83,6 +88,8 @@ class NoiseConfig:
             drawn by bins and weighted back) have an atom at t = 0; ladder has finitely many levels (paper, eq. 7);
             zero is t = 0 only, which is maximum likelihood.
         p_zero: Share of each batch at t = 0; for uniform, log-uniform and importance.
+        score_matching: Factor of the error of the model's own score, added to the loss at t > 0; a step then costs two
+            to three times as much.
         t_min: For uniform: the smallest positive time.
         std_min: For log-uniform: the smallest positive noise, in data units; 1e-3 if not given.
         ladder: For ladder: its times above 0, which is always in it.
@@ -94,6 +101,7 @@ class NoiseConfig:
     process: Literal["vp", "sub-vp", "ve", "linear-ve", "level-noise"] = "vp"
     std: float | None = None
     std_in_levels: float | None = None
+    data_std: float | None = None
     T: float | None = None
     preset: Literal["paper", "paper-as-printed"] | None = None
     beta_min: float | None = None
@@ -103,6 +111,7 @@ class NoiseConfig:
     edge: Literal["clip", "reflect"] | None = None
     times: Literal["uniform", "log-uniform", "zero", "ladder", "importance"] = "uniform"
     p_zero: float = 0.2
+    score_matching: float = 0.0
     t_min: float | None = None
     std_min: float | None = None
     ladder: tuple[float, ...] = ()
@@ -111,12 +120,21 @@ class NoiseConfig:
     weight: Literal["one", "t"] = "one"
 
     def __post_init__(self) -> None:
-        for name in ("std", "std_in_levels", "T", "beta_min", "beta_max", "sigma_min", "sigma_max", "std_min"):
+        for name in (
+            "std", "std_in_levels", "data_std", "T", "beta_min", "beta_max", "sigma_min", "sigma_max", "std_min"
+        ):  # fmt: skip
             if getattr(self, name) is not None:
                 check_positive(getattr(self, name), f"noise.{name}")
         check_probability(self.p_zero, "noise.p_zero")
         if len(self.amounts) > 1:
             raise ArgumentError(f"noise: got {' and '.join(self.amounts)}; expected one of them: each sets the noise")
+        if self.data_std is not None and not (
+            self.process in ("vp", "sub-vp") and self.amounts in (["std"], ["std_in_levels"])
+        ):
+            raise ArgumentError(
+                f"noise.data_std: got {self.data_std:g}; expected none; it is for vp and sub-vp, with std or "
+                f"std_in_levels"
+            )
         self._check_belongs("process", SCHEDULES)
         self._check_belongs("times", PARAMETERS)
         if self.times == "ladder" and not self.ladder:
@@ -161,8 +179,8 @@ def noise_unit(lattice: Lattice | None) -> float:
 
 def default_noise(lattice: Lattice | None, data_std: float | None) -> float:
     """The noise at T that follows from the data: in levels of their lattice, or else in data units."""
-    if lattice is None:
-        return DATA_SHARE * (data_std or 1.0)
+    if lattice is None or (lattice.levels > FINE_LEVELS and data_std):
+        return DATA_SHARE * (data_std or 1.0) / noise_unit(lattice)
     coarse = max(COARSE_STD, min(lattice.width, COARSEST_STD))
     return min(PAPER_LEVELS, coarse / lattice.width)
 
@@ -181,7 +199,7 @@ def build_process(noise: NoiseConfig, lattice: Lattice | None, data_std: float |
     Args:
         noise: The configuration.
         lattice: The lattice of the data, or None.
-        data_std: Their standard deviation, which the default follows where there is no lattice.
+        data_std: Their standard deviation, which the default follows where there is no lattice, or a fine one.
 
     Raises:
         ArgumentError: More noise than the process can have, or levels for data without a lattice.
@@ -204,6 +222,8 @@ def build_process(noise: NoiseConfig, lattice: Lattice | None, data_std: float |
     if noise.T is not None:
         return kind(T=noise.T, **schedule)
     std = noise.std if noise.std is not None else (noise.std_in_levels or 0.0) * noise_unit(lattice)
+    if noise.data_std is not None:
+        schedule["data_std"] = noise.data_std
     try:
         return kind.at_noise(std, **schedule)
     except ArgumentError as error:

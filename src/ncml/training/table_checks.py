@@ -1,4 +1,4 @@
-"""Looks at training data before the first step: numbers that are not finite, and lattices that nobody mentioned."""
+"""Looks at training data before the first step: numbers that are not finite, scales, lattices nobody mentioned."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ncml.density import NoiseConditionalDensity
-from ncml.errors import ArgumentError, LatticeDataWarning
+from ncml.errors import ArgumentError, ColumnScaleWarning, LatticeDataWarning
 from ncml.objective import NCMLObjective
 
-__all__ = ["check_rows", "lattice_of", "warn_of_lattice_data"]
+__all__ = ["check_rows", "lattice_of", "warn_of_data"]
 
 MOST_POINTS = 1024  # more distinct values in a sample are no lattice worth the name
 REPEATS = 8  # on average, of every distinct value: less often says nothing
@@ -20,6 +20,8 @@ SAMPLE = 65_536  # values looked at
 TOLERANCE = 1e-3  # of the spacing, as for values off a Lattice
 MOST_ROUNDING = 0.05  # more of the spacing cannot be told from no lattice
 CHUNK = 4096
+MOST_SCALE = 100.0  # between spreads of columns: noise of a quarter of the one is 25 times the other
+SHOWN = 5
 
 
 def check_rows(batch: Callable[[slice], Tensor], n: int, name: str) -> None:
@@ -68,12 +70,11 @@ def lattice_of(x: Tensor) -> tuple[int, float, float] | None:
     return round(span / step) + 1, float(points[0]), float(points[-1])
 
 
-def warn_of_lattice_data(
-    density: NoiseConditionalDensity, objective: NCMLObjective, x: Tensor, stacklevel: int
-) -> None:
-    """Warn if data lie on a lattice that neither the density nor the objective knows."""
+def warn_of_data(density: NoiseConditionalDensity, objective: NCMLObjective, x: Tensor, stacklevel: int) -> None:
+    """Warn if data that are taken for real numbers lie on a lattice, or have columns of other scales than the rest."""
     if density.lattice is not None or objective.dequantize is not None:
         return
+    _warn_of_scales(x, stacklevel + 1)
     found = lattice_of(x)
     if found is None:
         return
@@ -88,3 +89,31 @@ def warn_of_lattice_data(
         LatticeDataWarning,
         stacklevel=stacklevel + 1,
     )
+
+
+def _warn_of_scales(x: Tensor, stacklevel: int) -> None:
+    """Warn of constant columns of a table, and of columns of very different scales.
+
+    Noise has one size for all columns, and a column without spread has no density.
+    """
+    if x.ndim != 2 or len(x) < 2:
+        return
+    std = x.double().std(0)
+    spread = std > 1e-7 * x.double().abs().amax(0)  # less is rounding
+    if (constant := (~spread).nonzero().flatten().tolist()) and bool(spread.any()):
+        listed = ", ".join(map(str, constant[:SHOWN])) + (", ..." if len(constant) > SHOWN else "")
+        warnings.warn(
+            f"x: got a table with constant columns (from 0: {listed}), whose likelihood is unbounded; leave them out",
+            ColumnScaleWarning,
+            stacklevel=stacklevel + 1,
+        )
+    small = int(std.masked_fill(~spread, torch.inf).argmin())
+    large = int(std.argmax())
+    if bool(spread.any()) and (ratio := float(std[large] / std[small])) > MOST_SCALE:
+        warnings.warn(
+            f"x: got columns of very different scales, from a standard deviation of {float(std[small]):.3g} in column "
+            f"{small} to {float(std[large]):.3g} in column {large} (from 0): noise has one size for all; expected a "
+            f"ratio of at most {MOST_SCALE:g}, not {ratio:.3g}; scale every column: (x - x.mean(0)) / x.std(0)",
+            ColumnScaleWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,7 +34,7 @@ from ncml.training.ema import EMA
 from ncml.training.metrics import MetricsLog, numbers
 from ncml.training.parallel import WHOLE_MODEL, reduced
 from ncml.training.signals import StopSignals
-from ncml.training.table_checks import check_rows, warn_of_lattice_data
+from ncml.training.table_checks import check_rows, warn_of_data
 from ncml.training.window import Window
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Trainer:
     Warns:
         LatticeDataWarning: The data lie on few evenly spaced values, and neither the density nor the objective knows
             their lattice.
+        ColumnScaleWarning: Columns of a table are constant, or of very different scales.
     """
 
     def __init__(
@@ -132,9 +133,9 @@ class Trainer:
             check_rows(lambda rows: examples.batch(torch.arange(rows.start, rows.stop)), len(examples), "examples")
         if fabric.is_global_zero:
             some = torch.arange(0, len(examples), -(-len(examples) // LOOKED_AT))
-            warn_of_lattice_data(density, objective, examples.batch(some), stacklevel=2)
+            warn_of_data(density, objective, examples.batch(some), stacklevel=2)
         self.fabric, self.density, self.examples = fabric, density, examples
-        self.objective = replace(objective, reduction="none")
+        self.objective = objective
         self.folder, self.optim, self.run_config = folder, optim, run
         self.periodic, self.info, self.use_labels = periodic, dict(info or {}), use_labels
         self.draws = BatchDraws(len(examples), density.event_shape, objective, optim.batch_size, run.seed)
@@ -208,10 +209,10 @@ class Trainer:
                 context = self._labels(part.rows)
                 t, weight, noise = (v.to(fabric.device) for v in (part.t, part.weight, part.noise))
                 uniform = None if part.uniform is None else part.uniform.to(fabric.device)
-                terms = self.objective(self.module, x, context, t=t, weight=weight, noise=noise, uniform=uniform)
+                terms = self.objective.terms(self.module, x, context, t=t, weight=weight, noise=noise, uniform=uniform)
                 # Per dimension, so that a norm to clip at means the same for small and large images.
-                fabric.backward(terms.sum() / (len(mine.rows) * self.window.dims))
-                self.window.add(terms, t, weight)
+                fabric.backward(terms.loss.sum() / (len(mine.rows) * self.window.dims))
+                self.window.add(terms)
         norm = fabric.clip_gradients(
             self.module, self.optimizer, max_norm=self.optim.clip_norm, error_if_nonfinite=False
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ncml.density import NoiseConditionalDensity
 from ncml.noise import Lattice
+from ncml.objective import LossTerms
 from ncml.training.parallel import reduced
 
 if TYPE_CHECKING:
@@ -38,14 +39,13 @@ class Window:
         self.sums: Tensor = torch.zeros(6, dtype=torch.float64)
 
     @torch.no_grad()
-    def add(self, terms: Tensor, t: Tensor, weight: Tensor) -> None:
-        """Take in the weighted terms of the loss."""
-        terms = terms.detach().double()
-        seen = (weight > 0).double()  # what has no weight does not show in the terms
-        zero = seen * (t == 0)
-        nll = torch.where(seen > 0, terms / weight.double().clamp(min=1e-300), 0.0)
-        count = torch.full_like(terms, 1.0)
-        new = torch.stack([terms.sum(), count.sum(), (zero * nll).sum(), zero.sum(), nll.sum(), seen.sum()])
+    def add(self, terms: LossTerms) -> None:
+        """Take in what a batch came to."""
+        loss, nll = terms.loss.detach().double(), terms.nll.detach().double()
+        seen = (terms.weight > 0).double()  # what has no weight is not trained
+        zero = seen * (terms.t == 0)
+        count = torch.full_like(loss, 1.0)
+        new = torch.stack([loss.sum(), count.sum(), (zero * nll).sum(), zero.sum(), (seen * nll).sum(), seen.sum()])
         self.sums = self.sums.to(new.device) + new
 
     def close(self, fabric: Fabric) -> dict[str, float]:

@@ -231,7 +231,8 @@ class CallableDensity(SampleableDensity):
 
 def _check_callable(name: str, function: object, of: str) -> None:
     if isinstance(function, type) or not callable(function):
-        raise ArgumentTypeError(f"{name}: got {kind_of(function)}; expected a callable of ({of}), such as an instance")
+        remedy = "; give an instance of the class" if isinstance(function, type) else ""
+        raise ArgumentTypeError(f"{name}: got {kind_of(function)}; expected a callable of ({of}){remedy}")
 
 
 def _checked(log_p: Any, x: Tensor) -> Tensor:  # noqa: ANN401 -- whatever a function of someone else returns

@@ -31,8 +31,6 @@ class FlowDensity(SampleableDensity):
     Subclasses say how to evaluate and sample ``flow`` given a context ``(B, C)``.
     """
 
-    process: NoiseProcess
-
     def __init__(
         self,
         flow: nn.Module,

@@ -38,7 +38,6 @@ class ToyLattice(ClosedForm):
         ArgumentError: Negative probabilities, or rows without mass.
     """
 
-    process: NoiseProcess
     lattice: Lattice
     pmf: Tensor
 

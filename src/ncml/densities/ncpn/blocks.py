@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["AxialAttention", "CausalConv", "GatedBlock", "Upsample", "concat_elu", "padded_concat_elu"]
+__all__ = ["AxialAttention", "CausalConv", "GatedBlock", "Skip", "Upsample", "concat_elu", "padded_concat_elu"]
 
 Padding = tuple[int, int, int, int]  # top, bottom, left, right; negative ones crop
 
@@ -87,12 +87,11 @@ class CausalConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs, *kernel).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        top, bottom, left, right = self.padding
-        return self.padded(F.pad(x, (0, 0, left, right, top, bottom)))
-
-    def padded(self, x: Tensor) -> Tensor:
-        """The convolution of features that carry their padding already."""
+    def forward(self, x: Tensor, padded: bool = False) -> Tensor:
+        """The convolution of features, which may carry their padding already."""
+        if not padded:
+            top, bottom, left, right = self.padding
+            x = F.pad(x, (0, 0, left, right, top, bottom))
         # A channels_last view; the weight is brought to that layout inside, where autograd does not keep the copy.
         return F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, self.stride).permute(0, 2, 3, 1)
 
@@ -115,6 +114,20 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.conv_transpose2d(x.permute(0, 3, 1, 2), self.weight, self.bias, stride=2).permute(0, 2, 3, 1)
         return y[:, :, self.width - 2 :]
+
+
+class Skip(nn.Linear):
+    """A projection of features that skip a part of the network; for both streams, whose windows begin alike."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(2 * features, features, bias=False)
+
+    def forward(self, x: Tensor, width: int | None = None) -> Tensor:
+        """The projection; of features inside a padding the part of this width that is not padding."""
+        y = super().forward(x)
+        # Projected whole, since cutting the padding off before would copy; all windows begin one row above
+        # and one column to the left.
+        return y if width is None else y[:, 1:, 1 : 1 + width]
 
 
 def attend(lines: Tensor, causal: bool) -> Tensor:
@@ -258,7 +271,7 @@ class GatedBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.conv_in = CausalConv(2 * features, features, kernel, padding)
-        self.skips = nn.ModuleList([nn.Linear(2 * features, features, bias=False) for _ in range(skips)])
+        self.skips = nn.ModuleList([Skip(features) for _ in range(skips)])
         self.condition = nn.Linear(conditioning, features, bias=False)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = CausalConv(2 * features, 2 * features, kernel, padding)
@@ -282,13 +295,11 @@ class GatedBlock(nn.Module):
 
     def residual(self, active: Tensor, skips: list[Tensor], conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """What enters the second convolution, and what leaves it for the gate."""
-        h = self.conv_in.padded(active) + self.condition(conditioning)[:, None, None]
-        for linear, skip in zip(self.skips, skips, strict=True):
-            # Projected whole, since cutting the padding off before would copy; all windows begin one row above
-            # and one column to the left.
-            h = h + linear(skip)[:, 1:, 1 : 1 + h.shape[2]]
+        h = self.conv_in(active, padded=True) + self.condition(conditioning)[:, None, None]
+        for project, skip in zip(self.skips, skips, strict=True):
+            h = h + project(skip, h.shape[2])
         second = self.dropout(self.activate(h))
-        return second, self.conv_out.padded(second)
+        return second, self.conv_out(second, padded=True)
 
     def activate(self, x: Tensor) -> Tensor:
         """``concat_elu`` inside the padding of this stream."""

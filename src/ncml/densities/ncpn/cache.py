@@ -41,6 +41,7 @@ class CachedPass:
         self.ones = x.new_ones(batch, 1, 1, width)
         self.level = _Level(network.level, batch, height, width, conditioning)
         self.left_above, self.left = network.first_left.weight[..., 0].permute(2, 1, 0)  # (C + 1, F) each
+        self.out = network.out.weight.t()
 
     def fill(self, rows: int) -> None:
         """Pass over the first rows of ``x``, all at once; the next row to start is ``rows``."""
@@ -52,8 +53,8 @@ class CachedPass:
     def start_row(self, r: int) -> None:
         """Compute the vertical stream of row ``r``, from the rows above it."""
         above = F.pad(self._rows(r - 2, 2), (0, 0, 1, 1))  # a column of padding on either side
-        u = self.network.first_vertical.padded(above)
-        h = self.network.first_above.padded(above[:, 1:])[:, 0] + self.network.first_left.bias
+        u = self.network.first_vertical(above, padded=True)
+        h = self.network.first_above(above[:, 1:], padded=True)[:, 0] + self.network.first_left.bias
         h[:, 1:] += above[:, 1, 1:-2] @ self.left_above + self.left[-1]  # and the ones of the pixel to the left
         self.h = h.unbind(1)
         self.level.row(r, u)
@@ -61,7 +62,7 @@ class CachedPass:
     def outputs(self, r: int, c: int) -> Tensor:
         """Outputs of the pixel at ``(r, c)``, ``(B, outputs)``."""
         h = torch.addmm(self.h[c], self.x[:, :, r, c - 1], self.left[:-1]) if c else self.h[c]
-        return cast(Tensor, self.network.out(F.elu(self.level.pixel(r, c, h))))
+        return torch.addmm(self.network.out.bias, F.elu(self.level.pixel(r, c, h)), self.out)
 
     def _rows(self, top: int, count: int) -> Tensor:
         """Pixels and ones of ``count`` rows from ``top`` on, ``(B, count, W, C + 1)``; zeros above the image."""
@@ -176,7 +177,7 @@ class _RowConv:
         row = F.pad(x, (0, 0, 1, 1))
         before = torch.zeros_like(row) if self.before is None else self.before
         self.before = row
-        return self.conv.padded(torch.cat([before, row], dim=1))
+        return cast(Tensor, self.conv(torch.cat([before, row], dim=1), padded=True))
 
 
 class _PixelConv:

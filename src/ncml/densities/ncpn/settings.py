@@ -28,6 +28,8 @@ class NCPNSettings:
         components: Mixture components, if not the preset's.
         dropout: Dropout, if not the preset's.
         label_dropout: Share of examples trained without their label, where there are classes.
+        weight_norm: Train directions and lengths of the weights apart, as PixelCNN++ does; see optim.init_examples.
+        fourier_scale: Scale of the frequencies of the noise level's Fourier features.
     """
 
     preset: Literal["tiny", "small", "paper"] = "tiny"
@@ -38,6 +40,8 @@ class NCPNSettings:
     components: int | None = None
     dropout: float | None = None
     label_dropout: float = 0.1
+    weight_norm: bool = False
+    fourier_scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_probability(self.label_dropout, "model.label_dropout")
@@ -63,6 +67,7 @@ class NCPNSettings:
             )
         names = ("features", "blocks", "resolutions", "heads", "components", "dropout")
         changes: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        changes |= {"weight_norm": self.weight_norm, "fourier_scale": self.fourier_scale}
         if classes:
             changes |= {"classes": classes, "label_dropout": self.label_dropout}
         return NCPN.preset(self.preset, event_shape, process, lattice=lattice, **changes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal, cast
 
 import torch
@@ -20,10 +22,12 @@ from ncml.checks import (
 )
 from ncml.densities.transformer.blocks import Block, Trunk
 from ncml.densities.transformer.cache import CachedPass
+from ncml.densities.transformer.extended import ExtendedSequence, check_overlap
 from ncml.densities.transformer.head import SequenceHead
-from ncml.density import AutoregressiveDensity, check_arguments, check_draw, eval_mode, evaluating
+from ncml.density import AutoregressiveDensity, check_arguments, check_draw, eval_mode, evaluating, gradient
+from ncml.density.lengths import check_lengths, counted, positions_that_count
 from ncml.errors import ArgumentError
-from ncml.nn.conditioning import Conditioning, label_rows
+from ncml.nn.conditioning import Conditioning, dropped_labels
 from ncml.nn.heads import GaussianHead, LogisticHead, MixtureHead, open_uniforms
 from ncml.noise import Lattice, NoiseProcess
 from ncml.progress import progress_counter
@@ -44,8 +48,10 @@ class CausalTransformer(AutoregressiveDensity):
     position sees them as well as the last. Nothing normalises over the batch or over time.
 
     Since nothing depends on what comes later, sequences may be shorter than L wherever ``x`` is an argument, and the
-    result is exact: ``log_prob`` of the first l positions is that of their marginal distribution. Positions enter
-    by their distances only, and no parameter depends on L: weights can be loaded into a model of another L.
+    result is exact: ``log_prob`` of the first l positions is that of their marginal distribution. Rows of different
+    lengths share a batch by ``lengths=``, one number for each, in :meth:`log_prob`, :meth:`score`, :meth:`sample` and
+    the objective. :meth:`extended` is for sequences longer than L. Positions enter by their distances only, and no
+    parameter depends on L: weights can be loaded into a model of another L.
 
     Args:
         event_shape: ``(L, C)``.
@@ -76,8 +82,6 @@ class CausalTransformer(AutoregressiveDensity):
         >>> model.complete(x, keep=64, t=0.1, length=100).shape
         torch.Size([3, 100, 1])
     """
-
-    process: NoiseProcess
 
     def __init__(
         self,
@@ -130,9 +134,19 @@ class CausalTransformer(AutoregressiveDensity):
             )
         return (x.shape[1], channels)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        *,
+        edges: bool = True,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         on_lattice = self.process.on_lattice(t) if edges and self.lattice is not None else None
-        return self.head.log_prob(self._features(x, t, context), x, on_lattice).sum((1, 2))
+        x, counts = (x, None) if lengths is None else counted(x, lengths)
+        terms = self.head.log_prob(self._features(x, t, context), x, on_lattice)
+        return (terms if counts is None else terms.masked_fill(~counts, 0.0)).sum((1, 2))
 
     def log_conditionals(self, x: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
         """The terms of ``log_prob``: of each value given those before it, ``(B, l, C)`` in nats; for inspection.
@@ -147,12 +161,35 @@ class CausalTransformer(AutoregressiveDensity):
             return self.head.log_prob(self._features(x, t, context), x, on_lattice)
 
     def forward_score(
-        self, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        *,
+        create_graph: bool = False,
+        lengths: Tensor | None = None,
     ) -> Tensor:
-        if not create_graph:
-            return super().forward_score(x, t, context)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be differentiated twice
-            return super().forward_score(x, t, context, create_graph=True)
+        more = {} if lengths is None else {"lengths": lengths}
+        # The fused kernels cannot be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext():
+            return gradient(self, x, t, context, create_graph=create_graph, **more)[1]
+
+    def extended(self, length: int, overlap: int | None = None) -> ExtendedSequence:
+        """The distribution of longer sequences, window after window: what :meth:`sample` draws beyond L.
+
+        Args:
+            length: Number of positions.
+            overlap: As for :meth:`complete`.
+
+        Returns:
+            A density over ``(length, C)`` with the same parameters: likelihoods, scores, samples to refine.
+
+        Example:
+            >>> model = CausalTransformer((16, 1), VESDE.linear(1.0), width=32, layers=2, heads=4)
+            >>> generate(model.extended(50), 2).shape
+            torch.Size([2, 50, 1])
+        """
+        return ExtendedSequence(self, length, overlap)
 
     # The repeated part of the network.
 
@@ -196,6 +233,7 @@ class CausalTransformer(AutoregressiveDensity):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         length: int | None = None,
+        lengths: Tensor | None = None,
         overlap: int | None = None,
         progress: bool = False,
     ) -> Tensor:
@@ -205,15 +243,22 @@ class CausalTransformer(AutoregressiveDensity):
             n, t, context, generator: As in :meth:`ncml.SampleableDensity.sample`.
             noise: What :meth:`draw_noise` returned for this length, to draw the same sequences again.
             length: Number of positions; L if None. Beyond L see :meth:`complete`.
+            lengths: Number of positions of each sequence, ``(n,)``: instead of ``length``. Behind them are zeros.
             overlap: As for :meth:`complete`.
             progress: Show a progress bar over positions (needs tqdm).
 
         Returns:
-            Tensor ``(n, length, C)``.
+            Tensor ``(n, length, C)``; ``(n, max(lengths), C)``.
         """
         t, context = check_draw(self, n, t, context, generator)
+        if lengths is not None:
+            if length is not None:
+                raise ArgumentError(f"length: got {length} and lengths; expected one of them")
+            lengths = check_lengths(lengths, (n, sys.maxsize), self.device)
+            length = int(lengths.max()) if n else None
         start = torch.empty(n, 0, self.event_shape[1], dtype=self.dtype, device=self.device)
-        return self._continued(start, length, overlap, noise, generator, t, context, progress)
+        x = self._continued(start, length, overlap, noise, generator, t, context, progress)
+        return x if lengths is None else x.masked_fill(~positions_that_count(x, lengths), 0.0)
 
     def complete(
         self,
@@ -271,11 +316,7 @@ class CausalTransformer(AutoregressiveDensity):
         """Sequences that start with a prefix, window after window."""
         (n, keep, channels), window = prefix.shape, self.event_shape[0]
         length = max(window, keep) if length is None else check_count(length, "length", minimum=max(keep, 1))
-        overlap = window // 2 if overlap is None else check_count(overlap, "overlap")
-        if length > window and not 0 < overlap < window:
-            raise ArgumentError(
-                f"overlap: got {overlap}; expected 1 to {window - 1} positions, fewer than the {window} of the window"
-            )
+        overlap = check_overlap(overlap, window, length)
         noise = self._noise(n, length, noise, generator)
         x = prefix.new_empty(n, length, channels)
         x[:, :keep] = prefix
@@ -325,11 +366,8 @@ class CausalTransformer(AutoregressiveDensity):
         return torch.cat([self.first.expand(len(x), 1, -1), self.enter(x[:, :-1])], dim=1)
 
     def _conditioning(self, t: Tensor, context: Tensor | None) -> Tensor:
-        if context is not None and self.conditioning.classes:
-            rows = label_rows(context, self.conditioning.classes)
-            if self.training and self.label_dropout > 0.0:
-                dropped = torch.rand(rows.shape, device=rows.device) < self.label_dropout
-                context = torch.where(dropped, -1, context.long())
+        if self.training and context is not None and self.conditioning.classes:
+            context = dropped_labels(context, self.conditioning.classes, self.label_dropout)
         return cast(Tensor, self.embed(self.conditioning(t, context).to(self.first.dtype)))
 
 

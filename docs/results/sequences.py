@@ -1,0 +1,314 @@
+"""Writes sequences.md from sequences.json and sequences.words.txt beside it.
+
+To record them anew, see examples/sequences/README.md; then, from the root of the repository,
+
+    python docs/results/sequences.py --collect runs/sequences
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+MODELS = {"made": "MADE", "transformer": "causal transformer"}
+PROBLEMS = {
+    "paths-0.0001": "Smooth paths, 1e-4 on the kernel's diagonal",
+    "paths-1e-08": "Smooth paths, 1e-8 on the kernel's diagonal",
+    "recordings": "Instrument recordings, 16 bits, 8 kHz",
+}
+ROWS = (
+    ("ml", "direct", "maximum likelihood"),
+    ("fixed", "direct", "one noise level, drawn there"),
+    ("fixed", "two-part", "one noise level, then Tweedie"),
+    ("ncml", "direct", "NCML, drawn at t = 0"),
+    ("ncml", "two-part", "NCML, in two parts"),
+)
+TUNING = 100  # the first seed that is not for the test
+COLOURS = {"ml": "#D55E00", "ncml": "#0072B2"}
+
+
+def collect(runs: Path) -> dict[str, Any]:
+    """Everything that the page needs, without the samples themselves."""
+    result: dict[str, Any] = {}
+    for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
+        reports = []
+        for file in sorted(folder.glob("*seed*.json")):
+            report = json.loads(file.read_text())
+            for kind in report["samples"].values():
+                kind.pop("shown", None)
+            reports.append(report)
+        mechanism = folder / "mechanism.json"
+        result[folder.name] = {
+            "floor": json.loads((folder / "floor.json").read_text()),
+            "chosen": json.loads((folder / "chosen.json").read_text()),
+            "runs": reports,
+            "mechanism": json.loads(mechanism.read_text()) if mechanism.exists() else None,
+        }
+    return result
+
+
+def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
+    """The test runs of the chosen settings of a way of training, by seed."""
+    chosen = {**entry["chosen"][way], "seed": None}
+    found = [r for r in entry["runs"] if r["settings"]["seed"] < TUNING and {**r["settings"], "seed": None} == chosen]
+    return sorted(found, key=lambda r: r["settings"]["seed"])
+
+
+def number(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def cells(values: list[float]) -> str:
+    """One value per seed."""
+    return " / ".join(number(v) for v in values)
+
+
+def likelihood(entry: dict[str, Any], way: str, recordings: bool) -> str:
+    """Per value at t = 0: bits above none for recordings, nats otherwise; dash where it was never trained."""
+    rows = []
+    for run in final(entry, way):
+        if "0" not in run["nats"]:
+            return "-"
+        value = run["nats"]["0"]
+        rows.append(f"{value / math.log(2) + math.log2(8000):.3f}" if recordings else f"{value:.3f}")
+    return " / ".join(rows)
+
+
+def share(kinds: list[dict[str, Any]]) -> str:
+    """Windows beyond the data, in percent, with the interval of each seed."""
+    return " / ".join(f"{k['share']:.2%} ({k['low']:.2%} .. {k['high']:.2%})" for k in kinds)
+
+
+def main_table(name: str, entry: dict[str, Any]) -> list[str]:
+    """The table of one problem and model."""
+    recordings = name.startswith("recordings")
+    unit = "bits per sample" if recordings else "nats per value"
+    lines = [
+        f"| | {unit}, t = 0 | windows beyond the data, of 50,000 (two parts: 4,000) | energy distance | Fréchet | "
+        "log spectrum, dB | roughness |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for way, kind, label in ROWS:
+        kinds = [run["samples"][kind] for run in final(entry, way) if kind in run["samples"]]
+        if not kinds:
+            continue
+        lines.append(
+            f"| {label} | {likelihood(entry, way, recordings) if kind == 'direct' else ''} | {share(kinds)} | "
+            f"{cells([k['energy inside'] for k in kinds])} | {cells([k['frechet inside'] for k in kinds])} | "
+            f"{cells([k['spectrum inside, dB'] for k in kinds])} | {cells([k['roughness']['median'] for k in kinds])} |"
+        )
+    floor = entry["floor"]["floor"]
+    exact = final(entry, "ncml")[0]["exact nats"]["0"] if final(entry, "ncml") else None
+    lines.append(
+        f"| *held-out windows* | {'' if exact is None else f'{exact:.3f} (exact)'} | | {number(floor['energy'])} | "
+        f"{number(floor['frechet'])} | {number(floor['spectrum inside, dB'])} | "
+        f"{number(floor['roughness']['median'])} |"
+    )
+    return lines
+
+
+def with_blown_up(entry: dict[str, Any]) -> list[str]:
+    """The same distances with every window."""
+    lines = ["| with every window | energy distance | Fréchet | largest value |", "| --- | --- | --- | --- |"]
+    for way, kind, label in ROWS:
+        kinds = [run["samples"][kind] for run in final(entry, way) if kind in run["samples"]]
+        if kinds:
+            columns = (cells([k[key] for k in kinds]) for key in ("energy", "frechet", "largest"))
+            lines.append(f"| {label} | " + " | ".join(columns) + " |")
+    return lines
+
+
+def chosen(entry: dict[str, Any]) -> str:
+    """What was chosen on validation windows."""
+    words = []
+    for way, label in (("ml", "maximum likelihood"), ("fixed", "one level"), ("ncml", "NCML")):
+        if runs := final(entry, way):
+            s = runs[0]["settings"]
+            setting = f"learning rate {s['learning_rate']:g}"
+            if s["weight_decay"]:
+                setting += f", weight decay {s['weight_decay']:g}, dropout {s['dropout']:g}"
+            if way == "fixed":
+                setting += f", sigma {s['sigma']:g}"
+            if way == "ncml":
+                setting += f", a share of {s['p_zero']:g} at t = 0"
+            words.append(f"{label}: {setting}")
+    starts = [
+        f"{r['samples']['two-part']['sigma']:g} ({r['samples']['two-part']['solver']})" for r in final(entry, "ncml")
+    ]
+    return f"Chosen: {'; '.join(words)}. Two-part samples start at {', '.join(starts)}."
+
+
+def excess(entry: dict[str, Any]) -> list[str]:
+    """Nats above the exact entropy at every level, where it is known."""
+    runs = final(entry, "ncml")
+    if not runs or runs[0]["exact nats"]["0"] is None:
+        return []
+    levels = list(runs[0]["nats"])
+    lines = ["", "| nats per value above the exact entropy | " + " | ".join(f"t = {s}" for s in levels) + " |"]
+    lines.append("| --- |" + " --- |" * len(levels))
+    for way in ("ml", "fixed", "ncml"):
+        for run in final(entry, way):
+            row = [f"{run['nats'][s] - run['exact nats'][s]:.3f}" if s in run["nats"] else "" for s in levels]
+            lines.append(f"| {way}, seed {run['settings']['seed']} | " + " | ".join(row) + " |")
+    return lines
+
+
+def grids(entry: dict[str, Any]) -> list[str]:
+    """The whole grid on validation windows, and what was tried in training."""
+    lines = []
+    for run in final(entry, "ncml"):
+        cases = run["samples"]["two-part"]["validation"]
+        solvers = list(dict.fromkeys(c["solver"] for c in cases))
+        sigmas = list(dict.fromkeys(c["sigma"] for c in cases))
+        value = {(c["sigma"], c["solver"]): c["energy"] for c in cases}
+        lines += [
+            "",
+            f"| NCML, seed {run['settings']['seed']}: energy distance on validation | " + " | ".join(solvers) + " |",
+        ]
+        lines.append("| --- |" + " --- |" * len(solvers))
+        lines += [f"| from sigma {s:g} | " + " | ".join(number(value[s, v]) for v in solvers) + " |" for s in sigmas]
+    lines += ["", "| tried with one seed | nats per value on validation |", "| --- | --- |"]
+    for run in entry["runs"]:
+        s = run["settings"]
+        if s["seed"] >= TUNING:
+            keys = {"sigma": 0.0, "p_zero": 0.15, "learning_rate": 2e-3, "weight_decay": 0.0, "dropout": 0.0}
+            differs = ", ".join(f"{k} {s[k]:g}" for k, default in keys.items() if s[k] != default) or "as it is"
+            nats = ", ".join(f"{v:.3f} at {k}" for k, v in list(run["nats"].items())[:1])
+            lines.append(f"| {s['way']}: {differs} | {nats} |")
+    return lines
+
+
+def forecasts(entry: dict[str, Any]) -> list[str]:
+    """CRPS over the horizon."""
+    if not entry["mechanism"]:
+        return []
+    horizons = (1, 2, 4, 8, 16, 32)
+    lines = [
+        "",
+        "| continuation of test windows: median CRPS at horizon | "
+        + " | ".join(map(str, horizons))
+        + " | in the 90 % band |",
+        "| --- |" + " --- |" * (len(horizons) + 1),
+    ]
+    for name, found in entry["mechanism"].items():
+        if name != "environment":
+            f = found["forecasts"]
+            inside = sum(f["coverage of 90 %"]) / len(f["coverage of 90 %"])
+            values = [number(f["median crps"][h - 1]) for h in horizons if h <= len(f["median crps"])]
+            lines.append(f"| {name} | " + " | ".join(values) + f" | {inside:.0%} |")
+    return lines
+
+
+def page(data: dict[str, Any], words: str) -> str:
+    """The page, from the numbers and the words alone."""
+    lines = []
+    for name, entry in data.items():
+        problem, length, model = name.rsplit("-", 2)
+        run = entry["runs"][0]
+        size = run["size"]
+        lines += [
+            f"### {PROBLEMS[problem]}: {MODELS[model]}, windows of {length}",
+            "",
+            f"{run['parameters']:,} parameters, {size['steps']} steps of {size['batch']}. {chosen(entry)}",
+            "",
+            *main_table(name, entry),
+            *excess(entry),
+            *forecasts(entry),
+            "",
+        ]
+    appendix = []
+    for name, entry in data.items():
+        problem, length, model = name.rsplit("-", 2)
+        appendix += [
+            f"### {PROBLEMS[problem]}, {MODELS[model]}, {length}",
+            "",
+            *with_blown_up(entry),
+            *grids(entry),
+            "",
+        ]
+    return words.replace("(tables)", "\n".join(lines).strip()).replace("(appendix)", "\n".join(appendix).strip())
+
+
+def draw_paths(runs: Path, file: Path) -> None:
+    """Eight windows of every kind, seed 0 of the first problem there."""
+    from matplotlib.figure import Figure
+
+    folder = next(path for path in sorted(runs.iterdir()) if path.name.startswith("paths-0.0001-64-made"))
+    reports = [json.loads(file.read_text()) for file in folder.glob("*seed0.json")]
+    chosen = json.loads((folder / "chosen.json").read_text())
+    loaded = {
+        w: r["samples"]
+        for r in reports
+        for w in ("ml", "ncml")
+        if {**r["settings"], "seed": None} == {**chosen[w], "seed": None}
+    }
+    shown = {
+        "maximum likelihood": loaded["ml"]["direct"]["shown"],
+        "NCML, drawn at t = 0": loaded["ncml"]["direct"]["shown"],
+        "NCML, drawn at a noise level and refined": loaded["ncml"]["two-part"]["shown"],
+    }
+    figure = Figure(figsize=(11, 3), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, (label, rows) in zip(axes, shown.items(), strict=True):
+        for row in rows:
+            axis.plot(row, linewidth=1)
+        axis.set_title(label, fontsize=10)
+        axis.set_ylim(-4, 4)
+        axis.grid(alpha=0.3)
+    figure.savefig(file, dpi=150)
+
+
+def draw_mechanism(data: dict[str, Any], file: Path) -> None:
+    """Loss of likelihood behind a forced error, over the distance."""
+    from matplotlib.figure import Figure
+
+    entries = {name: e["mechanism"] for name, e in data.items() if e["mechanism"]}
+    figure = Figure(figsize=(3.6 * len(entries), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(entries), squeeze=False)[0]
+    for axis, (name, found) in zip(axes, entries.items(), strict=True):
+        for run, result in found.items():
+            if run in ("environment", "exact"):
+                continue
+            way, seed = run.split(", seed ")
+            for key, style in (("0.1, noise 0", "-"), ("0.1, noise 0.1", ":")):
+                if key in result["after an error"]:
+                    values = result["after an error"][key]
+                    label = f"{'NCML' if way == 'ncml' else 'ML'}, {'t = 0' if key.endswith(' 0') else 'sigma .1'}"
+                    axis.plot(
+                        range(1, len(values) + 1),
+                        values,
+                        style,
+                        color=COLOURS[way],
+                        label=label if seed == "0" else None,
+                    )
+        problem, _, model = name.rsplit("-", 2)
+        axis.set_title(f"{problem}, {MODELS[model]}", fontsize=9)
+        axis.set_xlabel("values behind the error")
+        axis.set_yscale("symlog", linthresh=0.1)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("likelihood lost (nats, median)")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    """Write the page, after collecting the runs if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--collect", type=Path, help="folder of the runs")
+    args = parser.parse_args()
+    if args.collect:
+        data = collect(args.collect)
+        (HERE / "sequences.json").write_text(json.dumps(data) + "\n")
+        draw_paths(args.collect, HERE / "sequences-paths.png")
+        draw_mechanism(data, HERE / "sequences-errors.png")
+    data = json.loads((HERE / "sequences.json").read_text())
+    (HERE / "sequences.md").write_text(page(data, (HERE / "sequences.words.txt").read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Why it pays: what one forced error does to the values after it, and where a model's own samples take it.
+
+    python examples/sequences/mechanism.py --problem paths-1e-4 --model made --out runs/sequences
+
+Uses the models that run.py has left there. Of every seed, for maximum likelihood and NCML:
+
+- the likelihood of value i after an error forced upon value j < i of test windows, less that without, over i - j;
+- the likelihood of each value of the model's own samples, under the model and, where it is known, under the exact
+  distribution;
+- the continuation of test prefixes: the continuous ranked probability score over the horizon, and how many of the true
+  values lie in the central 90 % of the draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from problems import Problem, problem
+from torch import Tensor
+
+from ncml.densities import MADE, CausalTransformer
+from ncml.density import AutoregressiveDensity
+from ncml.report import environment, write_report
+from run import SIZES, Settings, Size, load
+
+ERRORS = (0.1, 0.3)  # forced upon one value, in units of the data
+DISTANCES = 16
+PREFIXES, DRAWS = 100, 40
+
+
+@torch.no_grad()
+def conditionals(density: MADE | CausalTransformer, x: Tensor, sigma: float) -> Tensor:
+    """Log-likelihood of each value given those before it, ``(n, length)``."""
+    parts = [density.log_conditionals(part.unsqueeze(2), sigma) for part in x.split(1000)]
+    return torch.cat(parts).squeeze(2).double()
+
+
+def after_an_error(density: MADE | CausalTransformer, x: Tensor, sigma: float, error: float) -> list[float]:
+    """Median loss of likelihood, in nats, at 1 to 16 values behind the error."""
+    noisy = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
+    before = conditionals(density, noisy, sigma)
+    lost: list[list[Tensor]] = [[] for _ in range(DISTANCES)]
+    for j in range(8, x.shape[1] - DISTANCES, 6):
+        pushed = noisy.clone()
+        pushed[:, j] += error
+        difference = before - conditionals(density, pushed, sigma)
+        for k in range(DISTANCES):
+            lost[k].append(difference[:, j + 1 + k])
+    return [float(torch.cat(values).median()) for values in lost]
+
+
+def exact_conditionals(data: Problem, x: Tensor) -> Tensor:
+    """The same under the exact distribution."""
+    assert data.covariance is not None
+    root = torch.linalg.cholesky(data.covariance)
+    z = torch.linalg.solve_triangular(root, x.double().T, upper=False).T
+    return -0.5 * z.square() - root.diagonal().log() - 0.5 * math.log(2 * math.pi)
+
+
+def own_samples(density: MADE | CausalTransformer, data: Problem, seed: int) -> dict[str, list[float]]:
+    """Median log-likelihood of each value of 2,000 direct samples, and of test windows."""
+    x = density.sample(2000, 0.0, generator=torch.Generator().manual_seed(seed)).squeeze(2)
+    result = {
+        "samples, under the model": conditionals(density, x, 0.0),
+        "test windows, under the model": conditionals(density, data.test[:2000], 0.0),
+    }
+    if data.covariance is not None:
+        result["samples, exact"] = exact_conditionals(data, x)
+        result["test windows, exact"] = exact_conditionals(data, data.test[:2000])
+    return {name: terms.median(0).values.tolist() for name, terms in result.items()}
+
+
+@torch.no_grad()
+def continued(density: AutoregressiveDensity, x: Tensor, keep: int, seed: int) -> Tensor:
+    """Windows whose first values are kept and whose others are drawn, one after the other."""
+    noise = density.draw_noise(len(x), generator=torch.Generator().manual_seed(seed))
+    x = x.unsqueeze(2).clone()
+    if isinstance(density, CausalTransformer):
+        return density.complete(x, keep, noise=noise).squeeze(2)
+    for i in range(keep, x.shape[1]):
+        x[:, i] = density.resample(x, noise)[:, i]
+    return x.squeeze(2)
+
+
+def scores(draws: Tensor, truth: Tensor) -> dict[str, list[float]]:
+    """The CRPS without bias, as a mean and a median over prefixes, and the coverage of 90 %, by position.
+
+    Args:
+        draws: ``(draws, prefixes, positions)``.
+        truth: ``(prefixes, positions)``.
+    """
+    n = len(draws)
+    ordered = draws.sort(0).values
+    ranks = torch.arange(1, n + 1, dtype=draws.dtype)[:, None, None]
+    spread = ((2 * ranks - n - 1) * ordered).sum(0) / (n * (n - 1))
+    crps = (draws - truth).abs().mean(0) - spread
+    inside = (truth >= draws.quantile(0.05, dim=0)) & (truth <= draws.quantile(0.95, dim=0))
+    return {
+        "crps": crps.mean(0).tolist(),
+        "median crps": crps.median(0).values.tolist(),
+        "coverage of 90 %": inside.double().mean(0).tolist(),
+    }
+
+
+def forecasts(density: AutoregressiveDensity, data: Problem, seed: int) -> dict[str, list[float]]:
+    """Of the second half of test windows, given the first."""
+    keep = data.length // 2
+    truth = data.test[:: len(data.test) // PREFIXES][:PREFIXES]
+    draws = continued(density, truth.repeat(DRAWS, 1), keep, seed).view(DRAWS, len(truth), -1)
+    return scores(draws[:, :, keep:].double(), truth[:, keep:].double())
+
+
+def exact_forecasts(data: Problem) -> dict[str, list[float]]:
+    """The same by draws from the exact conditional distribution: what no model can do better."""
+    assert data.covariance is not None
+    keep = data.length // 2
+    truth = data.test[:: len(data.test) // PREFIXES][:PREFIXES].double()
+    given, cross, rest = data.covariance[:keep, :keep], data.covariance[keep:, :keep], data.covariance[keep:, keep:]
+    gain = torch.linalg.solve(given, cross.T).T
+    root = torch.linalg.cholesky(rest - gain @ cross.T)
+    noise = torch.randn(
+        DRAWS, len(truth), data.length - keep, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    return scores(truth[:, :keep] @ gain.T + noise @ root.T, truth[:, keep:])
+
+
+def measured(folder: Path, model: str, size: Size, data: Problem, seeds: list[int]) -> dict[str, Any]:
+    """All of it for every trained model of the chosen settings."""
+    result: dict[str, Any] = {}
+    settings = json.loads((folder / "chosen.json").read_text())
+    for way in ("ml", "ncml"):
+        for seed in seeds:
+            chosen = Settings(**{**settings[way], "seed": seed})
+            density = load(model, size, data, chosen, folder)
+            assert isinstance(density, MADE | CausalTransformer)
+            levels = (0.0, 0.05, 0.1) if way == "ncml" else (0.0,)
+            result[f"{way}, seed {chosen.seed}"] = {
+                "after an error": {
+                    f"{error:g}, noise {sigma:g}": after_an_error(density, data.test[:1000], sigma, error)
+                    for error in ERRORS
+                    for sigma in levels
+                },
+                "own samples": own_samples(density, data, chosen.seed),
+                "forecasts": forecasts(density, data, chosen.seed),
+            }
+            print(f"{folder.name} {way}, seed {chosen.seed}", flush=True)
+    if data.covariance is not None:
+        result["exact"] = {"forecasts": exact_forecasts(data)}
+    return result
+
+
+def main() -> None:
+    """Measure the models of one folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problem", required=True, choices=("paths-1e-4", "paths-1e-8", "recordings"))
+    parser.add_argument("--model", required=True, choices=("made", "transformer"))
+    parser.add_argument("--length", type=int, default=64, help="values of a window")
+    parser.add_argument("--folder", type=Path, help="of the recordings")
+    parser.add_argument("--out", type=Path, default=Path("runs/sequences"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    data = problem(args.problem, args.length, args.folder)
+    folder = args.out / f"{data.name}-{args.length}-{args.model}"
+    result = measured(folder, args.model, SIZES[args.model, args.problem.split("-")[0]], data, args.seeds)
+    write_report(folder / "mechanism.json", {**result, "environment": environment()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Maximum likelihood, one noise level and NCML on smooth sequences: the same network, steps and seeds for all.
+
+    python examples/sequences/run.py --problem paths-1e-4 --model made --out runs/sequences
+    python examples/sequences/run.py --problem recordings --folder FOLDER --model transformer --out runs/sequences
+
+Five settings of each way of training are tried with one seed and judged on validation windows; the best one of each is
+trained with three others. Noise level and solver of two-part samples are chosen on validation windows, run by run, and
+looked at once on test windows. A run that is there already is not run again. docs/results/sequences.py draws the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from measures import beyond, measures
+from problems import Problem, problem
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ncml import NCMLObjective
+from ncml.densities import MADE, CausalTransformer
+from ncml.density import AutoregressiveDensity
+from ncml.evaluation import energy_distance
+from ncml.noise import VESDE
+from ncml.objective import AtZero, LogUniformTimes
+from ncml.progress import progress_bar
+from ncml.report import environment, write_report
+from ncml.sampling import DPMSolver2M, EulerMaruyama, Sampler, Tweedie
+
+WAYS = ("ml", "fixed", "ncml")  # maximum likelihood, one noise level, all noise levels
+NOISE = (0.02, 0.05, 0.1, 0.3)  # where two-part samples are drawn
+SOLVERS: dict[str, Sampler] = {
+    "Tweedie": Tweedie(),
+    "DPM++ 2M, 16 steps": DPMSolver2M(steps=16),
+    "Euler-Maruyama, 32 steps": EulerMaruyama(steps=32),
+}
+TUNING_SEED = 100
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one model is trained.
+
+    Args:
+        way: "ml", "fixed" or "ncml".
+        seed: Seed of initialisation, batches and noise.
+        sigma: The noise level of "fixed".
+        p_zero: Share of a batch at t = 0, of "ncml".
+        learning_rate: AdamW's at its height: it rises over 100 steps and falls along a cosine.
+        weight_decay, dropout: Regularisation.
+    """
+
+    way: str
+    seed: int
+    sigma: float = 0.0
+    p_zero: float = 0.15
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+
+    @property
+    def name(self) -> str:
+        parts = {k: v for k, v in asdict(self).items() if k not in ("way", "seed") and v != getattr(Settings, k)}
+        return "-".join([self.way, *(f"{k}{v:g}" for k, v in parts.items()), f"seed{self.seed}"])
+
+
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
+REGULARISED = {"weight_decay": 0.1, "dropout": 0.1}
+TRIED: dict[str, tuple[Settings, ...]] = {
+    "ml": (
+        *(Settings("ml", TUNING_SEED, learning_rate=rate) for rate in RATES),
+        Settings("ml", TUNING_SEED, **REGULARISED),
+    ),
+    "fixed": (
+        *(Settings("fixed", TUNING_SEED, sigma=s, learning_rate=8e-3) for s in (0.02, 0.05, 0.1)),
+        Settings("fixed", TUNING_SEED, sigma=0.05, learning_rate=2e-3),
+        Settings("fixed", TUNING_SEED, sigma=0.05, **REGULARISED),
+    ),
+    "ncml": (
+        *(Settings("ncml", TUNING_SEED, learning_rate=rate) for rate in RATES),
+        Settings("ncml", TUNING_SEED, **REGULARISED),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model of a name is, and how long it is trained."""
+
+    steps: int
+    batch: int
+    width: int
+    layers: int
+    draws: int = 50_000
+
+
+SIZES = {
+    ("made", "paths"): Size(3000, 256, 256, 2),
+    ("made", "recordings"): Size(3000, 256, 512, 2),
+    ("transformer", "paths"): Size(1500, 64, 64, 3, draws=20_000),
+    ("transformer", "recordings"): Size(1500, 64, 64, 3, draws=20_000),
+}
+
+
+def build(model: str, size: Size, data: Problem, settings: Settings) -> AutoregressiveDensity:
+    """The network; MADE sees a window as it is, the transformer as a sequence of one channel."""
+    process = VESDE.linear(1.0)
+    torch.manual_seed(settings.seed)
+    if model == "made":
+        return MADE(
+            (data.length, 1), process, hidden=(size.width,) * size.layers, components=8, dropout=settings.dropout
+        )
+    return CausalTransformer(
+        (data.length, 1), process, width=size.width, layers=size.layers, heads=4, components=8, dropout=settings.dropout
+    )
+
+
+def train(density: AutoregressiveDensity, data: Problem, size: Size, settings: Settings) -> None:
+    """AdamW on fresh batches, in place."""
+    times = LogUniformTimes(sigma_min=data.sigma_min, p_zero=settings.p_zero) if settings.way == "ncml" else AtZero()
+    objective = NCMLObjective(VESDE.linear(1.0), times)
+    fixed = settings.sigma if settings.way == "fixed" else None
+    generator = torch.Generator().manual_seed(settings.seed)
+    optimizer = torch.optim.AdamW(
+        density.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda k: min(1.0, (k + 1) / 100) * 0.5 * (1.0 + math.cos(math.pi * k / size.steps))
+    )
+    density.train()
+    for _ in progress_bar(range(size.steps), sys.stderr.isatty(), settings.name):
+        x = data.draw(size.batch, generator).unsqueeze(2)
+        loss = objective(density, x, t=fixed, generator=generator)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(density.parameters(), 20.0)
+        optimizer.step()
+        schedule.step()
+    density.eval()
+
+
+@torch.no_grad()
+def nats(density: AutoregressiveDensity, x: Tensor, sigma: float) -> Tensor:
+    """Negative log-likelihood of windows with noise of a level, nats per value."""
+    noisy = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
+    rows = [density.log_prob(part.unsqueeze(2), sigma) for part in noisy.split(1000)]
+    return -torch.cat(rows).double() / x.shape[1]
+
+
+def drawn(density: AutoregressiveDensity, n: int, sigma: float, generator: torch.Generator) -> Tensor:
+    """Direct samples at a noise level, ``(n, length)``."""
+    parts = [density.sample(min(5000, n - k), sigma, generator=generator) for k in range(0, n, 5000)]
+    return torch.cat(parts).squeeze(2)
+
+
+def refined(
+    density: AutoregressiveDensity, x: Tensor, sigma: float, sampler: Sampler, generator: torch.Generator
+) -> Tensor:
+    """Draws at a noise level, taken down to t = 0; rows whose score overflows are kept as they are."""
+    parts = [sampler(density, p.unsqueeze(2), sigma, generator=generator, on_failure="keep") for p in x.split(1000)]
+    return torch.cat(parts).squeeze(2)
+
+
+def grid(settings: Settings) -> Iterator[tuple[float, str]]:
+    """Where two-part samples may start, and how they are refined."""
+    if settings.way == "ncml":
+        yield from ((sigma, solver) for sigma in NOISE for solver in SOLVERS)
+    if settings.way == "fixed":
+        yield (settings.sigma, "Tweedie")
+
+
+def evaluate(
+    density: AutoregressiveDensity, data: Problem, size: Size, settings: Settings, tuning: bool
+) -> dict[str, Any]:
+    """All numbers of one trained model."""
+    seed = settings.seed
+    part = data.validation if tuning else data.test
+    levels = {"ml": (0.0,), "fixed": (settings.sigma,), "ncml": (0.0, *NOISE, 1.0)}[settings.way]
+    rows = {f"{s:g}": nats(density, part, s) for s in levels}
+    result: dict[str, Any] = {
+        "nats": {s: float(x.mean()) for s, x in rows.items()},
+        "median nats": {s: float(x.median()) for s, x in rows.items()},
+        "standard error": {s: float(x.std() / math.sqrt(len(x))) for s, x in rows.items()},
+        "exact nats": {f"{s:g}": data.entropy(s) for s in levels},
+    }
+    generator = torch.Generator().manual_seed(seed + 1)
+    kinds: dict[str, Any] = {}
+    if tuning:
+        if settings.way == "fixed":
+            x = refined(density, drawn(density, 2000, settings.sigma, generator), settings.sigma, Tweedie(), generator)
+            kinds["Tweedie"] = measures(data, x, part)
+        return {**result, "samples": kinds}
+    start = settings.sigma if settings.way == "fixed" else 0.0
+    many = drawn(density, size.draws, start, generator)
+    kinds["direct"] = {**measures(data, many[:4000], part), **beyond(data, many), "shown": many[:8].tolist()}
+    choices = []
+    for sigma, solver in grid(settings):  # chosen on validation windows ...
+        x = refined(density, drawn(density, 1000, sigma, generator), sigma, SOLVERS[solver], generator)
+        choices.append((energy_distance(x.nan_to_num(1e6), data.validation[:1000]), sigma, solver))
+    if choices:
+        _, sigma, solver = min(choices)  # ... and looked at once on test windows
+        x = refined(density, drawn(density, 4000, sigma, generator), sigma, SOLVERS[solver], generator)
+        kinds["two-part"] = {
+            **measures(data, x, part),
+            **beyond(data, x),
+            "sigma": sigma,
+            "solver": solver,
+            "shown": x[:8].tolist(),
+            "validation": [{"energy": e, "sigma": s, "solver": name} for e, s, name in choices],
+        }
+    return {**result, "samples": kinds}
+
+
+def run(model: str, size: Size, data: Problem, settings: Settings, folder: Path, tuning: bool) -> dict[str, Any]:
+    """Train and evaluate one model, or read what it came to."""
+    file = folder / f"{settings.name}.json"
+    if file.exists():
+        return dict(json.loads(file.read_text()))
+    density = build(model, size, data, settings)
+    began, cpu = time.perf_counter(), time.process_time()
+    train(density, data, size, settings)
+    seconds = {"wall": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+    save_file(density.state_dict(), folder / f"{settings.name}.safetensors")
+    report = {
+        "problem": data.name,
+        "length": data.length,
+        "model": model,
+        "size": asdict(size),
+        "parameters": sum(p.numel() for p in density.parameters()),
+        "settings": asdict(settings),
+        "training seconds": seconds,
+        **evaluate(density, data, size, settings, tuning),
+        "environment": environment(),
+    }
+    write_report(file, report)
+    print(f"{folder.name} {settings.name}: {report['nats']}, {seconds['cpu']:.0f} s", flush=True)
+    return report
+
+
+def judged(report: dict[str, Any]) -> float:
+    """What the settings of a way of training are chosen by: likelihood at t = 0, or samples where there is none."""
+    if report["settings"]["way"] == "fixed":
+        return float(report["samples"]["Tweedie"]["energy"])
+    return float(report["nats"]["0"])
+
+
+def load(model: str, size: Size, data: Problem, settings: Settings, folder: Path) -> AutoregressiveDensity:
+    """A trained model."""
+    density = build(model, size, data, settings)
+    density.load_state_dict(load_file(folder / f"{settings.name}.safetensors"))
+    return density.eval()
+
+
+def main() -> None:
+    """Tune, then run three seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problem", required=True, choices=("paths-1e-4", "paths-1e-8", "recordings"))
+    parser.add_argument("--model", required=True, choices=("made", "transformer"))
+    parser.add_argument("--length", type=int, default=64, help="values of a window")
+    parser.add_argument("--folder", type=Path, help="of the recordings")
+    parser.add_argument("--out", type=Path, default=Path("runs/sequences"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; proves nothing")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    data = problem(args.problem, args.length, args.folder)
+    size = SIZES[args.model, args.problem.split("-")[0]]
+    if args.quick:
+        size = replace(size, steps=10, width=32, draws=200)
+    folder = args.out / f"{data.name}-{args.length}-{args.model}"
+    folder.mkdir(parents=True, exist_ok=True)
+    floor = measures(data, data.validation[:4000], data.test)
+    write_report(folder / "floor.json", {"floor": floor, "limit": data.limit, "quick": args.quick})
+    chosen = {}
+    for way in WAYS:
+        tried = TRIED[way]
+        if args.model == "transformer" and way == "fixed":
+            tried = tried[1:2]  # the level in the middle, untried: its runs take long
+        reports = [run(args.model, size, data, s, folder, True) for s in tried] if len(tried) > 1 else []
+        best = tried[min(range(len(reports)), key=lambda i: judged(reports[i]))] if reports else tried[0]
+        chosen[way] = asdict(best)
+        for seed in args.seeds:
+            run(args.model, size, data, replace(best, seed=seed), folder, False)
+    write_report(folder / "chosen.json", chosen)
+
+
+if __name__ == "__main__":
+    main()

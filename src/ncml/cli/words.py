@@ -1,0 +1,30 @@
+"""Messages in the words of the command line: a library's ``size=...`` is an option here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+from ncml.errors import NCMLError
+
+__all__ = ["in_options"]
+
+
+@contextmanager
+def in_options(**tables: Any) -> Iterator[None]:  # noqa: ANN401 -- dataclasses of settings
+    """Errors that name settings name their options: ``data=source`` makes ``size=8`` of them ``--data.size 8``."""
+    try:
+        yield
+    except NCMLError as error:
+        text = str(error)
+        for table, settings in tables.items():
+            for name in (f.name for f in fields(settings)):
+                option = f"--{table}.{name.replace('_', '-')}"
+                text = re.sub(rf"(?<![\w.-]){name}( = |=)(?=\S)", f"{option} ", text)
+                text = re.sub(rf"^{name}:", f"{option}:", text)
+        if text == str(error):
+            raise
+        raise type(error)(text) from error

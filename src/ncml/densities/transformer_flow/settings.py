@@ -1,0 +1,71 @@
+"""The settings of a transformer flow as a configuration holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ncml.densities.transformer_flow.flow import TransformerFlow
+from ncml.noise import Lattice, NoiseProcess
+
+__all__ = ["TransformerFlowSettings"]
+
+
+@dataclass(frozen=True)
+class TransformerFlowSettings:
+    """A transformer flow over patches, as a configuration holds it.
+
+    Args:
+        patch: Side of the square patches of images, or length of the stretches of sequences.
+        width: Number of features of a patch, a multiple of the heads.
+        blocks: Number of autoregressive blocks.
+        layers: Layers of attention and perceptron in each block.
+        heads: Attention heads.
+        max_scale: Bound on the factor by which a block scales a value, above 1.
+        dropout: Probability of dropping a feature while training.
+        data_std: Scale the data by their standard deviation, this number, at every noise level; not at all if not
+            given.
+        noise_features: Number of features of the noise level.
+        label_dropout: Share of examples trained without their label, where there are classes.
+    """
+
+    patch: int = 4
+    width: int = 256
+    blocks: int = 4
+    layers: int = 4
+    heads: int = 4
+    max_scale: float = 10.0
+    dropout: float = 0.0
+    data_std: float | None = None
+    noise_features: int = 16
+    label_dropout: float = 0.1
+
+    def build(
+        self, event_shape: Sequence[int], process: NoiseProcess, lattice: Lattice | None, *, classes: int = 0
+    ) -> TransformerFlow:
+        """The flow, with random weights; it has no lattice, so data on one have to be dequantised.
+
+        Args:
+            event_shape: ``(C, H, W)`` or ``(L, C)``.
+            process: The noise process.
+            lattice: The lattice of the data, of which a flow makes no use.
+            classes: Number of classes of an integer context, 0 for none.
+
+        Raises:
+            ArgumentError: Events that are neither images nor sequences, or sizes that do not fit.
+        """
+        return TransformerFlow(
+            event_shape,
+            process,
+            patch=self.patch,
+            width=self.width,
+            blocks=self.blocks,
+            layers=self.layers,
+            heads=self.heads,
+            max_scale=self.max_scale,
+            dropout=self.dropout,
+            data_std=self.data_std,
+            noise_features=self.noise_features,
+            classes=classes,
+            label_dropout=self.label_dropout,
+        )

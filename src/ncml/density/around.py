@@ -1,0 +1,107 @@
+"""What targets around another target share."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ncml.checks import Time
+from ncml.density.target import OnFailure, Target
+from ncml.errors import ArgumentError
+
+__all__ = ["AroundTarget"]
+
+
+class AroundTarget(Target):
+    """A target that answers with what it makes of another one's score and log-density; as it stands, with these.
+
+    Subclasses override :meth:`score` and its like. Tensors of theirs with a row for each row of the call are named in
+    ``per_row``; with one row they are meant for all.
+
+    Args:
+        density: A density, or a target (guided, a product, ...).
+
+    Attributes:
+        per_row: Names of the attributes that go with the rows.
+    """
+
+    per_row: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, density: nn.Module | Target) -> None:
+        inner = density if isinstance(density, Target) else Target(density)
+        super().__init__(inner.density, process=inner.process, context=inner.context, generator=inner.generator)
+        self.inner = inner
+
+    @property
+    def has_log_density(self) -> bool:  # type: ignore[override]
+        return self.inner.has_log_density
+
+    @property
+    def rows_differ(self) -> bool:
+        own = (getattr(self, name) for name in self.per_row)
+        return self.inner.rows_differ or any(bool((value != value[:1]).any()) for value in own)
+
+    def bound(self, x: Tensor, t: Time, *, on_failure: OnFailure = "raise") -> tuple[Target, Tensor]:
+        for name in self.per_row:
+            if len(getattr(self, name)) not in (1, len(x)):
+                raise ArgumentError(
+                    f"x: got {len(x)} rows; expected {len(getattr(self, name))}, as many as the target has {name}"
+                )
+        target, y = super().bound(x, t, on_failure=on_failure)
+        assert isinstance(target, AroundTarget)
+        target.inner = self.inner.bound(x, t, on_failure=on_failure)[0].in_call_of(target)
+        for name in self.per_row:
+            value = getattr(self, name).to(y.device)
+            value = value.to(y.dtype) if value.is_floating_point() else value
+            setattr(target, name, value.expand(len(y), *value.shape[1:]))
+        return target, y
+
+    def in_call_of(self, other: Target) -> Target:
+        target = super().in_call_of(other)
+        assert isinstance(target, AroundTarget)
+        target.inner = self.inner.in_call_of(other)
+        return target
+
+    def with_generator(self, generator: object) -> Target:
+        target = super().with_generator(generator)  # type: ignore[arg-type]
+        assert isinstance(target, AroundTarget)
+        target.inner = self.inner.with_generator(generator)  # type: ignore[arg-type]
+        return target
+
+    def rows(self, index: Tensor) -> Target:
+        target = super().rows(index)
+        assert isinstance(target, AroundTarget)
+        target.inner = self.inner.rows(index)
+        target._take(index)
+        return target
+
+    def reorder(self, rows: Tensor) -> None:
+        self.inner.reorder(rows)
+        self._take(rows)
+
+    def _take(self, index: Tensor) -> None:
+        for name in self.per_row:
+            setattr(self, name, getattr(self, name)[index])
+
+    def evaluating(self) -> contextlib.AbstractContextManager[None]:
+        return self.inner.evaluating()
+
+    def finished(self, x: Tensor, t: Time) -> Tensor:
+        return self.inner.finished(x, t)
+
+    def score(self, x: Tensor, t: Time) -> Tensor:
+        return self.inner.score(x, t)
+
+    def differentiable_score(self, x: Tensor, t: Time) -> Tensor:
+        return self.inner.differentiable_score(x, t)
+
+    def log_prob(self, x: Tensor, t: Time) -> Tensor:
+        return self.inner.log_prob(x, t)
+
+    def log_density(self, x: Tensor, t: Time) -> Tensor:
+        return self.inner.log_density(x, t)
+
+    def log_density_and_score(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        return self.inner.log_density_and_score(x, t)
