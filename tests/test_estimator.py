@@ -50,7 +50,7 @@ class Normal(SampleableDensity):
         return -0.5 * (x**2 / variance + (2.0 * torch.pi * variance).log()).sum(1) + 0.0 * self.nothing
 
     def sample(self, n, t=0.0, context=None, *, generator=None):
-        std = (1.0 + float(self.process.sigma(t)) ** 2) ** 0.5
+        std = (1.0 + self.process.sigma(t)[:, None].to(self.dtype) ** 2).sqrt()
         return std * torch.randn(n, *self.event_shape, generator=generator, dtype=self.dtype)
 
 
