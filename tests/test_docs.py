@@ -97,7 +97,9 @@ def options() -> dict[str, set[str]]:
                 main([command, *more, "--help"])
             found.setdefault(command, set()).update(re.findall(r"--[a-z][\w.-]*", printed.getvalue()))
     torchrun = {"--nnodes", "--node-rank", "--nproc-per-node", "--rdzv-endpoint"}
-    return found | {"": set().union(torchrun, *found.values())}
+    scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").rglob("*.py")]
+    own = {option for script in scripts for option in re.findall(r'"(--[a-z][\w-]*)"', script.read_text())}
+    return found | {"": set().union(torchrun, own, *found.values())}
 
 
 COMMAND_PAGES = [*PAGES, *sorted((ROOT / "examples").rglob("*.md")), ROOT / "benchmarks" / "README.md"]

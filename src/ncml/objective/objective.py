@@ -151,13 +151,13 @@ class NCMLObjective:
             ArgumentTypeError: Data that are not floating, or of another dtype than the density.
             NonFiniteError: A log-likelihood is NaN or infinite; nothing was changed.
         """
+        if self.reduction != "none" and isinstance(x, Tensor) and x.ndim and not len(x):
+            raise ArgumentError(f"x: got an empty batch, shape {tuple(x.shape)}; expected at least one example")
         terms = self.terms(
             density, x, context, t=t, weight=weight, noise=noise, uniform=uniform, generator=generator, lengths=lengths
         )
         if self.reduction == "none":
             return terms.loss
-        if not len(terms.loss):
-            raise ArgumentError(f"x: got an empty batch, shape {tuple(x.shape)}; expected at least one example")
         return terms.loss.sum() / len(terms.loss) if self.reduction == "mean" else terms.loss.sum()
 
     def terms(
