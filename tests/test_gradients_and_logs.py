@@ -12,7 +12,7 @@ from ncml import VPSDE, Lattice, LevelNoise, NCMLObjective, NoiseConditionalDens
 from ncml.densities import MAF
 from ncml.errors import ArgumentError
 from ncml.evaluation import level_noise_table
-from ncml.objective import UniformTimes
+from ncml.objective import LossTerms, UniformTimes
 from ncml.score import sliced_score_matching
 from ncml.training import RunConfig, launch
 from ncml.training.window import Window
@@ -81,7 +81,8 @@ def window_of(*batches):
     """A window after some batches of (terms, t, weight), and its lines, one after each."""
     window, fabric = Window(MAF((4,), VP, hidden=(8,)), Lattice(17)), launch(RunConfig(threads=1))
     for terms, t, weight in batches:
-        window.add(*(torch.tensor(v, dtype=F64) for v in (terms, t, weight)))
+        loss, times, weights = (torch.tensor(v, dtype=F64) for v in (terms, t, weight))
+        window.add(LossTerms(loss, loss / weights.clamp(min=1e-300), times, weights))
         yield window.close(fabric)
 
 
