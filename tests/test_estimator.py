@@ -24,10 +24,17 @@ from ncml.objective import AtZero
 from tests.statistics import ks_bound, ks_distance
 
 
-def tiny(event_shape, process):
-    return MADE(event_shape, process, hidden=(8,), components=2)
+class Tiny:
+    """A factory whose name is the same in every process: tests are called after it."""
+
+    def __call__(self, event_shape, process):
+        return MADE(event_shape, process, hidden=(8,), components=2)
+
+    def __repr__(self):
+        return "tiny"
 
 
+tiny = Tiny()
 FAST = NCMLDensityEstimator(tiny, max_steps=5)
 
 
