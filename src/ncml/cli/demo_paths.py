@@ -47,13 +47,13 @@ class PathsSettings:
     train: int = 20000
     steps: int = 3000
     batch_size: int = 256
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.6e-2
     hidden: tuple[int, ...] = (256, 256)
     components: int = 8
     sigma_max: float = 1.0
     sigma_min: float = 5e-3
     p_zero: float = 0.15
-    t_start: float = 0.02
+    t_start: float = 0.1
     refine_steps: int = 32
     samples: int = 2000
 
