@@ -182,6 +182,23 @@ def test_pages_of_runs_are_what_their_script_writes():
         assert script["page"](name) == (folder / f"{name}.md").read_text()
 
 
+def test_the_page_of_sequences_says_what_its_runs_show():
+    """It is what its script writes, and its claims hold for every seed."""
+    folder = ROOT / "docs" / "results"
+    script = runpy.run_path(str(folder / "sequences.py"))
+    data = json.loads((folder / "sequences.json").read_text())
+    assert script["page"](data, (folder / "sequences.words.txt").read_text()) == (folder / "sequences.md").read_text()
+    ml, ncml = (
+        {name: [run["samples"] for run in script["final"](entry, way)] for name, entry in data.items()}
+        for way in ("ml", "ncml")
+    )
+    for name, kind in (("paths-0.0001-64-made", "two-part"), ("recordings-64-made", "direct")):
+        assert len(ml[name]) == len(ncml[name]) == 3
+        assert min(k["direct"]["low"] for k in ml[name]) > max(k[kind]["high"] for k in ncml[name])
+    nats = {way: [r["nats"]["0"] for r in script["final"](data["paths-0.0001-64-made"], way)] for way in ("ml", "ncml")}
+    assert max(nats["ml"] + nats["ncml"]) < -2.041 + 0.075
+
+
 def test_the_readme_quotes_the_recorded_runs():
     """The table of CIFAR-16, cell by cell, and the distances of the sentence below it."""
     runs = json.loads((ROOT / "docs" / "results" / "cifar16.json").read_text())["runs"]

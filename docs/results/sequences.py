@@ -60,7 +60,7 @@ def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
 
 def number(value: float) -> str:
     """Three significant digits."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def cells(values: list[float]) -> str:
@@ -289,7 +289,8 @@ def draw_mechanism(data: dict[str, Any], file: Path) -> None:
         problem, _, model = name.rsplit("-", 2)
         axis.set_title(f"{problem}, {MODELS[model]}", fontsize=9)
         axis.set_xlabel("values behind the error")
-        axis.set_yscale("symlog", linthresh=0.1)
+        if axis.get_ylim()[1] > 1.0:
+            axis.set_yscale("symlog", linthresh=0.1)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("likelihood lost (nats, median)")
     axes[0].legend(frameon=False, fontsize=8)

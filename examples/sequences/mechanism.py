@@ -26,7 +26,7 @@ from torch import Tensor
 from ncml.densities import MADE, CausalTransformer
 from ncml.density import AutoregressiveDensity
 from ncml.report import environment, write_report
-from run import SIZES, Settings, Size, load
+from run import SIZES, Settings, Size, cut_short, load
 
 ERRORS = (0.1, 0.3)  # forced upon one value, in units of the data
 DISTANCES = 16
@@ -110,7 +110,7 @@ def scores(draws: Tensor, truth: Tensor) -> dict[str, list[float]]:
 def forecasts(density: AutoregressiveDensity, data: Problem, seed: int) -> dict[str, list[float]]:
     """Of the second half of test windows, given the first."""
     keep = data.length // 2
-    truth = data.test[:: len(data.test) // PREFIXES][:PREFIXES]
+    truth = data.test[:: max(1, len(data.test) // PREFIXES)][:PREFIXES]
     draws = continued(density, truth.repeat(DRAWS, 1), keep, seed).view(DRAWS, len(truth), -1)
     return scores(draws[:, :, keep:].double(), truth[:, keep:].double())
 
@@ -119,7 +119,7 @@ def exact_forecasts(data: Problem) -> dict[str, list[float]]:
     """The same by draws from the exact conditional distribution: what no model can do better."""
     assert data.covariance is not None
     keep = data.length // 2
-    truth = data.test[:: len(data.test) // PREFIXES][:PREFIXES].double()
+    truth = data.test[:: max(1, len(data.test) // PREFIXES)][:PREFIXES].double()
     given, cross, rest = data.covariance[:keep, :keep], data.covariance[keep:, :keep], data.covariance[keep:, keep:]
     gain = torch.linalg.solve(given, cross.T).T
     root = torch.linalg.cholesky(rest - gain @ cross.T)
@@ -163,11 +163,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="of the recordings")
     parser.add_argument("--out", type=Path, default=Path("runs/sequences"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="of the models that run.py --quick left")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = problem(args.problem, args.length, args.folder)
     folder = args.out / f"{data.name}-{args.length}-{args.model}"
-    result = measured(folder, args.model, SIZES[args.model, args.problem.split("-")[0]], data, args.seeds)
+    size = SIZES[args.model, args.problem.split("-")[0]]
+    if args.quick:
+        size, data = cut_short(size, data)
+    result = measured(folder, args.model, size, data, args.seeds)
     write_report(folder / "mechanism.json", {**result, "environment": environment()})
 
 
