@@ -138,6 +138,7 @@ CLAIMS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* rows of .* features")
 def test_evaluate_against_the_library(run, tmp_path, capsys):
     """The report's numbers, computed again by the library's functions; the paper's beside them."""
     (tmp_path / "claims.json").write_text(json.dumps(CLAIMS))
@@ -201,6 +202,7 @@ def ladder_auroc(density):
     return auroc(typical(inside), typical(outside))
 
 
+@pytest.mark.filterwarnings("ignore:.* rows of .* features")
 def test_evaluate_hands_fid_its_images(run, tmp_path, monkeypatch):
     """The training images and the samples in 256 levels; the paper's FID beside it, if there were enough samples."""
     seen = []

@@ -17,6 +17,9 @@ from ncml.cli.demo_paths import kernel, run_paths
 from ncml.data import load_digits
 from ncml.report import jsonable
 
+# Fewer samples than features are enough to run.
+pytestmark = pytest.mark.filterwarnings("ignore:.* rows of .* features")
+
 TINY = replace(DemoSettings().smoke(), steps=3, samples=20, refine_steps=2, sample_seeds=2, classifier_steps=3)
 TINY = replace(TINY, paths=replace(TINY.paths, train=100, steps=3, samples=20, refine_steps=2))
 

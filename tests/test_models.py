@@ -364,6 +364,8 @@ def test_every_setting_reaches_the_model():
             "components": 2,
             "dropout": 0.5,
             "label_dropout": 0.5,
+            "weight_norm": True,
+            "fourier_scale": 2.0,
         },
         "maf": {"transforms": 1, "hidden": (4,), "data_std": 3.0, "noise_features": 4},
         "made": {"hidden": (4,), "components": 2, "head": "gaussian", "dropout": 0.5, "noise_features": 4},
@@ -376,11 +378,12 @@ def test_every_setting_reaches_the_model():
             density = build_model(config, (1, 8, 8), PROCESS, LATTICE, 2, 0)
             torch.manual_seed(0)
             many, labels = x.repeat(16, 1, 1, 1), torch.zeros(32, dtype=torch.long)
-            return density.train()(many, torch.full((32,), 0.01), labels).detach()
+            return density.train()(many, torch.full((32,), 0.01), labels).detach(), list(density.state_dict())
 
-        plain = said()
+        plain, names = said()
         for setting, value in changes.items():
-            assert not torch.equal(said(**{setting: value}), plain), (model, setting)
+            other_plain, other_names = said(**{setting: value})
+            assert other_names != names or not torch.equal(other_plain, plain), (model, setting)
 
 
 def test_ncpn_needs_a_lattice_and_labels_for_classes():

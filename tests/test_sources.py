@@ -407,6 +407,7 @@ def test_a_table_of_integers(tmp_path):
     assert main(["evaluate", str(run), "--ood-images", "0", "--data.file", str(tmp_path / "moved.npy")]) == 0
 
 
+@pytest.mark.filterwarnings("ignore:.* rows of .* features")
 def test_images_in_an_array(tmp_path):
     """Arrays of the shape of images are images: pictures, completions, a classifier's distances."""
     generator = np.random.default_rng(0)

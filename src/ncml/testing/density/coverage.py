@@ -109,7 +109,7 @@ def samples_reach_every_mode(case: DensityCase) -> str:
             mass, error, radius = region
             near = torch.linalg.solve_triangular(root, (samples - center).T, upper=False).norm(dim=0) <= radius
             count, n = int(near.sum()), len(samples)
-            allowed = float(binomial_bound(n, torch.tensor(mass, dtype=torch.float64))) + Z * error * n
+            allowed = float(binomial_bound(n, torch.tensor(min(mass, 1.0), dtype=torch.float64))) + Z * error * n
             expect(
                 abs(count - n * mass) <= allowed,
                 f"{count} of {n} samples near a mode at x = {[float(f'{v:.4g}') for v in center[:6]]}, t = {t:.3g}",
