@@ -1,7 +1,7 @@
-"""The figure of the README: what one trained network gives, and what the training buys on smooth paths.
+"""The second figure of the README: what one trained network gives.
 
-Above, a model of two moons: its density and score at four noise levels. Below, the paths of ``ncml demo``, seed 0. Both
-are trained here, in a few minutes. From the root of the repository:
+A model of two moons that is trained here, in ten seconds: its density and score at four noise levels. From the root of
+the repository:
 
     python docs/hero.py
 """
@@ -16,8 +16,6 @@ from matplotlib.figure import Figure
 from sklearn.datasets import make_moons
 
 from ncml import VPSDE, NCMLObjective
-from ncml.cli.demo import DemoSettings
-from ncml.cli.demo_paths import run_paths
 from ncml.densities import MADE
 from ncml.training import fit
 
@@ -39,11 +37,10 @@ def moons() -> tuple[MADE, VPSDE]:
 def draw() -> Figure:
     """The figure."""
     density, process = moons()
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1))
+    figure = Figure(figsize=(10, 2.6), layout="constrained")
     side = torch.linspace(-HALF, HALF, 160)
     grid, coarse = torch.cartesian_prod(side, side), torch.cartesian_prod(side[7::12], side[7::12])
-    for axis, sigma in zip(above.subplots(1, 4), (0.0, 0.1, 0.25, 0.5), strict=True):
+    for axis, sigma in zip(figure.subplots(1, 4), (0.0, 0.1, 0.25, 0.5), strict=True):
         t = process.time_at(sigma)
         with torch.no_grad():
             p = density.log_density(grid, t).exp().reshape(160, 160)
@@ -54,18 +51,6 @@ def draw() -> Figure:
         axis.set(xticks=[], yticks=[])
         axis.set_title(rf"$p_t$ and its score, $\sigma_t$ = {sigma:g}", fontsize=10)
 
-    demo = DemoSettings()
-    _, paths = run_paths(demo.paths, demo.generator, progress=True)
-    titles = (
-        "smooth paths: the data",
-        "drawn by maximum likelihood",
-        "drawn by NCML at t = 0",
-        "drawn with noise, refined",
-    )
-    for axis, title, rows in zip(below.subplots(1, 4, sharey=True), titles, paths.values(), strict=True):
-        axis.plot(rows.T.numpy(), linewidth=0.9)
-        axis.set(title=title, xticks=[], yticks=[], ylim=(-4, 4))
-        axis.title.set_fontsize(10)
     return figure
 
 
