@@ -101,6 +101,8 @@ add_module_names = False
 
 TORCH = "https://docs.pytorch.org/docs/stable/"
 GENERATED = TORCH + "generated/torch."
+NUMPY = "https://numpy.org/doc/stable/reference/"
+SKLEARN = "https://scikit-learn.org/stable/modules/generated/"
 LINKS = {
     **dict.fromkeys(("torch.Tensor", "Tensor"), TORCH + "tensors.html#torch.Tensor"),
     "torch.device": TORCH + "tensor_attributes.html#torch.device",
@@ -110,6 +112,21 @@ LINKS = {
     "hypothesis.strategies.SearchStrategy": "https://hypothesis.readthedocs.io/",
     "Fabric": "https://lightning.ai/docs/fabric/stable/api/generated/lightning.fabric.fabric.Fabric.html",
     "Path": "https://docs.python.org/3/library/pathlib.html#pathlib.Path",
+    "torch.nn.modules.linear.Linear": GENERATED + "nn.Linear.html#torch.nn.Linear",
+    "torch.nn.modules.normalization.LayerNorm": GENERATED + "nn.LayerNorm.html#torch.nn.LayerNorm",
+    "numpy.ndarray": NUMPY + "generated/numpy.ndarray.html#numpy.ndarray",
+    "numpy.dtype": NUMPY + "generated/numpy.dtype.html#numpy.dtype",
+    "numpy.float64": NUMPY + "arrays.scalars.html#numpy.float64",
+    **{
+        f"sklearn.{name}": f"{SKLEARN}sklearn.{name}.html#sklearn.{name}"
+        for name in (
+            "base.BaseEstimator",
+            "base.DensityMixin",
+            "base.OutlierMixin",
+            "model_selection.GridSearchCV",
+            "preprocessing.OrdinalEncoder",
+        )
+    },
     "Figure": "https://matplotlib.org/stable/api/figure_api.html#matplotlib.figure.Figure",
 }
 """The few names of other projects that the reference mentions; inventories would have to be fetched."""

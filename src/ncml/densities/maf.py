@@ -116,14 +116,14 @@ class MAF(SampleableDensity):
         generator: torch.Generator | None = None,
         tolerance: float = 0.0,
     ) -> ParallelSamples:
-        """The samples of :meth:`sample` with the same generator, to rounding, by Jacobi iteration of each layer.
+        """The samples of :meth:`ncml.SampleableDensity.sample` with the same generator, to rounding, by Jacobi iteration of each layer.
 
         A layer is inverted by passes over all positions at once, each from the result of the pass before, until nothing
         changes: position i is final after i + 1 of them, and most often much sooner (Song et al., 2021, "Accelerating
         feedforward computation").
 
         Args:
-            n, t, context, generator: As for :meth:`sample`.
+            n, t, context, generator: As for :meth:`ncml.SampleableDensity.sample`.
             tolerance: What a pass may still change, in standard deviations of the noise at t, for draws that are
                 refined afterwards; 0 for nothing. The error of a sample is of this order.
 

@@ -17,7 +17,7 @@ __all__ = ["AroundTarget"]
 class AroundTarget(Target):
     """A target that answers with what it makes of another one's score and log-density; as it stands, with these.
 
-    Subclasses override :meth:`score` and its like. Tensors of theirs with a row for each row of the call are named in
+    Subclasses override ``score`` and its like. Tensors of theirs with a row for each row of the call are named in
     ``per_row``; with one row they are meant for all.
 
     Args:

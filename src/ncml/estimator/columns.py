@@ -40,7 +40,7 @@ MARGIN = 1e-6  # keeps jittered values off the ends of their step
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """What was seen in the columns of a training table; :meth:`of` looks at one.
+    """What was seen in the columns of a training table; ``of`` looks at one.
 
     Args:
         names: Names of all columns.
@@ -50,7 +50,7 @@ class Columns:
         centre, scale: Of the kept columns, ``(k,)``.
         width: Width of the uniform noise that spreads a column's values, 0 for real numbers, ``(k,)``.
         origin: A point of each lattice; NaN for columns that lie on none, ``(k,)``.
-        low, high: Bounds of what :attr:`width` made of the kept columns, infinite if there is none, ``(k,)``.
+        low, high: Bounds of what ``width`` made of the kept columns, infinite if there is none, ``(k,)``.
         after: Centre and scale once more, behind the logarithm or logit, ``(2, k)``.
     """
 

@@ -76,7 +76,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
 
     Args:
         density: Takes ``(event_shape, process)`` to an untrained density, with ``event_shape = (number of columns,)``.
-            Default: :func:`~ncml.estimator.density.default_density`.
+            Default: ``default_density``.
         process: The noise process, in units of the columns' scales. Default ``LinearVESDE(2.0)``: t is the standard
             deviation of the noise, at most 2 of the columns'.
         times: Which noise levels are trained. Default ``LogUniformTimes(0.02, p_zero=0.3)``; ``AtZero()`` is maximum
@@ -100,7 +100,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         losses_: The loss of every step, nats.
         n_iter_: Steps after which the weights were taken.
         validation_score_: Mean log-likelihood of the held-out rows at t = 0, in the units of the data; NaN without.
-        n_features_in_, feature_names_in_: As in scikit-learn.
+        n_features_in_: As in scikit-learn.
+        feature_names_in_: As in scikit-learn.
 
     Example:
         >>> from ncml.estimator import NCMLDensityEstimator

@@ -134,7 +134,7 @@ class NCPN(AutoregressiveDensity):
         where they enter a gate. PixelCNN++ takes 100 images; dropout is off here.
 
         Args:
-            x, t, context: Images, times and labels, as for :meth:`log_prob`.
+            x, t, context: Images, times and labels, as for :meth:`ncml.NoiseConditionalDensity.log_prob`.
 
         Raises:
             ArgumentError: No images, or a network without ``weight_norm``.

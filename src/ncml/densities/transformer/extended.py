@@ -27,7 +27,7 @@ class ExtendedSequence(AutoregressiveDensity):
               - \log p_t(x_{s_k+1:s_k+o})\right], \qquad s_k = k (L - o).
 
     The terms are the model's own likelihoods of sequences of up to L positions, so this one is normalised and exact,
-    and its samples are those of :meth:`CausalTransformer.sample` with ``length``. It is not the distribution of a
+    and its samples are those of ``CausalTransformer.sample`` with ``length``. It is not the distribution of a
     model of a larger L: it forgets what lies before a window. Sequences may be shorter than ``length``.
 
     Args:

@@ -49,7 +49,7 @@ class CausalTransformer(AutoregressiveDensity):
 
     Since nothing depends on what comes later, sequences may be shorter than L wherever ``x`` is an argument, and the
     result is exact: ``log_prob`` of the first l positions is that of their marginal distribution. Rows of different
-    lengths share a batch by ``lengths=``, one number for each, in :meth:`log_prob`, :meth:`score`, :meth:`sample` and
+    lengths share a batch by ``lengths=``, one number for each, in ``log_prob``, ``score``, ``sample`` and
     the objective. :meth:`extended` is for sequences longer than L. Positions enter by their distances only, and no
     parameter depends on L: weights can be loaded into a model of another L.
 

@@ -65,8 +65,8 @@ def load_tarflow(
             ``Lattice(256)``, dequantised.
 
     Returns:
-        The density, in eval mode, in float32 unless the file is in float64. The label -1 is "no label": the mean of the
-        classes' embeddings, as published.
+        The density in eval mode, in float32 unless the file is in float64. The label -1 stands for none, by the mean of
+        the classes' embeddings, as published.
 
     Raises:
         CheckpointError: Not such weights: not readable, names missing or not known, patches or widths that differ from
