@@ -116,6 +116,7 @@ LINKS = {
     "torch.nn.modules.normalization.LayerNorm": GENERATED + "nn.LayerNorm.html#torch.nn.LayerNorm",
     "numpy.ndarray": NUMPY + "generated/numpy.ndarray.html#numpy.ndarray",
     "numpy.dtype": NUMPY + "generated/numpy.dtype.html#numpy.dtype",
+    "numpy.int64": NUMPY + "arrays.scalars.html#numpy.int64",
     "numpy.float64": NUMPY + "arrays.scalars.html#numpy.float64",
     **{
         f"sklearn.{name}": f"{SKLEARN}sklearn.{name}.html#sklearn.{name}"

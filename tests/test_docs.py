@@ -171,6 +171,7 @@ def test_recorded_numbers_of_the_demo_are_those_of_its_reports():
             assert f"{mean(r['bits_per_dim'][model][i]['bits']['mean'] for r in reports):.3f}" in readme
     for name in ("ML direct", "NCML direct", "NCML two-part"):
         assert f"{mean(r['frechet'][name]['mean'] for r in reports):.3f}" in readme
+        assert f"{100 * mean(r['paths']['samples'][name]['beyond'] for r in reports):.2f} %" in readme
 
 
 def test_pages_of_runs_are_what_their_script_writes():

@@ -116,7 +116,7 @@ class MAF(SampleableDensity):
         generator: torch.Generator | None = None,
         tolerance: float = 0.0,
     ) -> ParallelSamples:
-        """The samples of :meth:`ncml.SampleableDensity.sample` with the same generator, to rounding, by Jacobi iteration of each layer.
+        """The samples of ``sample`` with the same generator, to rounding, by Jacobi iteration of each layer.
 
         A layer is inverted by passes over all positions at once, each from the result of the pass before, until nothing
         changes: position i is final after i + 1 of them, and most often much sooner (Song et al., 2021, "Accelerating
