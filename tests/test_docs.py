@@ -188,7 +188,7 @@ def test_the_page_of_sequences_says_what_its_runs_show():
     folder = ROOT / "docs" / "results"
     script = runpy.run_path(str(folder / "sequences.py"))
     data = json.loads((folder / "sequences.json").read_text())
-    assert script["page"](data, (folder / "sequences.words.txt").read_text()) == (folder / "sequences.md").read_text()
+    assert script["page"](data, (folder / "sequences.page.txt").read_text()) == (folder / "sequences.md").read_text()
     ml, ncml = (
         {name: [run["samples"] for run in script["final"](entry, way)] for name, entry in data.items()}
         for way in ("ml", "ncml")

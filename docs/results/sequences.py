@@ -1,4 +1,4 @@
-"""Writes sequences.md from sequences.json and sequences.words.txt beside it.
+"""Writes sequences.md from sequences.json and sequences.page.txt beside it.
 
 To record them anew, see examples/sequences/README.md; then, from the root of the repository,
 
@@ -308,7 +308,7 @@ def main() -> None:
         draw_paths(args.collect, HERE / "sequences-paths.png")
         draw_mechanism(data, HERE / "sequences-errors.png")
     data = json.loads((HERE / "sequences.json").read_text())
-    (HERE / "sequences.md").write_text(page(data, (HERE / "sequences.words.txt").read_text()))
+    (HERE / "sequences.md").write_text(page(data, (HERE / "sequences.page.txt").read_text()))
 
 
 if __name__ == "__main__":
