@@ -13,20 +13,19 @@ Uses the models that run.py has left there. Of every seed, for maximum likelihoo
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from problems import Problem, problem
+from problems import Problem
 from torch import Tensor
 
 from ncml.densities import MADE, CausalTransformer
 from ncml.density import AutoregressiveDensity
 from ncml.report import environment, write_report
-from run import SIZES, Settings, Size, cut_short, load
+from run import Settings, Size, load, parsed
 
 ERRORS = (0.1, 0.3)  # forced upon one value, in units of the data
 DISTANCES = 16
@@ -156,21 +155,8 @@ def measured(folder: Path, model: str, size: Size, data: Problem, seeds: list[in
 
 def main() -> None:
     """Measure the models of one folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problem", required=True, choices=("paths-1e-4", "paths-1e-8", "recordings"))
-    parser.add_argument("--model", required=True, choices=("made", "transformer"))
-    parser.add_argument("--length", type=int, default=64, help="values of a window")
-    parser.add_argument("--folder", type=Path, help="of the recordings")
-    parser.add_argument("--out", type=Path, default=Path("runs/sequences"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="of the models that run.py --quick left")
-    args = parser.parse_args()
     torch.set_num_threads(1)
-    data = problem(args.problem, args.length, args.folder)
-    folder = args.out / f"{data.name}-{args.length}-{args.model}"
-    size = SIZES[args.model, args.problem.split("-")[0]]
-    if args.quick:
-        size, data = cut_short(size, data)
+    args, data, size, folder = parsed(__doc__)
     result = measured(folder, args.model, size, data, args.seeds)
     write_report(folder / "mechanism.json", {**result, "environment": environment()})
 

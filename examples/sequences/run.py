@@ -271,9 +271,9 @@ def cut_short(size: Size, data: Problem) -> tuple[Size, Problem]:
     return replace(size, steps=10, width=32, draws=100), few
 
 
-def main() -> None:
-    """Tune, then run three seeds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parsed(description: str | None) -> tuple[argparse.Namespace, Problem, Size, Path]:
+    """The arguments, and what they name: the data, the size of the model, and the folder of its runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problem", required=True, choices=("paths-1e-4", "paths-1e-8", "recordings"))
     parser.add_argument("--model", required=True, choices=("made", "transformer"))
     parser.add_argument("--length", type=int, default=64, help="values of a window")
@@ -282,12 +282,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; proves nothing")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     data = problem(args.problem, args.length, args.folder)
     size = SIZES[args.model, args.problem.split("-")[0]]
     if args.quick:
         size, data = cut_short(size, data)
-    folder = args.out / f"{data.name}-{args.length}-{args.model}"
+    return args, data, size, args.out / f"{data.name}-{args.length}-{args.model}"
+
+
+def main() -> None:
+    """Tune, then run three seeds."""
+    torch.set_num_threads(1)
+    args, data, size, folder = parsed(__doc__)
     folder.mkdir(parents=True, exist_ok=True)
     floor = measures(data, data.validation[:4000], data.test)
     write_report(folder / "floor.json", {"floor": floor, "limit": data.limit, "quick": args.quick})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time
@@ -64,10 +65,10 @@ class AroundTarget(Target):
         target.inner = self.inner.in_call_of(other)
         return target
 
-    def with_generator(self, generator: object) -> Target:
-        target = super().with_generator(generator)  # type: ignore[arg-type]
+    def with_generator(self, generator: torch.Generator | None) -> Target:
+        target = super().with_generator(generator)
         assert isinstance(target, AroundTarget)
-        target.inner = self.inner.with_generator(generator)  # type: ignore[arg-type]
+        target.inner = self.inner.with_generator(generator)
         return target
 
     def rows(self, index: Tensor) -> Target:
