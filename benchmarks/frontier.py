@@ -132,7 +132,24 @@ def ours() -> dict[str, tuple[GridSampler, int]]:
         f"MultistepODE({order}, {corrector}, {of})": MultistepODE(order=order, corrector=corrector, of=of)
         for order, corrector, of in kinds
     }
-    single = {"DDIM": DDIM(), "DPMSolver2M": DPMSolver2M(), **several}
+    several |= {
+        f"MultistepODE({order}, {corrector}, {of}, lower final)": MultistepODE(
+            order=order, corrector=corrector, of=of, lower_final=True
+        )
+        for order, corrector, of in (
+            (2, False, "data"),
+            (2, True, "data"),
+            (3, True, "data"),
+            (2, True, "flow"),
+            (3, True, "flow"),
+        )
+    }
+    single = {
+        "DDIM": DDIM(),
+        "DPMSolver2M": DPMSolver2M(),
+        "DPMSolver2M(lower final)": DPMSolver2M(lower_final=True),
+        **several,
+    }
     return {**{name: (sampler, 1) for name, sampler in single.items()}, "HeunODE": (HeunODE(), 2)}
 
 

@@ -119,6 +119,26 @@ def test_a_corrector_is_worth_an_order(of):
     assert max(orders(Late(order=3, of=of), VP, (64, 128, 256))) < 2.5
 
 
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        DPMSolver2M(8, lower_final=True),
+        MultistepODE(8, order=3, corrector=False, lower_final=True),
+        PredictorCorrector(8, predictor=DPMSolver2M(lower_final=True), grid="log-snr", moves=0),
+    ],
+)
+def test_a_lower_final_step_is_ddims(sampler):
+    density = plane_mixture(VP)
+    x = density.sample(5, VP.T, generator=seeded(0))
+    (t, before), (s, after) = sampler.refine(density, x, None, 0.1 * VP.T, path=True).path[-2:]
+    assert torch.allclose(after, DDIM(1)(density, before, t, s), atol=1e-12)
+    plain = replace(sampler.predictor if isinstance(sampler, PredictorCorrector) else sampler, lower_final=False)
+    (_, same), (_, other) = replace(plain, steps=8).refine(density, x, None, 0.1 * VP.T, path=True).path[-2:]
+    assert not torch.allclose(after, other, rtol=0.0, atol=1e-6)
+    if not isinstance(sampler, MultistepODE):  # whose last but one has order 2
+        assert torch.equal(before, same)
+
+
 def test_multistep_methods_at_order_one_are_ddim():
     density = plane_mixture(VP)
     x = density.sample(5, VP.T, generator=seeded(0))

@@ -27,6 +27,7 @@ class _History:
     """Values of the quantity with their places, oldest first, and where the last step began."""
 
     values: list[tuple[Tensor, float]]
+    left: int  # steps to go
     x: Tensor | None = None
     t: float = 0.0
 
@@ -50,13 +51,16 @@ class MultistepODE(GridSampler):
     the methods of Zhang and Chen (2022, "DEIS"); of the flow those of rectified flows. With ``corrector`` a step is
     done again when its end's score is known, by the polynomial through that as well (Zhao et al., 2023, "UniPC", with
     the integrals exact): one order more for no further score. The first steps, which lack a history, have lower order:
-    the whole has 2 at most, with corrector 3. benchmarks/frontier.py measures which is best for few scores.
+    the whole has 2 at most, with corrector 3. With ``lower_final`` the last steps have orders falling to 1: where there
+    are a dozen steps or fewer, extrapolation over the last, longest one costs more than it gains.
+    benchmarks/frontier.py measures which is best for few scores.
 
     Args:
         steps, grid, denoise_last: See :class:`~ncml.sampling.GridSampler`; the grid is even in log-SNR.
         order: Values on the polynomial, 1 to 4. More is more exact where steps are small, and worse where they are not.
         corrector: Correct each step.
         of: What the polynomial is of.
+        lower_final: Let the order fall to 1 over the last steps.
 
     Raises:
         ArgumentError: Another order, or another quantity.
@@ -67,6 +71,7 @@ class MultistepODE(GridSampler):
     order: int = 3
     corrector: bool = True
     of: Quantity = "data"
+    lower_final: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,16 +80,20 @@ class MultistepODE(GridSampler):
         if self.of not in ("data", "noise", "flow"):
             raise ArgumentError(f"of: got {self.of!r}; expected 'data', 'noise' or 'flow'")
 
+    def begin(self, times: list[float]) -> _History:
+        return _History([], len(times) - 1)
+
     def step(self, target: Target, x: Tensor, t: float, s: float, state: _History | None) -> tuple[Tensor, _History]:
-        past = _History([]) if state is None else state
+        state = state or _History([], self.order)
         clean = target.denoise(x.clone(), t)
         if target.sigma(s) == 0.0:
-            return clean, past
-        known = [*past.values, (self._value(target, x, clean, t), self._place(target, t)[1])]
-        if self.corrector and past.x is not None:
-            x = self._moved(target, past.x, known[-self.order - 1 :], past.t, t)
-        known = known[-self.order :]
-        return self._moved(target, x, known, t, s), _History(known, x if self.corrector else None, t)
+            return clean, state
+        known = [*state.values, (self._value(target, x, clean, t), self._place(target, t)[1])]
+        if self.corrector and state.x is not None:
+            x = self._moved(target, state.x, known[-self.order - 1 :], state.t, t)
+        order = min(self.order, state.left) if self.lower_final else self.order
+        moved = self._moved(target, x, known[-order:], t, s)
+        return moved, _History(known[-self.order :], state.left - 1, x if self.corrector else None, t)
 
     def _value(self, target: Target, x: Tensor, clean: Tensor, t: float) -> Tensor:
         """The quantity at t."""

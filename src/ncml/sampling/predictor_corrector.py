@@ -64,6 +64,9 @@ class PredictorCorrector(GridSampler):
         super().check(target, start, stop)
         replace(self.predictor, steps=self.steps, grid=self.grid).check(target, start, stop)
 
+    def begin(self, times: list[float]) -> Any:  # noqa: ANN401
+        return self.predictor.begin(times)
+
     def step(self, target: Target, x: Tensor, t: float, s: float, state: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
         x, state = self.predictor.step(target, x, t, s, state)
         epsilon = 2.0 * (self.ratio * target.sigma(s)) ** 2

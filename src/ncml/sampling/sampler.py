@@ -301,11 +301,15 @@ class GridSampler(Sampler):
             target: Gives scores, coefficients and random numbers.
             x: Samples at time ``t``.
             t, s: Times, as Python floats.
-            state: What the last step returned besides the samples; None at first. Yours to use.
+            state: What the last step returned besides the samples; at first what :meth:`begin` gives. Yours to use.
 
         Returns:
             Samples at ``s``, and the state for the next step.
         """
+
+    def begin(self, times: list[float]) -> Any:  # noqa: ANN401
+        """The state of the first step, for samplers that need to know all the times ahead; None for others."""
+        return None
 
     def info(self, state: Any) -> dict[str, Any]:  # noqa: ANN401
         """What the last state has to say to the user (``info`` of :class:`~ncml.Refined`)."""
@@ -322,9 +326,10 @@ class GridSampler(Sampler):
         return checked_times(self.grid, process, start, stop, self.steps)
 
     def run(self, target: Target, x: Tensor, start: float, stop: float, keep: Keep) -> tuple[Tensor, dict[str, Any]]:
-        state = None
+        times = self.times(target.process, start, stop)
+        state = self.begin(times)
         tweedie_last = self.denoise_last and start > stop and clean_at_zero(target.process)
-        for t, s in itertools.pairwise(self.times(target.process, start, stop)):
+        for t, s in itertools.pairwise(times):
             if s == 0.0 and tweedie_last:
                 x = target.denoise(x, t)
             else:
