@@ -6,7 +6,7 @@ the split, and are not comparable. One configuration serves all tables; it was c
 
     python benchmarks/adbench.py --data FOLDER --published CSV --seeds 5
 
-Results are written after every table. K-DSM (https://github.com/vicliv/K-DSM) runs beside with ``--kdsm CHECKOUT``, at
+Results are written after every table. ECOD runs where PyOD is installed. K-DSM (https://github.com/vicliv/K-DSM) runs beside with ``--kdsm CHECKOUT``, at
 its own settings of 500 epochs unless ``--kdsm-epochs`` says less.
 """
 
@@ -30,6 +30,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity, LocalOutlierFactor, NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
+from common import optional
 from ncml.estimator import NCMLDensityEstimator, NCMLOutlierDetector
 from ncml.objective import AtZero
 
@@ -49,6 +50,7 @@ LEVELS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 STEPS = 600
 RATES = (0.01, 0.05, 0.1)
 RESAMPLES = 1000
+PYOD = optional("pyod.models.ecod")
 
 
 def read(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -101,6 +103,11 @@ def mixture(train, test, seed):
     return lambda: found.score_samples(test)
 
 
+def ecod(train, test, seed):
+    found = PYOD.ECOD().fit(train)
+    return lambda: -found.decision_function(test)
+
+
 BASELINES = {
     "k-NN": nearest,
     "DTE-NP": time_posterior,
@@ -108,7 +115,7 @@ BASELINES = {
     "LOF": local_factor,
     "kernel density": kernel,
     "Gaussian mixture": mixture,
-}
+} | ({"ECOD": ecod} if PYOD else {})
 SEEDED = ("isolation forest", "Gaussian mixture")
 
 
@@ -244,7 +251,7 @@ def main() -> None:
                 table["published"] = published.get(name.split("_", 1)[1], {})
                 table["difference"] = {
                     other: paired(scores["NCML"], scores[other], labels)
-                    for other in ("maximum likelihood", "k-NN")
+                    for other in ("maximum likelihood", "k-NN", "K-DSM")
                     if other in scores
                 }
             table["seeds"].append(record)
