@@ -6,8 +6,9 @@ the split, and are not comparable. One configuration serves all tables; it was c
 
     python benchmarks/adbench.py --data FOLDER --published CSV --seeds 5
 
-Results are written after every table. ECOD runs where PyOD is installed. K-DSM (https://github.com/vicliv/K-DSM) runs beside with ``--kdsm CHECKOUT``, at
-its own settings of 500 epochs unless ``--kdsm-epochs`` says less.
+Results are written after every table. ECOD runs where PyOD is installed, and K-DSM
+(https://github.com/vicliv/K-DSM) with ``--kdsm CHECKOUT``, at its own settings of 500 epochs unless ``--kdsm-epochs``
+says less.
 """
 
 from __future__ import annotations

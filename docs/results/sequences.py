@@ -27,13 +27,14 @@ ROWS = (
     ("ncml", "direct", "NCML, drawn at t = 0"),
     ("ncml", "two-part", "NCML, in two parts"),
 )
+PICTURE = "paths-0.0001-64-made"  # whose windows are drawn
 TUNING = 100  # the first seed that is not for the test
 COLOURS = {"ml": "#D55E00", "ncml": "#0072B2"}
 
 
-def collect(runs: Path) -> dict[str, Any]:
-    """Everything that the page needs, without the samples themselves."""
-    result: dict[str, Any] = {}
+def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the page needs, without the samples themselves; of problems that are not there, as recorded."""
+    result = dict(recorded)
     for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
         reports = []
         for file in sorted(folder.glob("*seed*.json")):
@@ -87,9 +88,10 @@ def share(kinds: list[dict[str, Any]]) -> str:
 def main_table(name: str, entry: dict[str, Any]) -> list[str]:
     """The table of one problem and model."""
     recordings = name.startswith("recordings")
+    parts = entry["runs"][0]["size"].get("refined", 4000)
     unit = "bits per sample" if recordings else "nats per value"
     lines = [
-        f"| | {unit}, t = 0 | windows beyond the data, of 50,000 (two parts: 4,000) | energy distance | Fréchet | "
+        f"| | {unit}, t = 0 | windows beyond the data, of 50,000 (two parts: {parts:,}) | energy distance | Fréchet | "
         "log spectrum, dB | roughness |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -234,11 +236,10 @@ def page(data: dict[str, Any], words: str) -> str:
     return words.replace("(tables)", "\n".join(lines).strip()).replace("(appendix)", "\n".join(appendix).strip())
 
 
-def draw_paths(runs: Path, file: Path) -> None:
-    """Eight windows of every kind, seed 0 of the first problem there."""
+def draw_paths(folder: Path, file: Path) -> None:
+    """Eight windows of every kind, seed 0."""
     from matplotlib.figure import Figure
 
-    folder = next(path for path in sorted(runs.iterdir()) if path.name.startswith("paths-0.0001-64-made"))
     reports = [json.loads(file.read_text()) for file in folder.glob("*seed0.json")]
     chosen = json.loads((folder / "chosen.json").read_text())
     loaded = {
@@ -303,9 +304,11 @@ def main() -> None:
     parser.add_argument("--collect", type=Path, help="folder of the runs")
     args = parser.parse_args()
     if args.collect:
-        data = collect(args.collect)
-        (HERE / "sequences.json").write_text(json.dumps(data) + "\n")
-        draw_paths(args.collect, HERE / "sequences-paths.png")
+        file = HERE / "sequences.json"
+        data = collect(args.collect, json.loads(file.read_text()) if file.exists() else {})
+        file.write_text(json.dumps(data) + "\n")
+        if (args.collect / PICTURE).exists():
+            draw_paths(args.collect / PICTURE, HERE / "sequences-paths.png")
         draw_mechanism(data, HERE / "sequences-errors.png")
     data = json.loads((HERE / "sequences.json").read_text())
     (HERE / "sequences.md").write_text(page(data, (HERE / "sequences.page.txt").read_text()))

@@ -3,9 +3,10 @@
     python examples/sequences/run.py --problem paths-1e-4 --model made --out runs/sequences
     python examples/sequences/run.py --problem recordings --folder FOLDER --model transformer --out runs/sequences
 
-Some settings of each way of training, as many of each, are tried with one seed and judged on validation windows; the
-best one is trained with three others. Noise level and solver of two-part samples are chosen on validation windows, run
-by run, and looked at once on test windows. What is there is not run again. docs/results/sequences.py draws the page.
+Some settings of each way of training, the same of maximum likelihood and NCML, are tried with one seed and judged on
+validation windows; the best one is trained with three others. Noise level and solver of two-part samples are chosen on
+validation windows, run by run, and looked at once on test windows. What is there is not run again.
+docs/results/sequences.py draws the page.
 """
 
 from __future__ import annotations
@@ -74,14 +75,18 @@ class Settings:
 
 
 REGULARISED = {"weight_decay": 0.1, "dropout": 0.1}
+RATES = {"made": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), "transformer": (2e-3, 4e-3, 8e-3)}
 
 
-def tried(way: str, problem: str) -> tuple[Settings, ...]:
+def tried(way: str, problem: str, model: str) -> tuple[Settings, ...]:
     """What is tried: of paths, which never repeat, high rates; of recordings, on which all overfit, low ones."""
     plain = Settings(way, TUNING_SEED)
     if problem == "paths":
-        settings = [replace(plain, learning_rate=rate) for rate in (2e-3, 4e-3, 8e-3, 1.6e-2)]
-        noisy = [replace(plain, sigma=s, learning_rate=8e-3) for s in (0.02, 0.05, 0.1)] + [replace(plain, sigma=0.05)]
+        rates = RATES[model]
+        settings = [replace(plain, learning_rate=rate) for rate in rates]
+        noisy = [replace(plain, sigma=s, learning_rate=8e-3 if model == "made" else 4e-3) for s in (0.02, 0.05, 0.1)]
+        if model == "made":
+            noisy.append(replace(plain, sigma=0.05))
     else:
         settings = [plain, replace(plain, learning_rate=1e-3)]
         settings.append(replace(plain, p_zero=0.4) if way == "ncml" else replace(plain, learning_rate=4e-3))
@@ -100,13 +105,14 @@ class Size:
     width: int
     layers: int
     draws: int = 50_000
+    refined: int = 4000
 
 
 SIZES = {
     ("made", "paths"): Size(3000, 256, 256, 2),
     ("made", "recordings"): Size(3000, 256, 512, 2),
-    ("transformer", "paths"): Size(1500, 64, 64, 3, draws=20_000),
-    ("transformer", "recordings"): Size(1500, 64, 64, 3, draws=20_000),
+    ("transformer", "paths"): Size(1500, 32, 64, 3, refined=2000),
+    ("transformer", "recordings"): Size(1500, 32, 64, 3, refined=2000),
 }
 
 
@@ -195,13 +201,8 @@ def evaluate(
     kinds: dict[str, Any] = {}
     if tuning:
         if settings.way == "fixed":
-            x = refined(
-                density,
-                drawn(density, min(2000, size.draws), settings.sigma, generator),
-                settings.sigma,
-                Tweedie(),
-                generator,
-            )
+            x = drawn(density, size.refined // 2, settings.sigma, generator)
+            x = refined(density, x, settings.sigma, Tweedie(), generator)
             kinds["Tweedie"] = measures(data, x, part)
         return {**result, "samples": kinds}
     start = settings.sigma if settings.way == "fixed" else 0.0
@@ -209,11 +210,11 @@ def evaluate(
     kinds["direct"] = {**measures(data, many[:4000], part), **beyond(data, many), "shown": many[:8].tolist()}
     choices = []
     for sigma, solver in grid(settings):  # chosen on validation windows ...
-        x = refined(density, drawn(density, min(1000, size.draws), sigma, generator), sigma, SOLVERS[solver], generator)
+        x = refined(density, drawn(density, size.refined // 4, sigma, generator), sigma, SOLVERS[solver], generator)
         choices.append((energy_distance(x.nan_to_num(1e6), data.validation[:1000]), sigma, solver))
     if choices:
         _, sigma, solver = min(choices)  # ... and looked at once on test windows
-        x = refined(density, drawn(density, min(4000, size.draws), sigma, generator), sigma, SOLVERS[solver], generator)
+        x = refined(density, drawn(density, size.refined, sigma, generator), sigma, SOLVERS[solver], generator)
         kinds["two-part"] = {
             **measures(data, x, part),
             **beyond(data, x),
@@ -268,7 +269,7 @@ def load(model: str, size: Size, data: Problem, settings: Settings, folder: Path
 def cut_short(size: Size, data: Problem) -> tuple[Size, Problem]:
     """The same in seconds."""
     few = replace(data, train=data.train[:100], validation=data.validation[:100], test=data.test[:100])
-    return replace(size, steps=10, width=32, draws=100), few
+    return replace(size, steps=10, width=32, draws=100, refined=100), few
 
 
 def parsed(description: str | None) -> tuple[argparse.Namespace, Problem, Size, Path]:
@@ -298,7 +299,7 @@ def main() -> None:
     write_report(folder / "floor.json", {"floor": floor, "limit": data.limit, "quick": args.quick})
     chosen = {}
     for way in WAYS:
-        settings = tried(way, args.problem.split("-")[0])
+        settings = tried(way, args.problem.split("-")[0], args.model)
         reports = [run(args.model, size, data, s, folder, True) for s in settings]
         best = settings[min(range(len(reports)), key=lambda i: judged(reports[i]))]
         chosen[way] = asdict(best)
