@@ -211,13 +211,15 @@ def main() -> None:
     parser.add_argument("--tables", nargs="*", default=[*LARGE, *SMALL])
     parser.add_argument("--kdsm", type=Path, help="a checkout of K-DSM")
     parser.add_argument("--kdsm-epochs", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training, at most")
     parser.add_argument("--quick", action="store_true", help="one small table, few steps, nothing recorded")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     names = options.tables
+    global STEPS
+    STEPS = options.steps
     if options.quick:
-        global STEPS
         STEPS, options.seeds, names = 20, 1, ["45_wine"]
     names = [name for name in names if (options.data / f"{name}.npz").exists()]
     if not names:

@@ -78,11 +78,11 @@ order*, test on the others and all anomalies. AUROC in percent, mean over the se
 tables, fixed before any table of 1,000 rows or more was looked at ({record["steps"]} steps, the estimator's defaults
 else); anomalies were used for evaluation only.
 
-**What came out.** Of the nine tables of 1,000 rows or more the nearest neighbours are the best detector in the mean, and
-NCML does not reach them; over maximum likelihood with the same network it gains {gain:+.1f} points, most on cardio, and
-loses on optdigits and pendigits. Noise of .1 to .5 of the columns' scales is worth about a point over t = 0 of the same
-network. Choose NCML here where a density, its p-values or `explain` are wanted, and
-scikit-learn's `NearestNeighbors` or `LocalOutlierFactor` where only a ranking is.
+**What came out.** Of the nine tables of 1,000 rows or more the nearest neighbours are the best detector in the mean,
+and NCML does not reach them; over maximum likelihood with the same network it gains {gain:+.1f} points, most on cardio,
+and loses on optdigits and pendigits. Noise of .1 to .5 of the columns' scales is worth about a point over t = 0 of the
+same network. Choose NCML here where a density, its p-values or `explain` are wanted, and scikit-learn's
+`NearestNeighbors` or `LocalOutlierFactor` where only a ranking is.
 
 {table(["table", "seeds", *own], rows)}
 
