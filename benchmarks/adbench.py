@@ -146,10 +146,10 @@ def timed(make) -> tuple[np.ndarray, dict[str, float]]:
     return values, {"fit_s": trained - start, "score_s": time.process_time() - trained}
 
 
-def ours(train, test, labels, seed) -> tuple[dict, dict[str, np.ndarray]]:
+def ours(train, test, labels, seed, steps) -> tuple[dict, dict[str, np.ndarray]]:
     """NCML by the detector's statistic and by single levels; the same network by maximum likelihood."""
     start = time.process_time()
-    estimator = NCMLDensityEstimator(max_steps=STEPS, random_state=seed)
+    estimator = NCMLDensityEstimator(max_steps=steps, random_state=seed)
     model = NCMLOutlierDetector(estimator, levels=LEVELS, calibration=0.0, random_state=seed).fit(train)
     trained = time.process_time()
     log_p = model.log_densities(test)
@@ -157,7 +157,7 @@ def ours(train, test, labels, seed) -> tuple[dict, dict[str, np.ndarray]]:
     record = {"NCML": {"fit_s": trained - start, "score_s": time.process_time() - trained}}
     record["NCML"]["levels"] = [measured(column, labels)["auroc"] for column in log_p.T]
     start = time.process_time()
-    likely = NCMLDensityEstimator(max_steps=STEPS, random_state=seed, times=AtZero()).fit(train)
+    likely = NCMLDensityEstimator(max_steps=steps, random_state=seed, times=AtZero()).fit(train)
     trained = time.process_time()
     scores["maximum likelihood"] = likely.score_samples(test)
     record["maximum likelihood"] = {"fit_s": trained - start, "score_s": time.process_time() - trained}
@@ -217,10 +217,8 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     names = options.tables
-    global STEPS
-    STEPS = options.steps
     if options.quick:
-        STEPS, options.seeds, names = 20, 1, ["45_wine"]
+        options.steps, options.seeds, names = 20, 1, ["45_wine"]
     names = [name for name in names if (options.data / f"{name}.npz").exists()]
     if not names:
         print(f"skipped: no tables in {options.data}; see https://github.com/Minqi824/ADBench")
@@ -232,7 +230,7 @@ def main() -> None:
     if options.published:
         with options.published.open() as file:
             published = {row.pop("Dataset"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)}
-    report = {"protocol": "first half of the normal rows in file order", "levels": LEVELS, "steps": STEPS, "tables": {}}
+    report = {"protocol": "first half of the normal rows in file order", "levels": LEVELS, "steps": options.steps, "tables": {}}
     for seed in range(options.seeds):
         for name in names:
             X, y = read(options.data, name)
@@ -241,7 +239,7 @@ def main() -> None:
                 name.split("_", 1)[1],
                 {"rows": len(X), "columns": X.shape[1], "train": len(train), "anomalies": int(y.sum()), "seeds": []},
             )
-            record, scores = ours(train, test, labels, seed)
+            record, scores = ours(train, test, labels, seed, options.steps)
             scaler = StandardScaler().fit(train)
             scaled = scaler.transform(train), scaler.transform(test)
             for method, make in methods.items():
