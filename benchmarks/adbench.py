@@ -230,7 +230,12 @@ def main() -> None:
     if options.published:
         with options.published.open() as file:
             published = {row.pop("Dataset"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)}
-    report = {"protocol": "first half of the normal rows in file order", "levels": LEVELS, "steps": options.steps, "tables": {}}
+    report = {
+        "protocol": "first half of the normal rows in file order",
+        "levels": LEVELS,
+        "steps": options.steps,
+        "tables": {},
+    }
     for seed in range(options.seeds):
         for name in names:
             X, y = read(options.data, name)
