@@ -18,6 +18,7 @@ TITLES = {
     "score": "Scores",
     "samplers": "Samplers, against score_sde_pytorch and azula",
     "checks": "Checks of the public calls",
+    "transformer": "The causal transformer, against torch's layers",
     "tarflow": "The transformer flow, against TarFlow",
 }
 OPTIONS = {
