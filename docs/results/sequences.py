@@ -26,6 +26,8 @@ ROWS = (
     ("fixed", "two-part", "one noise level, then Tweedie"),
     ("ncml", "direct", "NCML, drawn at t = 0"),
     ("ncml", "two-part", "NCML, in two parts"),
+    ("scored", "direct", "NCML and score matching, drawn at t = 0"),
+    ("scored", "two-part", "NCML and score matching, in two parts"),
 )
 PICTURE = "paths-0.0001-64-made"  # whose windows are drawn
 TUNING = 100  # the first seed that is not for the test
@@ -54,8 +56,14 @@ def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
 
 def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
     """The test runs of the chosen settings of a way of training, by seed."""
-    chosen = {**entry["chosen"][way], "seed": None}
-    found = [r for r in entry["runs"] if r["settings"]["seed"] < TUNING and {**r["settings"], "seed": None} == chosen]
+    chosen = {**entry["chosen"]["ncml" if way == "scored" else way], "seed": None}
+    found = [
+        r
+        for r in entry["runs"]
+        if r["settings"]["seed"] < TUNING
+        and {**r["settings"], "seed": None, "score_matching": 0.0} == {"score_matching": 0.0, **chosen}
+        and (r["settings"].get("score_matching", 0.0) > 0.0) == (way == "scored")
+    ]
     return sorted(found, key=lambda r: r["settings"]["seed"])
 
 
@@ -153,7 +161,7 @@ def excess(entry: dict[str, Any]) -> list[str]:
     levels = list(runs[0]["nats"])
     lines = ["", "| nats per value above the exact entropy | " + " | ".join(f"t = {s}" for s in levels) + " |"]
     lines.append("| --- |" + " --- |" * len(levels))
-    for way in ("ml", "fixed", "ncml"):
+    for way in ("ml", "fixed", "ncml", "scored"):
         for run in final(entry, way):
             row = [f"{run['nats'][s] - run['exact nats'][s]:.3f}" if s in run["nats"] else "" for s in levels]
             lines.append(f"| {way}, seed {run['settings']['seed']} | " + " | ".join(row) + " |")

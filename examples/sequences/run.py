@@ -58,6 +58,7 @@ class Settings:
         p_zero: Share of a batch at t = 0, of "ncml".
         learning_rate: AdamW's at its height: it rises over 100 steps and falls along a cosine.
         weight_decay, dropout: Regularisation.
+        score_matching: Factor of the error of the model's own score, of "ncml".
     """
 
     way: str
@@ -67,6 +68,7 @@ class Settings:
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     dropout: float = 0.0
+    score_matching: float = 0.0
 
     @property
     def name(self) -> str:
@@ -132,7 +134,7 @@ def build(model: str, size: Size, data: Problem, settings: Settings) -> Autoregr
 def train(density: AutoregressiveDensity, data: Problem, size: Size, settings: Settings) -> None:
     """AdamW on fresh batches, in place."""
     times = LogUniformTimes(sigma_min=data.sigma_min, p_zero=settings.p_zero) if settings.way == "ncml" else AtZero()
-    objective = NCMLObjective(VESDE.linear(1.0), times)
+    objective = NCMLObjective(VESDE.linear(1.0), times, score_matching=settings.score_matching)
     fixed = settings.sigma if settings.way == "fixed" else None
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.AdamW(
@@ -281,6 +283,7 @@ def parsed(description: str | None) -> tuple[argparse.Namespace, Problem, Size, 
     parser.add_argument("--folder", type=Path, help="of the recordings")
     parser.add_argument("--out", type=Path, default=Path("runs/sequences"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--score-matching", type=float, default=0.0, help="NCML once more, with this factor")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; proves nothing")
     args = parser.parse_args()
     data = problem(args.problem, args.length, args.folder)
@@ -305,6 +308,9 @@ def main() -> None:
         chosen[way] = asdict(best)
         for seed in args.seeds:
             run(args.model, size, data, replace(best, seed=seed), folder, False)
+    for seed in args.seeds if args.score_matching else ():
+        scored = replace(best, seed=seed, score_matching=args.score_matching)  # of NCML, the last of the ways
+        run(args.model, size, data, scored, folder, False)
     write_report(folder / "chosen.json", chosen)
 
 
