@@ -1,5 +1,6 @@
 """2. The noise conditional density: what log p_t(x) is; its interface, capabilities and checks."""
 
+from ncml.density.aligned import AlignedTarget
 from ncml.density.around import AroundTarget
 from ncml.density.checks import (
     at_zero_only,
@@ -25,6 +26,7 @@ from ncml.density.posterior import EventTarget, GuidedTarget, PosteriorTarget
 from ncml.density.target import Target
 
 __all__ = [
+    "AlignedTarget",
     "AroundTarget",
     "AutoregressiveDensity",
     "CompletionTarget",

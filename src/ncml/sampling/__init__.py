@@ -9,6 +9,7 @@ from ncml.sampling.discrete import LatticeGibbs, LatticeMetropolis
 from ncml.sampling.dpm import DDIM, DPMSolver2M, DPMSolver2MSDE, DPMSolverSDE
 from ncml.sampling.er_sde import ERSDE
 from ncml.sampling.euler_maruyama import EulerMaruyama
+from ncml.sampling.fitted import fit_grid
 from ncml.sampling.generate import generate
 from ncml.sampling.heun import HeunODE
 from ncml.sampling.jacobi import ParallelSamples, allowed_difference, sample_in_parallel
@@ -50,6 +51,7 @@ __all__ = [
     "Tweedie",
     "allowed_difference",
     "complete",
+    "fit_grid",
     "generate",
     "grids",
     "restore",
