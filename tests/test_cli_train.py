@@ -533,7 +533,8 @@ def test_errors_of_the_user(tmp_path, capsys, arguments, message):
 def test_options_that_cannot_be_parsed(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--out", str(tmp_path / "run"), *SMALL, *arguments])
-    assert message in " ".join(capsys.readouterr().err.split())
+    said = capsys.readouterr().err.replace("│", " ")  # some releases of tyro draw a box, which breaks lines
+    assert message in " ".join(said.split())
     assert list(tmp_path.iterdir()) == []
 
 
