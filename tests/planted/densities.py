@@ -32,6 +32,13 @@ class ContextLostInSamples(Shifted):
         return torch.zeros_like(context)
 
 
+class ContextShrunkInSamples(Shifted):
+    """Right on the average over contexts, and nearly in its spread."""
+
+    def centre(self, context):
+        return 0.6 * context
+
+
 class FirstContextForAll(Shifted):
     def centre(self, context):
         return context[:1]
@@ -302,6 +309,7 @@ DENSITY_BUGS = {
     "dropout never off": Bug("dropout", pixels.DropoutNeverOff, "evaluations_repeat"),
     "parameters kept": Bug("pixels", pixels.CoefficientsKept, "parameters_are_read_at_every_call"),
     "context lost in samples": Bug("shifted", lambda: ContextLostInSamples((2,)), "samples_follow_the_density"),
+    "context shrunk in samples": Bug("shifted", lambda: ContextShrunkInSamples((2,)), "samples_follow_the_density"),
     "first context in all samples": Bug("shifted", lambda: FirstContextForAll((2,)), "samples_follow_the_density"),
     "tails of samples cut": Bug("gaussian", lambda: plain(TailsCut), "samples_follow_the_density"),
     "order off by one": Bug("pixels", pixels.NotAPermutation, "order_is_a_permutation"),
