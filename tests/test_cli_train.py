@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from ncml import generate
-from ncml.cli import main
+from ncml.cli import common, main
 from ncml.data import ImageSource
+from ncml.densities import NCPN
 from ncml.errors import ArgumentError
 from ncml.evaluation import Typicality, auroc, bits_per_dim, ladder_statistics, level_noise_table, ood_statistics
 from ncml.sampling import HeunODE
@@ -119,6 +120,63 @@ def test_sample_with_another_sampler(run, tmp_path, capsys):
     assert json.loads((tmp_path / "s" / "sample.json").read_text())["settings"]["sampler"] == "heun"
     assert main(["sample", str(run), "--sampler", "euler"]) == 2
     assert "sampler: got 'euler'; expected one of euler-maruyama, heun" in capsys.readouterr().err
+
+
+def signalled(function, at, number):
+    """The function, during whose call number ``at`` a signal comes."""
+    calls = []
+
+    def called(*args, **options):
+        calls.append(args)
+        if len(calls) == at:
+            signal.raise_signal(number)
+        return function(*args, **options)
+
+    return called
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_samples_drawn_before_a_signal_are_kept(run, tmp_path, monkeypatch, capsys, number):
+    """Those of the batches that are done, and of the one that is being drawn: the first of the whole draw."""
+    arguments = ["--n", "7", "--batch-size", "2", "--steps", "2"]
+    assert main(["sample", str(run), "--out", str(tmp_path / "all"), *arguments]) == 0
+    monkeypatch.setattr(common, "generate", signalled(common.generate, 2, number))
+    capsys.readouterr()
+    assert main(["sample", str(run), "--out", str(tmp_path / "some"), *arguments]) == 128 + number
+    assert f"Stopped by signal {int(number)} after 4 of 7." in capsys.readouterr().out
+    every, some = (np.load(tmp_path / n / "samples.npy", allow_pickle=False) for n in ("all", "some"))
+    assert (len(every), len(some)) == (7, 4)
+    assert np.array_equal(some, every[:4])
+    settings = json.loads((tmp_path / "some" / "sample.json").read_text())["settings"]
+    assert (settings["images"], settings["drawn"]) == (7, 4)
+
+
+def test_a_signal_in_the_last_batch_stops_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "generate", signalled(common.generate, 2, signal.SIGINT))
+    arguments = ["--n", "3", "--batch-size", "2", "--steps", "2"]
+    assert main(["sample", str(run), "--out", str(tmp_path), *arguments]) == 0
+    assert len(np.load(tmp_path / "samples.npy", allow_pickle=False)) == 3
+
+
+def test_completions_before_a_signal_are_kept(run, tmp_path, monkeypatch):
+    arguments = ["--rows", "5", "--images", "6", "--draws", "2", "--steps", "2"]
+    assert main(["complete", str(run), "--out", str(tmp_path / "all"), *arguments]) == 0
+    monkeypatch.setattr(NCPN, "complete", signalled(NCPN.complete, 1, signal.SIGINT))
+    assert main(["complete", str(run), "--out", str(tmp_path / "some"), *arguments]) == 130
+    every, some = (np.load(tmp_path / n / "completions.npy", allow_pickle=False) for n in ("all", "some"))
+    assert (len(every), len(some)) == (12, 8)
+    assert np.array_equal(some, every[:8])
+    with Image.open(tmp_path / "some" / "completions.png") as picture:
+        assert picture.height == 4 * 9 * 16 - 16
+
+
+def test_the_bars_of_a_draw_say_how_long_it_takes(run, tmp_path, monkeypatch, capsys):
+    """One for the batches, one for the steps of each: a single batch may take long."""
+    monkeypatch.setattr("ncml.cli.sample.shows_progress", lambda: True)
+    assert main(["sample", str(run), "--n", "2", "--steps", "3", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert "sampling" in said
+    assert "EulerMaruyama" in said
 
 
 @pytest.mark.parametrize("noise", ["0", "1.5"])
@@ -475,7 +533,8 @@ def test_errors_of_the_user(tmp_path, capsys, arguments, message):
 def test_options_that_cannot_be_parsed(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--out", str(tmp_path / "run"), *SMALL, *arguments])
-    assert message in " ".join(capsys.readouterr().err.split())
+    said = capsys.readouterr().err.replace("│", " ")  # some releases of tyro draw a box, which breaks lines
+    assert message in " ".join(said.split())
     assert list(tmp_path.iterdir()) == []
 
 

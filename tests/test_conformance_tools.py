@@ -26,6 +26,7 @@ from ncml.testing.numerics import (
     binomial_bound,
     cdf_distance,
     chi2_tail,
+    count_tail,
     dkw_bound,
     gauss_legendre,
     integrate,
@@ -159,6 +160,21 @@ def test_poisson_tails():
     for count, mean in ((0, 30.0), (12, 30.0), (80, 30.0), (3, 2.0)):
         low, high = stats.poisson.cdf(count, mean), stats.poisson.sf(count - 1, mean)
         assert poisson_tail(count, mean) == pytest.approx(min(1.0, 2.0 * min(low, high)), rel=1e-6)
+
+
+def test_tails_of_counts_are_safe_and_not_idle():
+    """Above the exact probability of so few or so many of unlike events, by convolution, and by two digits at most."""
+    p = torch.rand(400, generator=seeded(0), dtype=F64) * 0.3
+    pmf = np.ones(1)
+    for chance in p.tolist():
+        pmf = np.convolve(pmf, [1.0 - chance, chance])
+    for count in (0, 5, 20, 40, 60, 85, 110, 150, 400):
+        exact = 2.0 * min(pmf[: count + 1].sum(), pmf[count:].sum())
+        assert count_tail(count, p) >= min(exact, 1.0) * (1.0 - 1e-9)
+        if 1e-30 < exact < 0.01 and count:
+            assert count_tail(count, p) <= 100.0 * exact
+    assert count_tail(0, torch.zeros(5, dtype=F64)) == 1.0
+    assert count_tail(1, torch.zeros(5, dtype=F64)) < 1e-3
 
 
 def test_independent_rows_and_columns_pass_whatever_their_law():

@@ -134,6 +134,21 @@ def documented() -> list[object]:
     return [*modules, *(getattr(module, name) for module in modules for name in module.__all__)]
 
 
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("installation", "learn/install.md"),
+        ("anomaly detection", "learn/table.md"),
+        ("missing values", "howto/missing_values.md"),
+    ],
+)
+def test_pages_answer_what_newcomers_search_for(words, page):
+    """In their titles, which the search of the site puts first."""
+    title = (ROOT / "docs" / page).read_text().splitlines()[0]
+    assert title.startswith("# ")
+    assert words in title.lower()
+
+
 @pytest.mark.parametrize("module", public_modules(), ids=lambda module: module.__name__)
 def test_public_names_are_documented(module):
     """By identity, since a name may be imported from several places and is shown at one."""

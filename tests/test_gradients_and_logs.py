@@ -105,6 +105,15 @@ def test_logged_bits_know_no_weights_at_any_time():
     assert line["loss"] == pytest.approx(25.5 / 4)
 
 
+def test_terms_keep_weights_apart_from_likelihoods():
+    density, x = Logistics(), torch.randn(4, 3, dtype=F64, generator=seeded(6))
+    weight, t = torch.tensor([2.0, 0.5, 0.0, 10.0], dtype=F64), torch.zeros(4, dtype=F64)
+    terms = NCMLObjective(VP).terms(density, x, t=t, weight=weight)
+    assert torch.equal(terms.nll, -density.log_prob(x))
+    assert torch.equal(terms.loss, weight * terms.nll)
+    assert torch.equal(terms.weight, weight)
+
+
 def test_the_level_noise_table_averages_over_draws_at_zero():
     """Bits of the very data that were evaluated, one batch for each draw, and all of them different."""
     lattice, seen = Lattice(17), []

@@ -52,6 +52,16 @@ def test_core_requirements_are_few_and_open():
         assert [s.operator for s in requirement.specifier] == [">="], requirement
 
 
+def test_every_requirement_has_one_floor():
+    """That ``nox -s floors`` tries: a lower one of another extra would never be installed."""
+    floors: dict[str, set[str]] = {}
+    for requirement in (*CORE, *(r for rows in EXTRAS.values() for r in rows)):
+        for specifier in requirement.specifier:
+            if specifier.operator == ">=":
+                floors.setdefault(requirement.name, set()).add(specifier.version)
+    assert {name: bounds for name, bounds in floors.items() if len(bounds) > 1} == {}
+
+
 def test_the_torch_bound_of_dev_is_that_of_the_constraints():
     constraint = Requirement((ROOT / "constraints.txt").read_text().strip())
     (floor,) = CORE[0].specifier

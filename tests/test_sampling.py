@@ -314,6 +314,18 @@ def test_generate_is_a_draw_and_its_refinement():
     assert generate(density, 0).shape == (0, 2)
 
 
+RECTIFIED = GaussianProcess(lambda t: 1.0 - t, lambda t: t, T=0.9)
+
+
+@pytest.mark.parametrize("process", [GaussianProcess(torch.cos, torch.sin, T=1.2), RECTIFIED], ids=["cosine", "flow"])
+def test_processes_of_two_functions_generate_by_default(process):
+    """N(1, 0.5^2) to 5 % of its standard deviation, of which chance is about half at most (6.1 standard errors)."""
+    density, n = GaussianDensity(process, torch.ones(2, dtype=F64), 0.5), 50_000
+    x = generate(density, n, generator=seeded(7))
+    assert float((x.mean(0) - 1.0).abs().max()) < 0.05 * 0.5
+    assert float((x.std(0) / 0.5 - 1.0).abs().max()) < 0.05
+
+
 def test_plain_sampling_needs_no_sampler():
     density = plane_mixture(VP)
     assert same_bits(

@@ -537,6 +537,20 @@ def test_messages_name_options(tmp_path, capsys):
     assert "expected a divisor of --model.features 9" in capsys.readouterr().err
 
 
+def test_odd_sizes_get_a_remedy_that_works(tmp_path, capsys):
+    """In the words of the program: padding all sides never makes an odd side even."""
+    for i in range(4):
+        Image.new("L", (9, 6), i).save(tmp_path / f"{i}.png")
+    short = "--model.features 8 --model.blocks 1 --model.heads 0 --model.components 2 --optim.steps 1"
+    short += " --optim.batch-size 2 --run.sample-every 0 --run.validate-every 0 --run.threads 1"
+    place = ["--data.name", "folder", "--data.folder", str(tmp_path), "--data.channels", "1", *short.split()]
+    assert main(["train", "--out", str(tmp_path / "run"), *place]) == 2
+    said = capsys.readouterr().err
+    assert "divisible by 2 for --model.resolutions 2; take fewer resolutions" in said
+    assert "levels=" not in said
+    assert main(["train", "--out", str(tmp_path / "run"), *place, "--model.resolutions", "1"]) == 0
+
+
 def test_warnings_are_lines(monkeypatch):
     """Without the place in the code where they are raised, and only while a command runs."""
     said = []

@@ -5,18 +5,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ncml import NoiseConditionalDensity
+from ncml import SampleableDensity
 from ncml.densities import MADE, MAF, GaussianDensity, GaussianMixtureDensity
 from ncml.density import check_draw
 from tests.planted import Bug, pixels
 from tests.planted.pixels import PROCESS
 
 
-class Shifted(NoiseConditionalDensity):
+class Shifted(SampleableDensity):
     """A Gaussian around its context."""
 
     def forward(self, x, t, context=None, *, edges=True):
         return torch.distributions.Normal(context, 1.0 + t[:, None]).log_prob(x).sum(1)
+
+    def centre(self, context):
+        return context
+
+    def sample(self, n, t=0.0, context=None, *, generator=None):
+        t, context = check_draw(self, n, t, context, generator)
+        z = torch.randn(n, *self.event_shape, dtype=self.dtype, generator=generator)
+        return self.centre(context) + (1.0 + t.to(z.dtype)[:, None]) * z
+
+
+class ContextLostInSamples(Shifted):
+    def centre(self, context):
+        return torch.zeros_like(context)
+
+
+class ContextShrunkInSamples(Shifted):
+    """Right on the average over contexts, and nearly in its spread."""
+
+    def centre(self, context):
+        return 0.6 * context
+
+
+class FirstContextForAll(Shifted):
+    def centre(self, context):
+        return context[:1]
 
 
 class ContextIgnored(Shifted):
@@ -131,6 +156,18 @@ class SizesRepeated(Changed):
 class HalfTheBatchMean(Changed):
     def changed(self, x, mean):
         return x - 0.5 * (x - mean).mean(0) if len(x) else x
+
+
+class TailsCut(GaussianDensity):
+    """Draws again what is further out than 2.5 standard deviations."""
+
+    def sample(self, n, t=0.0, context=None, *, generator=None):
+        x = super().sample(n, t, context, generator=generator)
+        mean, variance = self._moments(x, check_draw(self, n, t, context, generator)[0])
+        for _ in range(6):
+            again = super().sample(n, t, context, generator=generator)
+            x = torch.where((x - mean).abs() > 2.5 * variance.sqrt(), again, x)
+        return x
 
 
 class WrongWeights(GaussianMixtureDensity):
@@ -269,5 +306,11 @@ DENSITY_BUGS = {
     "mirrored backwards": Bug("gaussian", lambda: plain(MirroredBackwards), "rows_of_samples_are_independent"),
     "sizes repeated": Bug("gaussian", lambda: plain(SizesRepeated), "rows_of_samples_are_independent"),
     "half the batch mean": Bug("gaussian", lambda: plain(HalfTheBatchMean), "rows_of_samples_are_independent"),
+    "dropout never off": Bug("dropout", pixels.DropoutNeverOff, "evaluations_repeat"),
+    "parameters kept": Bug("pixels", pixels.CoefficientsKept, "parameters_are_read_at_every_call"),
+    "context lost in samples": Bug("shifted", lambda: ContextLostInSamples((2,)), "samples_follow_the_density"),
+    "context shrunk in samples": Bug("shifted", lambda: ContextShrunkInSamples((2,)), "samples_follow_the_density"),
+    "first context in all samples": Bug("shifted", lambda: FirstContextForAll((2,)), "samples_follow_the_density"),
+    "tails of samples cut": Bug("gaussian", lambda: plain(TailsCut), "samples_follow_the_density"),
     "order off by one": Bug("pixels", pixels.NotAPermutation, "order_is_a_permutation"),
 }

@@ -244,6 +244,26 @@ class WithDropout(PixelModel):
         return self.dropout(super().scales(t)) + 0.1
 
 
+class DropoutNeverOff(WithDropout):
+    """F.dropout drops in eval mode too, unless it is told not to."""
+
+    def scales(self, t):
+        return F.dropout(PixelModel.scales(self, t), 0.5) + 0.1
+
+
+class CoefficientsKept(PixelModel):
+    """Computes them once in eval mode, whatever becomes of the parameters."""
+
+    kept = None
+
+    def coefficients(self):
+        if self.training:
+            return super().coefficients()
+        if self.kept is None:
+            self.kept = super().coefficients().detach()
+        return self.kept
+
+
 class ScoreInTrainMode(WithDropout):
     def score(self, x, t=0.0, context=None, *, create_graph=False, check_finite=True):
         x, t, context = check_arguments(self, x, t, context)

@@ -10,7 +10,16 @@ import torch
 from ncml.density import Target
 from ncml.errors import ArgumentTypeError
 from ncml.noise import LinearSDE
-from ncml.sampling import AdaptiveHeun, AnnealedLangevin, EulerMaruyama, HeunODE, MetropolisLangevin, Refined, Tweedie
+from ncml.sampling import (
+    AdaptiveHeun,
+    AnnealedLangevin,
+    EulerMaruyama,
+    HeunODE,
+    MetropolisLangevin,
+    MultistepODE,
+    Refined,
+    Tweedie,
+)
 from tests.planted import Bug
 from tests.problems import seeded
 
@@ -173,6 +182,19 @@ class NoiseNotDoubled(AnnealedLangevin):
             return super().step(target, x, t, s, state)
         finally:
             target.normal = normal
+
+
+class HistoryKept(MultistepODE):
+    """Keeps its history in itself, and begins the next run with it."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "last", {})
+
+    def step(self, target, x, t, s, state):
+        past = self.last.get(x.shape) if state is None else state
+        x, self.last[x.shape] = super().step(target, x, t, s, past)
+        return x, self.last[x.shape]
 
 
 # Wrong uses of the target.
@@ -400,6 +422,7 @@ SAMPLERS = {
     "euler": EulerMaruyama(steps=32),
     "wrapped": Wrapped(steps=32),
     "heun": HeunODE(steps=16),
+    "multistep": MultistepODE(),
     "tweedie": Tweedie(),
     "adaptive": AdaptiveHeun(),
     "langevin": AnnealedLangevin(**LANGEVIN),
@@ -446,6 +469,7 @@ SAMPLER_BUGS = {
     "targets unpacked": Bug("wrapped", lambda: TargetsUnpacked(steps=32), "targets_take_the_place_of_densities"),
     "log p used in secret": Bug("euler", lambda: SecretlyNeedsLogDensity(steps=32), "needs_log_density_is_true"),
     "need of log p not declared": Bug("metropolis", RefusesLogDensity, "needs_log_density_is_true"),
+    "history of the last run": Bug("multistep", HistoryKept, "noise_comes_from_the_generator"),
     "lattice stop lost": Bug("wrapped", lambda: RunsToZero(steps=32), "lattice_data_end_by_tweedie"),
     "call apart from refine": Bug("wrapped", lambda: CallRounds(steps=32), "refine_gives_what_the_call_gives"),
     "density asked directly": Bug("euler", lambda: Uncounted(steps=32), "evaluations_are_counted"),

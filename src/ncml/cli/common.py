@@ -36,6 +36,7 @@ from ncml.training.build import build_objective
 from ncml.training.checkpoint import MANIFEST, Checkpoint
 from ncml.training.config import from_dict, to_dict
 from ncml.training.noise import last_trained_time, noise_unit
+from ncml.training.signals import StopSignals
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -269,6 +270,7 @@ def draw_samples(
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = False,
+    signals: StopSignals | None = None,
 ) -> Tensor:
     """Samples at t = 0 in data units, ``(n, *shape)`` on the CPU, the same on one process or many.
 
@@ -284,7 +286,8 @@ def draw_samples(
         sampler: What refines, one of ``SAMPLERS``.
         seed: Seed.
         batch_size: Samples at a time; part of what the samples depend on.
-        progress: Show progress.
+        progress: Show progress, of all samples and of the refinement.
+        signals: Once one was received, return the samples of the batches that are done.
     """
     refiner, lattice = SAMPLERS[sampler](steps=steps), kind.lattice
 
@@ -292,11 +295,18 @@ def draw_samples(
         count = len(range(n)[rows])
         context = None if labels is None else labels[rows].to(density.device)
         x = generate(
-            density, count, process=process, sampler=refiner, t_start=t_start, context=context, generator=generator
+            density,
+            count,
+            process=process,
+            sampler=refiner,
+            t_start=t_start,
+            context=context,
+            generator=generator,
+            progress=progress and fabric.is_global_zero,
         )
         return {"x": x if lattice is None else lattice.nearest(x)}
 
-    x = in_blocks(fabric, n, batch_size, work, seed=seed, label="sampling", progress=progress)["x"]
+    x = in_blocks(fabric, n, batch_size, work, seed=seed, label="sampling", progress=progress, signals=signals)["x"]
     return x.float() if lattice is None else lattice.to_unit(x.long())
 
 

@@ -32,6 +32,7 @@ from ncml.noise import GaussianProcess
 from ncml.report import environment, write_report
 from ncml.sampling import EulerMaruyama
 from ncml.training import in_blocks
+from ncml.training.signals import StopSignals
 
 __all__ = ["complete", "sample"]
 
@@ -49,11 +50,12 @@ def sample(
     seed: int = 0,
     batch_size: int = 16,
     threads: int | None = None,
-) -> None:
+) -> int:
     """Draw samples from a trained model: at a noise level, then refined to the data.
 
     Writes samples.npy (integer levels of data on a lattice, else floats; N x ...), sample.json, of images samples.png,
-    and of recordings a WAV file for each, at the rate of the data.
+    and of recordings a WAV file for each, at the rate of the data. A signal ends it after the batch that is being
+    drawn; what was drawn so far is written.
 
     Args:
         run: Folder of the run, or of a checkpoint.
@@ -84,22 +86,25 @@ def sample(
     labels = class_labels(opened, label, images)
     t_start = start_time(opened, noise)
     process = opened.process
-    x = draw_samples(
-        opened.fabric,
-        density,
-        process,
-        opened.kind,
-        images,
-        labels=labels,
-        t_start=t_start,
-        steps=steps,
-        sampler=sampler,
-        seed=seed,
-        batch_size=batch_size,
-        progress=shows_progress(),
-    )
+    with StopSignals() as signals:
+        x = draw_samples(
+            opened.fabric,
+            density,
+            process,
+            opened.kind,
+            images,
+            labels=labels,
+            t_start=t_start,
+            steps=steps,
+            sampler=sampler,
+            seed=seed,
+            batch_size=batch_size,
+            progress=shows_progress(),
+            signals=signals,
+        )
     settings = {
         "images": images,
+        "drawn": len(x),
         "class": label,
         "t_start": t_start,
         "noise": float(process.sigma(t_start)) / opened.unit if isinstance(process, GaussianProcess) else None,
@@ -116,6 +121,7 @@ def sample(
     kind += "" if sampler == "euler-maruyama" else f"-{sampler}"
     folder = results_folder(run, out, kind)
     _write(opened, folder, "sample", x, settings, time.perf_counter() - start, columns=every_class)
+    return _status(opened, signals, len(x), images)
 
 
 def complete(
@@ -131,11 +137,12 @@ def complete(
     seed: int = 0,
     data_folder: Annotated[Path | None, tyro.conf.arg(name="data.folder", aliases=["--data.file"])] = None,
     threads: int | None = None,
-) -> None:
+) -> int:
     """Keep the first rows of test images, or positions of sequences, and draw the rest several times.
 
     Writes completions.npy and complete.json; of images completions.png, whose rows are image, what is kept, and
-    completions (paper, Figure 5); of recordings a WAV file for each completion.
+    completions (paper, Figure 5); of recordings a WAV file for each completion. A signal ends it after the four images
+    that are being completed; what was completed so far is written.
 
     Args:
         run: Folder of the run, or of a checkpoint.
@@ -169,9 +176,12 @@ def complete(
     n = len(test)
     x = test.batch(slice(None))
     labels = test.labels if opened.config.model.classes else None
-    completed = _completions(opened, completing, x, labels, rows, draws, t_start, steps, seed)
+    with StopSignals() as signals:
+        completed = _completions(opened, completing, x, labels, rows, draws, t_start, steps, seed, signals)
+    x = x[: len(completed)]
     settings = {
         "images": n,
+        "completed": len(x),
         "rows": rows,
         "draws": draws,
         "noise": noise,
@@ -186,6 +196,7 @@ def complete(
         grid = torch.cat([torch.stack([x, kept], 1), completed], 1).flatten(0, 1)
     folder = results_folder(run, out, "completions")
     _write(opened, folder, "complete", completed.flatten(0, 1), settings, time.perf_counter() - start, grid, 2 + draws)
+    return _status(opened, signals, len(x), n)
 
 
 def _need_completion(run: OpenRun, positions: int | None) -> Any:  # noqa: ANN401 -- whatever has a method complete
@@ -216,8 +227,9 @@ def _completions(
     t: float,
     steps: int,
     seed: int,
+    signals: StopSignals,
 ) -> Tensor:
-    """Completions ``(N, draws, ...)`` at t = 0."""
+    """Completions ``(N, draws, ...)`` at t = 0, of fewer than N if a signal came."""
     process, lattice = run.process, run.lattice
     sampler = EulerMaruyama(steps=steps)
     axis = 1 if run.kind.is_sequence else 2
@@ -231,8 +243,20 @@ def _completions(
         y.narrow(axis, 0, rows).copy_(clean.narrow(axis, 0, rows))
         return {"x": (y if lattice is None else lattice.nearest(y)).unflatten(0, (-1, draws))}
 
-    done = in_blocks(run.fabric, len(x), 4, work, seed=seed, label="completing", progress=shows_progress())["x"]
+    progress = shows_progress()
+    done = in_blocks(run.fabric, len(x), 4, work, seed=seed, label="completing", progress=progress, signals=signals)[
+        "x"
+    ]
     return done.float() if lattice is None else lattice.to_unit(done.long())
+
+
+def _status(run: OpenRun, signals: StopSignals, done: int, wanted: int) -> int:
+    """The exit status: 0, or 128 + the signal that stopped it, which is said then."""
+    if done == wanted:
+        return 0
+    if run.first:
+        print(f"Stopped by signal {signals.received} after {done} of {wanted}.")
+    return 128 + signals.received
 
 
 def _write(

@@ -7,9 +7,9 @@ and what does not apply. They see nothing but the interfaces, so that your class
 
 Statistical checks have fixed seeds and a nominal false-alarm probability of 1e-9 for each comparison. A run makes some
 tens of them for a process or a sampler, and some hundreds for a density (one for each time, wave, mode, drawn time,
-tail, or family of pairs of rows), so that a false alarm of the whole run has a probability of the order of 1e-7. Bounds
-on ranks, counts, importance weights and pairs hold without approximation or nearly so; those on means take averages of
-hundreds of values for normal.
+tail, column of a context, or family of pairs of rows), so that a false alarm of the whole run has a probability of the
+order of 1e-7. Bounds on ranks, counts, importance weights and pairs hold without approximation or nearly so; those on
+means take averages of hundreds of values for normal.
 
 ``process_checks``, ``density_checks`` and ``sampler_checks`` are the same checks as a list, one test each for a
 suite of your own. :mod:`ncml.testing.strategies` generates inputs for property-based tests (needs hypothesis, the

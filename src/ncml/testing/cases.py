@@ -97,9 +97,13 @@ class DensityCase:
             self._restore()
         return density.eval()
 
+    def twin(self) -> NoiseConditionalDensity:
+        """Another copy of :attr:`exact`."""
+        return self._copied(self.exact)
+
     def training(self) -> NoiseConditionalDensity:
         """A copy of :attr:`exact` in train mode."""
-        return self._copied(self.exact).train()
+        return self.twin().train()
 
     def _copied(self, density: NoiseConditionalDensity) -> NoiseConditionalDensity:
         """A copy; of a density that cannot be copied itself, which :meth:`put_back` restores."""

@@ -48,6 +48,13 @@ def binomial_bound(n: int | Tensor, p: Tensor) -> Tensor:
     return torch.where(variance == 0, torch.zeros_like(bound), bound)
 
 
+def count_tail(count: int, p: Tensor) -> float:
+    """Two-sided p-value, at most, of a count of independent events with probabilities ``p`` (Chernoff)."""
+    tilt = torch.linspace(-8.0, 8.0, 161, dtype=torch.float64, device=p.device)
+    exponent = torch.log1p(p[:, None] * torch.expm1(tilt)).sum(0) - tilt * count
+    return min(1.0, 2.0 * math.exp(float(exponent.min())))
+
+
 def poisson_tail(count: int, mean: float) -> float:
     """Two-sided p-value of a count of rare events; an upper bound for a binomial count's, away from its mean."""
     low = torch.special.gammaincc(torch.tensor(count + 1.0).double(), torch.tensor(mean).double())

@@ -13,6 +13,7 @@ from ncml.errors import ArgumentError, MissingExtraError, UnsupportedError
 from ncml.progress import progress_bar
 from ncml.training.config import RunConfig
 from ncml.training.draws import stream_seed
+from ncml.training.signals import StopSignals
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -87,6 +88,7 @@ def in_blocks(
     seed: int,
     label: str,
     progress: bool = False,
+    signals: StopSignals | None = None,
 ) -> dict[str, Tensor]:
     """Do ``n`` pieces of work in blocks, divided over the processes; the result is that of one process.
 
@@ -100,9 +102,11 @@ def in_blocks(
         seed: Seed of the generators.
         label: What the progress bar calls it, and the stream of random numbers.
         progress: Show a progress bar on the first process.
+        signals: Once one was received, stop after the block that is being done.
 
     Returns:
-        The tensors of all blocks in order, ``(n, ...)``, float64 on the CPU, on every process.
+        The tensors of all blocks in order, ``(n, ...)``, float64 on the CPU, on every process; stopped by a signal, the
+        rows before the first block that was not done.
     """
     blocks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
     mine = range(fabric.global_rank, len(blocks), fabric.world_size)
@@ -111,13 +115,20 @@ def in_blocks(
     for i in progress_bar(mine or range(1), progress and fabric.is_global_zero, label):
         generator = torch.Generator(fabric.device).manual_seed(stream_seed(seed, label, i))
         parts[i] = {name: value.detach().double().cpu() for name, value in work(blocks[i], generator).items()}
+        if signals is not None and signals.received:
+            break
+    done = torch.zeros(len(blocks), dtype=torch.float64)
+    done[[i for i in mine if i in parts]] = 1.0
+    done = reduced(fabric, done, "sum").cpu()
+    finished = [blocks[i] for i in range(int(done.cumprod(0).sum()))]
     gathered = {}
     for name, like in next(iter(parts.values())).items():
         total = torch.zeros(n, *like.shape[1:], dtype=torch.float64)
         for i in mine:
-            total[blocks[i]] = parts[i][name]
+            if i in parts:
+                total[blocks[i]] = parts[i][name]
         # Every row is zero on all processes but one: the sum is exact.
-        gathered[name] = reduced(fabric, total, "sum").cpu()
+        gathered[name] = reduced(fabric, total, "sum").cpu()[: finished[-1].stop if finished else 0]
     return gathered
 
 

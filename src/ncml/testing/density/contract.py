@@ -52,6 +52,42 @@ def float32_agrees_with_float64(case: DensityCase) -> None:
             )
 
 
+def evaluations_repeat(case: DensityCase) -> None:
+    x, t, context = case.batch()
+    for name in case.methods:
+        method = getattr(case.exact, name)
+        expect_close(
+            method(x, t, context),
+            method(x, t, context),
+            1e-9,
+            f"{name} against itself, of the same arguments",
+            "something is drawn in eval mode, or left behind by a call: F.dropout drops always unless it is given "
+            "training=self.training",
+        )
+
+
+def parameters_are_read_at_every_call(case: DensityCase) -> None:
+    require(case.exact is not case.density, "it cannot be copied")
+    used, fresh = case.twin(), case.twin()
+    require(any(p.is_floating_point() for p in used.parameters()), "no parameters")
+    x, t, context = case.batch()
+    for name in case.methods:
+        getattr(used, name)(x, t, context)
+    with torch.no_grad():
+        for p in (*used.parameters(), *fresh.parameters()):
+            if p.is_floating_point():
+                p.mul_(1.01)
+    for name in case.methods:
+        expect_close(
+            getattr(used, name)(x, t, context),
+            getattr(fresh, name)(x, t, context),
+            1e-9,
+            f"{name} with parameters that have changed since the last call against a density never called before",
+            "something computed from parameters is kept: it is stale after a training step, load_state_dict or an "
+            "average of parameters; compute it at every call",
+        )
+
+
 def log_prob_is_one_number_per_example(case: DensityCase) -> None:
     x, t, context = case.batch(own=True)
     for name in ("log_prob", "log_density"):
@@ -232,6 +268,8 @@ def bad_arguments_are_refused(case: DensityCase) -> None:
 CHECKS = (
     float64_copy_works,
     float32_agrees_with_float64,
+    evaluations_repeat,
+    parameters_are_read_at_every_call,
     log_prob_is_one_number_per_example,
     empty_batches_work,
     arguments_are_left_alone,

@@ -18,13 +18,19 @@ from ncml.testing.expectations import (
     expect_same_bits,
     require,
 )
-from ncml.testing.numerics import Z, cdf_distance, dkw_bound, gauss_legendre
+from ncml.testing.numerics import FALSE_ALARM, Z, cdf_distance, count_tail, dkw_bound, gauss_legendre
 
 FEW = 64
 """Samples drawn where their distribution does not matter."""
 
 OTHERS, FACTORS = 31, (0.5, 4.0)
 """Points that a sample is exchanged with, and how far around it, in widths of the density, at least and at most."""
+
+DROPS = (2.0, 3.125, 4.5)
+"""How far below the highest log-density of a line its tails begin: at 2, 2.5 and 3 standard deviations of a normal."""
+
+COLUMNS = 64
+"""Most columns of a context that ranks are compared with."""
 
 SEGMENTS = 128
 """Segments on which jumps are sought."""
@@ -120,25 +126,34 @@ def samples_follow_the_density(case: DensityCase) -> None:
 
     A value x of a sample with density p, and K further ones that are drawn around a point that was drawn around x, can
     be exchanged: given all of them, x is the j-th with probability :math:`p(y_j) / \sum_i p(y_i)`, along any line. The
-    share of the mass below x is then uniform, whatever p is like, and without an integral.
+    share of the mass below x is then uniform, whatever p is like, and without an integral. It is so in every context,
+    and x lies in the tails of the line as often as their share of the mass says.
     """
     density, n = case.sampleable, case.samples * len(case.times)
     index = torch.arange(n, device=case.x.device) % len(case.times)
     times = torch.tensor(case.times, dtype=torch.float64, device=case.x.device)[index]
     contexts = case.contexts(n)
     samples = density.sample(n, times, contexts, generator=case.generator(2)).double()
+    tails = []
     for i, t in enumerate(case.times):
         lines = Lines(case, t, samples[index == i], None if contexts is None else contexts[index == i])
-        _expect_uniform(lines.lattice_ranks() if case.has_masses(t) else lines.ranks(), t)
+        u = lines.lattice_ranks() if case.has_masses(t) else lines.ranks()
+        _expect_uniform(u, lines.context, t)
+        tails.append(lines.tails)
+    _expect_tails(*(torch.cat(parts) for parts in zip(*tails, strict=True)))
 
 
-def _expect_uniform(u: Tensor, t: float) -> None:
+DISAGREE = (
+    "sample and log_prob disagree: look at each row's own t and context, at swapped or unbounded parameters, at "
+    "rounding and clamping, at the uniform window of lattice data at t > 0, at conditionals that see themselves or "
+    "later values"
+)
+
+
+def _expect_uniform(u: Tensor, context: Tensor | None, t: float) -> None:
     n = u.numel()
     where = f"over {n} samples at t = {t:.3g}"
-    meaning = (
-        "sample and log_prob disagree: look at each row's own t, at swapped or unbounded parameters, at rounding and "
-        "clamping, at the uniform window of lattice data at t > 0, at conditionals that see themselves or later values"
-    )
+    meaning = DISAGREE
     distance = cdf_distance(u)
     expect(
         distance <= dkw_bound(n),
@@ -152,6 +167,40 @@ def _expect_uniform(u: Tensor, t: float) -> None:
     ):
         z = abs(float(v.mean()) - mean) / math.sqrt(variance / n)
         expect(z <= Z, f"conditional ranks with a {name} {z:.1f} standard errors off {where}", f"at most {Z}", meaning)
+    if context is not None:
+        columns = _columns(context)
+        slopes = (u - 0.5) @ columns * (12.0 / columns.square().sum(0)).sqrt()
+        worst = float(slopes.abs().amax()) if slopes.numel() else 0.0
+        expect(
+            worst <= Z,
+            f"conditional ranks that go with the context, {worst:.1f} standard errors {where}",
+            f"at most {Z}",
+            "the sampler ignores the context, or takes that of another row; " + meaning,
+        )
+
+
+def _columns(context: Tensor) -> Tensor:
+    """What a context consists of, numbers or an indicator of each label, centred; not where few rows decide."""
+    flat = context.flatten(1) if context.ndim > 1 else context[:, None]
+    if not flat.is_floating_point():
+        flat = torch.cat([column[:, None] == column.unique() for column in flat[:, :COLUMNS].unbind(1)], dim=1)
+    columns = flat[:, :COLUMNS].double()
+    columns = columns - columns.mean(0)
+    square = columns.square()
+    return columns[:, square.amax(0) < 0.05 * square.sum(0)]
+
+
+def _expect_tails(found: Tensor, share: Tensor) -> None:
+    """Samples beyond each of the drops, as many as their probabilities say."""
+    for drop, far, p in zip(DROPS, found.unbind(1), share.unbind(1), strict=True):
+        count = int(far.sum())
+        expect(
+            count_tail(count, p) >= FALSE_ALARM,
+            f"{count} of {len(far)} samples where the density is {drop:g} nats below its highest on a line",
+            f"about {float(p.sum()):.0f}",
+            "the tails of the samples are cut, or too heavy: a truncated normal, a bounded uniform before an inverse "
+            "distribution function, a temperature; " + DISAGREE,
+        )
 
 
 class Lines:
@@ -163,6 +212,14 @@ class Lines:
         self.generator = case.generator(3)
         self.coordinate = torch.randint(case.dims, (n, 1), device=x.device, generator=self.generator)
         self.value = self.x.gather(1, self.coordinate)
+        self.tails: tuple[Tensor, ...] = ()
+
+    def look_at_tails(self, log_p: Tensor, sample: Tensor) -> None:
+        """Whether each sample, its column in ``log_p``, is in the tails of its line, and how probable that is."""
+        drops = torch.tensor(DROPS, dtype=torch.float64, device=log_p.device)
+        far = log_p[:, :, None] < log_p.amax(1)[:, None, None] - drops
+        found = far.gather(1, sample[:, :, None].expand(-1, -1, len(DROPS)))[:, 0]
+        self.tails = found, (log_p.softmax(1)[:, :, None] * far).sum(1)
 
     def log_prob(self, values: Tensor, rows: Tensor) -> Tensor:
         """``log_prob`` of the samples ``rows`` with the coordinate replaced by each of ``values``, ``(rows, K)``."""
@@ -179,9 +236,12 @@ class Lines:
         assert lattice is not None
         n = self.x.shape[0]
         points = lattice.points(dtype=torch.float64, device=self.x.device).expand(n, -1)
-        mass = self.log_prob(points, torch.arange(n, device=self.x.device)).softmax(1)
+        log_p = self.log_prob(points, torch.arange(n, device=self.x.device))
+        level = lattice.nearest(self.value)
+        self.look_at_tails(log_p, level)
+        mass = log_p.softmax(1)
         jitter = torch.rand(n, 1, dtype=torch.float64, device=self.x.device, generator=self.generator)
-        return (mass.cumsum(1) - mass + jitter * mass).gather(1, lattice.nearest(self.value))[:, 0]
+        return (mass.cumsum(1) - mass + jitter * mass).gather(1, level)[:, 0]
 
     def ranks(self) -> Tensor:
         """The share of the density below each sample, among points that it can be exchanged with."""
@@ -199,6 +259,7 @@ class Lines:
             "none",
             "the sampler draws what cannot be",
         )
+        self.look_at_tails(log_p, torch.zeros_like(self.coordinate))
         mass = log_p.softmax(1)
         below = (mass * (points < self.value)).sum(1)
         return below + u[:, 1] * mass[:, 0]
