@@ -15,6 +15,7 @@ nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["lint", "types", "tests", "doctest", "docs"]
 
+TWO_PROCESSES = ["-n", "2", "--dist", "worksteal"]  # neither waits while the other has tests left
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 SPHINX = ("sphinx-build", "-W", "-n", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
 
@@ -62,7 +63,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite, in two processes of one thread; arguments after ``--`` go to pytest instead."""
     install(session, "-e", ".[test]")
-    run(session, "pytest", *(session.posargs or ["-n", "2"]), **ONE_THREAD)
+    run(session, "pytest", *(session.posargs or TWO_PROCESSES), **ONE_THREAD)
 
 
 @nox.session
@@ -72,7 +73,7 @@ def floors(session: nox.Session) -> None:
     Torch's oldest releases have no build for a CPU on PyPI.
     """
     install(session, *oldest(), "-e", ".[test]")
-    run(session, "pytest", *(session.posargs or ["-n", "2"]), **ONE_THREAD)
+    run(session, "pytest", *(session.posargs or TWO_PROCESSES), **ONE_THREAD)
 
 
 @nox.session
@@ -93,7 +94,7 @@ def faults(session: nox.Session) -> None:
 def doctest(session: nox.Session) -> None:
     """The examples in docstrings."""
     install(session, "-e", ".[test]")
-    run(session, "pytest", "--doctest-modules", "src/ncml", **ONE_THREAD)
+    run(session, "pytest", *TWO_PROCESSES, "--doctest-modules", "src/ncml", **ONE_THREAD)
 
 
 @nox.session

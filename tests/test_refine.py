@@ -294,14 +294,14 @@ class _WrongStep(DPMSolver2M):
     """History taken to be of a step twice as long."""
 
     def step(self, target, x, t, s, state):
-        return super().step(target, x, t, s, None if state is None else (state[0], 2.0 * state[1]))
+        return super().step(target, x, t, s, (state[0] and (state[0][0], 2.0 * state[0][1]), state[1]))
 
 
 class _Reversed(DPMSolver2M):
     """The sign of the extrapolation."""
 
     def step(self, target, x, t, s, state):
-        return super().step(target, x, t, s, None if state is None else (state[0], -state[1]))
+        return super().step(target, x, t, s, (state[0] and (state[0][0], -state[0][1]), state[1]))
 
 
 @pytest.mark.parametrize("wrong", [_Forgetful, _WrongStep, _Reversed])
