@@ -16,6 +16,7 @@ nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["lint", "types", "tests", "doctest", "docs"]
 
+TWO_PROCESSES = ["-n", "2", "--dist", "worksteal"]  # neither waits while the other has tests left
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 SPHINX = ("sphinx-build", "-W", "-n", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
 
@@ -76,7 +77,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite, in two processes of one thread; arguments after ``--`` go to pytest instead."""
     install(session, "-e", ".[test]")
-    run(session, "pytest", *(session.posargs or ["-n", "2"]), **ONE_THREAD)
+    run(session, "pytest", *(session.posargs or TWO_PROCESSES), **ONE_THREAD)
 
 
 @nox.session
@@ -88,7 +89,7 @@ def floors(session: nox.Session) -> None:
     """
     install(session, *oldest(), "-e", ".[test]")
     quiet = ["-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"]
-    run(session, "pytest", *quiet, *(session.posargs or ["-n", "2"]), **ONE_THREAD)
+    run(session, "pytest", *quiet, *(session.posargs or TWO_PROCESSES), **ONE_THREAD)
 
 
 @nox.session
@@ -109,7 +110,7 @@ def faults(session: nox.Session) -> None:
 def doctest(session: nox.Session) -> None:
     """The examples in docstrings."""
     install(session, "-e", ".[test]")
-    run(session, "pytest", "--doctest-modules", "src/ncml", **ONE_THREAD)
+    run(session, "pytest", *TWO_PROCESSES, "--doctest-modules", "src/ncml", **ONE_THREAD)
 
 
 @nox.session

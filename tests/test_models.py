@@ -170,37 +170,36 @@ def ncml(own, *arguments):
 # A model of one's own, from outside the package.
 
 
-def test_a_new_density_goes_through_the_whole_program(own, tmp_path):
-    """Trained, resumed, sampled and evaluated by one file and ``--model.name``, nothing else."""
+def test_a_new_density_goes_through_the_whole_program(own, tmp_path, monkeypatch, capsys):
+    """Trained (in a process of its own), resumed, sampled and evaluated by one file and ``--model.name``, no more."""
     run = tmp_path / "run"
     done = ncml(own, "train", "--out", run, *TRAIN, "--model.name", name("normals"), "--model.std", "0.75")
     assert done.returncode == 0, done.stderr
     assert "models_of_ones_own:normals (128 parameters) on 1,437 images 1x8x8 in 17 levels" in done.stdout
     config = json.loads((run / "config.json").read_text())["model"]
     assert (config["name"], config["std"], config["shift"]) == (name("normals"), 0.75, 0.0)
-    done = ncml(own, "train", "--out", run, "--resume", "--optim.steps", 6)
-    assert done.returncode == 0, done.stderr
+    assert main(["train", "--out", str(run), "--resume", "--optim.steps", "6"]) == 0
     assert (run / "checkpoints" / "step_00000006").exists()
-    done = ncml(own, "sample", run, "--images", 3, "--steps", 2)
-    assert done.returncode == 0, done.stderr
+    assert main(["sample", str(run), "--images", "3", "--steps", "2"]) == 0
     samples = np.load(run / "samples" / "samples.npy", allow_pickle=False)
     assert (samples.shape, samples.dtype) == ((3, 1, 8, 8), np.uint8)
-    done = ncml(own, "evaluate", run, "--images", 10, "--curve-images", 4, "--ood-images", 10)
-    assert done.returncode == 0, done.stderr
-    assert "upper bounds" in done.stdout
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--images", "10", "--curve-images", "4", "--ood-images", "10"]) == 0
+    assert "upper bounds" in capsys.readouterr().out
     report = json.loads((run / "evaluation" / "report.json").read_text())
     assert report["bits_per_dim"]["0"]["bits"]["kind"] == "upper bound"
     density, *_ = load_density(run)
     assert type(density).__name__ == "Normals"
-    done = ncml(tmp_path, "sample", run)  # where its module is not to be found
-    assert done.returncode == 2
-    assert "no module 'models_of_ones_own' on Python's path" in done.stderr
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(own)])
+    monkeypatch.delitem(sys.modules, "models_of_ones_own")
+    assert main(["sample", str(run)]) == 2  # where its module is not to be found
+    assert "no module 'models_of_ones_own' on Python's path" in capsys.readouterr().err
 
 
-def test_its_settings_are_in_the_help(own):
-    done = ncml(own, "train", "--model.name", name("normals"), "--help")
-    assert done.returncode == 0, done.stderr
-    printed = " ".join(done.stdout.split())
+def test_its_settings_are_in_the_help(own, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--model.name", name("normals"), "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
     assert "--model.std FLOAT" in printed
     assert "The spread to begin with." in printed
     assert "--model.kind {plain,odd}" in printed

@@ -28,6 +28,8 @@ from ncml.sampling import (
     Tweedie,
     grids,
 )
+from ncml.testing.reference import OrnsteinUhlenbeck
+from ncml.testing.sampler.distribution import COSINE
 from tests.affine import noisy_moments
 from tests.problems import LEVEL, PMF, PROCESSES, SDES, STD, each_process, gaussian, plane_mixture, same_bits, seeded
 from tests.statistics import Z, assert_mean, assert_variance
@@ -292,14 +294,14 @@ class _WrongStep(DPMSolver2M):
     """History taken to be of a step twice as long."""
 
     def step(self, target, x, t, s, state):
-        return super().step(target, x, t, s, None if state is None else (state[0], 2.0 * state[1]))
+        return super().step(target, x, t, s, (state[0] and (state[0][0], 2.0 * state[0][1]), state[1]))
 
 
 class _Reversed(DPMSolver2M):
     """The sign of the extrapolation."""
 
     def step(self, target, x, t, s, state):
-        return super().step(target, x, t, s, None if state is None else (state[0], -state[1]))
+        return super().step(target, x, t, s, (state[0] and (state[0][0], -state[0][1]), state[1]))
 
 
 @pytest.mark.parametrize("wrong", [_Forgetful, _WrongStep, _Reversed])
@@ -452,11 +454,19 @@ def langevin_moments(sampler: AnnealedLangevin, process, std: float, stop: float
 @pytest.mark.parametrize("std", [0.5, 0.2])
 @pytest.mark.parametrize(
     "process",
-    [VESDE.linear(10.0), VPSDE(), SubVPSDE(), VESDE.at_noise(0.3), GaussianProcess(torch.cos, torch.sin, T=1.5)],
-    ids=["linear-ve 10", "vp", "subvp", "ve .3", "cosine"],
+    [
+        VESDE.linear(10.0),
+        VPSDE(),
+        SubVPSDE(),
+        VESDE.at_noise(0.3),
+        GaussianProcess(torch.cos, torch.sin, T=1.5),
+        OrnsteinUhlenbeck(),
+        COSINE,
+    ],
+    ids=["linear-ve 10", "vp", "subvp", "ve .3", "cosine", "the kit's", "the kit's cosine"],
 )
-def test_langevin_s_defaults_follow_wide_ladders(process, std):
-    """Within the tolerance of check_sampler, at the end and on the way."""
+def test_langevin_s_defaults_follow_ladders(process, std):
+    """Within the tolerance of check_sampler, on its processes and on wide ones, at the end and on the way."""
     for stop in (0.0, 0.05 * process.T, 0.3 * process.T):
         assert abs(langevin_moments(AnnealedLangevin(), process, std, stop)) < 0.05
 
