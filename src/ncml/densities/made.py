@@ -99,9 +99,10 @@ class MADE(AutoregressiveDensity):
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
         on_lattice = self.process.on_lattice(t) if edges and self.lattice is not None else None
-        values = self._ordered(x)
-        outputs = self.net(values, self.conditioning(t, context))
-        return self.head.log_prob(outputs, values, on_lattice).sum(1)
+        features, hidden = self.conditioning(t, context), self._hidden(context)
+        values = _zeroed(self._ordered(x), hidden)
+        outputs = self.net(values, features)
+        return _zeroed(self.head.log_prob(outputs, values, on_lattice), hidden).sum(1)
 
     def log_conditionals(self, x: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
         """The terms of ``log_prob``: of each value given those before it, shape of ``x``, in nats; for inspection.
@@ -112,10 +113,11 @@ class MADE(AutoregressiveDensity):
         on_lattice = self.process.on_lattice(t)
         if self.lattice is not None:
             self.lattice.check(x[on_lattice])
-        values = self._ordered(x)
         with eval_mode(self):
-            outputs = self.net(values, self.conditioning(t, context))
-            return self._restored(self.head.log_prob(outputs, values, on_lattice))
+            features, hidden = self.conditioning(t, context), self._hidden(context)
+            values = _zeroed(self._ordered(x), hidden)
+            outputs = self.net(values, features)
+            return self._restored(_zeroed(self.head.log_prob(outputs, values, on_lattice), hidden))
 
     def draw_noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Uniforms ``(n, D, 3)``: component, quantile, and position in the window."""
@@ -123,8 +125,9 @@ class MADE(AutoregressiveDensity):
 
     def resample(self, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
         check_noise(self, noise, x.shape[0])
-        outputs = self.net(self._ordered(x), self.conditioning(t, context))
-        return self._restored(self.head.sample(outputs, noise, self.process.on_lattice(t)))
+        features, hidden = self.conditioning(t, context), self._hidden(context)
+        outputs = self.net(_zeroed(self._ordered(x), hidden), features)
+        return self._restored(_zeroed(self.head.sample(outputs, noise, self.process.on_lattice(t)), hidden))
 
     def sample(
         self,
@@ -136,6 +139,7 @@ class MADE(AutoregressiveDensity):
         noise: Tensor | None = None,
     ) -> Tensor:
         features, on_lattice = self.conditioning(t, context), self.process.on_lattice(t)
+        hidden = self._hidden(context)
         if noise is None:
             noise = self.draw_noise(n, generator=generator)
         check_noise(self, noise, n)
@@ -144,8 +148,13 @@ class MADE(AutoregressiveDensity):
             pass_ = self.net.incremental(features)
             for i in range(len(self._order)):
                 outputs = pass_.outputs().t().unsqueeze(1)
-                pass_.push(self.head.sample(outputs, noise[:, i : i + 1], on_lattice)[:, 0])
+                drawn = self.head.sample(outputs, noise[:, i : i + 1], on_lattice)[:, 0]
+                pass_.push(_zeroed(drawn, None if hidden is None else hidden[:, i]))
         return self._restored(pass_.x.t().clone())  # an ordinary tensor again
+
+    def _hidden(self, context: Tensor | None) -> Tensor | None:
+        """Which values, in the order of sampling, are no part of the event, bool ``(B, D)``; None if all are."""
+        return None
 
     def _ordered(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
@@ -155,6 +164,10 @@ class MADE(AutoregressiveDensity):
         if not self._row_major:
             values = values[:, self._order.argsort()]
         return values.reshape(-1, *self.event_shape).contiguous()
+
+
+def _zeroed(values: Tensor, hidden: Tensor | None) -> Tensor:
+    return values if hidden is None else values.masked_fill(hidden, 0.0)
 
 
 def _check_order(made: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

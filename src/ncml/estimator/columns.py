@@ -7,7 +7,7 @@ A row goes through three maps, column by column:
 with c the median, s the standard deviation of the middle 99 %, w the step of a column on a lattice (0 for real
 numbers) with u uniform on [0, 1), and g the identity or, within bounds, a logarithm or a logit. The log-density of x is
 that of z plus :math:`\log|dz/dx|`; on a lattice it is the probability of the value divided by w, so that for integers
-it is the probability itself.
+it is the probability itself. Missing values are NaN; c, s, w and the rest are those of the values that are there.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Columns:
 
     @classmethod
     def of(cls, X: Array, names: Sequence[str], bounds: Bounds | None = None) -> Columns:
-        """Look at a table without missing values, ``(n, d)``.
+        """Look at a table, ``(n, d)``, NaN where a value is missing.
 
         Args:
             X: The rows.
@@ -76,9 +76,16 @@ class Columns:
             bounds: For a column, by name or index, the values between which it lies, None for infinity.
 
         Raises:
-            ArgumentError: Every column is constant; bounds that name no column, or that values reach.
+            ArgumentError: A column without a value; every column is constant; bounds that name no column, or that
+                values reach.
         """
-        constant = {j: float(X[0, j]) for j in range(X.shape[1]) if np.ptp(X[:, j]) == 0.0}
+        there = ~np.isnan(X)
+        if empty := [str(names[j]) for j in range(X.shape[1]) if not there[:, j].any()]:
+            raise ArgumentError(
+                f"X: got no value in {', '.join(empty)}; expected some in every column; leave such columns out"
+            )
+        low, high = np.nanmin(X, axis=0), np.nanmax(X, axis=0)
+        constant = {j: float(low[j]) for j in range(X.shape[1]) if low[j] == high[j]}
         duplicates: dict[int, tuple[int, float, float]] = {}
         kept: list[int] = []
         for j in range(X.shape[1]):
@@ -94,15 +101,15 @@ class Columns:
                 f"X: got {X.shape[0]} rows that are all the same; expected a column with several values, which has a "
                 f"density"
             )
-        Z = X[:, kept]
-        centre = np.median(Z, axis=0)
-        scale = np.array([_spread(column) for column in Z.T])
-        lattices = [_lattice(column) for column in Z.T]
+        values = [X[there[:, j], j] for j in kept]
+        centre = np.array([np.median(column) for column in values])
+        scale = np.array([_spread(column) for column in values])
+        lattices = [_lattice(column) for column in values]
         width = np.array([step for step, _ in lattices])
         origin = np.array([start for _, start in lattices])
-        tied = np.array([_tied(column) > TIES for column in Z.T]) & (width == 0.0)
+        tied = np.array([_tied(column) > TIES for column in values]) & (width == 0.0)
         width = np.where(tied, TIED_WIDTH * scale, width)
-        low, high = _bounds(bounds, names, kept, Z, width)
+        low, high = _bounds(bounds, names, kept, values, width)
         columns = cls(
             tuple(names),
             np.array(kept),
@@ -118,10 +125,11 @@ class Columns:
         )
         if np.isinf(low).all() and np.isinf(high).all():
             return columns
-        bent, _ = columns.to_model(torch.from_numpy(columns.standardise(X)))
-        bounded = np.isfinite(low) | np.isfinite(high)
-        mean, std = bent.mean(0).numpy(), bent.std(0).clamp(min=1e-3).numpy()
-        columns.after[0, bounded], columns.after[1, bounded] = mean[bounded], std[bounded]
+        y = columns.standardise(X)
+        bent = columns.to_model(torch.from_numpy(np.nan_to_num(y)))[0].numpy()
+        for k in np.flatnonzero(np.isfinite(low) | np.isfinite(high)):
+            column = bent[~np.isnan(y[:, k]), k]
+            columns.after[:, k] = column.mean(), max(column.std(ddof=1), 1e-3)
         return columns
 
     @property
@@ -130,24 +138,31 @@ class Columns:
         return bool((self.width > 0.0).any())
 
     def standardise(self, X: Array) -> Array:
-        """The kept columns in units of their scale, ``(n, k)``."""
+        """The kept columns in units of their scale, ``(n, k)``; a gap is filled where the column's copy has a value."""
+        gaps = [j for j, (i, _, _) in self.duplicates.items() if np.isnan(X[:, i]).any()]
+        if gaps:
+            X = X.copy()
+            for j in gaps:
+                i, slope, intercept = self.duplicates[j]
+                X[:, i] = np.where(np.isnan(X[:, i]), (X[:, j] - intercept) / slope, X[:, i])
         return (X[:, self.kept] - self.centre) / self.scale
 
-    def to_model(self, y: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def to_model(self, y: Tensor, u: Tensor | None = None, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Standardised rows as the density sees them, and the log-determinant of the way from the user's units.
 
         Args:
-            y: What :meth:`standardise` gave, ``(n, k)``.
+            y: What :meth:`standardise` gave, ``(n, k)``, with 0 for missing values.
             u: Uniforms on [0, 1) of that shape or one that broadcasts; the middle of every step if None.
+            observed: Which values are there and count in the log-determinant, bool ``(n, k)``; all if None.
 
         Returns:
             ``(n, k)`` and ``(n,)``. Values at or beyond a bound are put just inside it, with a log-determinant of
             minus infinity.
         """
-        log_scale = float(np.log(self.scale).sum())
+        log_scale = self._as(np.log(self.scale), y)
         if u is not None and self.jittered:
             y = y + self._as(self.width / self.scale, y) * (u.clamp(MARGIN, 1.0 - MARGIN) - 0.5)
-        log_det = torch.full(y.shape[:1], -log_scale, dtype=y.dtype, device=y.device)
+        log_det = -(log_scale if observed is None else observed * log_scale).expand(y.shape).sum(1)
         bounded = np.isfinite(self.low) | np.isfinite(self.high)
         if not bounded.any():
             return y, log_det
@@ -164,7 +179,8 @@ class Columns:
             slope = -parts[0] - parts[1] + (float(np.log(high - low)) if np.isfinite(high - low) else 0.0)
             centre, scale = self.after[:, j].tolist()
             z[:, j] = (parts[0] - parts[1] - centre) / scale
-            log_det = log_det + torch.where(inside, slope - float(np.log(scale)), -torch.inf)
+            change = torch.where(inside, slope - float(np.log(scale)), -torch.inf)
+            log_det = log_det + (change if observed is None else change.where(observed[:, j], 0.0))
         return z, log_det
 
     def from_model(self, z: Tensor) -> Array:
@@ -197,9 +213,10 @@ class Columns:
         return X
 
     def residuals(self, X: Array) -> Array:
-        """By how much rows break what was always so in training, in scales, ``(n, d)``: 0 for the kept columns.
+        """By how much rows break what was always so in training, in scales, ``(n, d)``.
 
-        A constant column's scale is 1 or the size of its constant, whichever is larger.
+        They are 0 for the kept columns, and where a value is missing. A constant column's scale is 1 or the size of its
+        constant, whichever is larger.
         """
         r = np.zeros_like(X)
         for j, value in self.constant.items():
@@ -208,7 +225,7 @@ class Columns:
         for j, (i, slope, intercept) in self.duplicates.items():
             # Of two copies with noise of their own, the difference has the variance of both.
             r[:, j] = (X[:, j] - slope * X[:, i] - intercept) / (np.sqrt(2.0) * abs(slope) * scales[i])
-        r[np.abs(r) < 1e-6] = 0.0  # rounding
+        r[~(np.abs(r) >= 1e-6)] = 0.0  # rounding, and gaps
         return r
 
     def warn(self) -> None:
@@ -232,7 +249,14 @@ def _spread(column: Array) -> float:
 
 
 def _line(x: Array, y: Array) -> tuple[float, float] | None:
-    """Slope and intercept if y is an affine function of x to rounding."""
+    """Slope and intercept if y is an affine function of x to rounding, in rows that have both, which are most."""
+    there = ~(np.isnan(x) | np.isnan(y))
+    if not there.all():
+        if there.sum() < max(FEWEST, 0.5 * (~(np.isnan(x) & np.isnan(y))).sum()):
+            return None
+        x, y = x[there], y[there]
+        if np.ptp(x) == 0.0 or np.ptp(y) == 0.0:
+            return None
     if np.array_equal(x, y):
         return 1.0, 0.0
     if len(x) < FEWEST:
@@ -270,7 +294,7 @@ def _lattice(column: Array) -> tuple[float, float]:
 
 
 def _bounds(
-    bounds: Bounds | None, names: Sequence[str], kept: list[int], Z: Array, width: Array
+    bounds: Bounds | None, names: Sequence[str], kept: list[int], columns: Sequence[Array], width: Array
 ) -> tuple[Array, Array]:
     """Lower and upper bounds of the kept columns' jittered values."""
     low, high = np.full(len(kept), -np.inf), np.full(len(kept), np.inf)
@@ -285,9 +309,10 @@ def _bounds(
         low[k], high[k] = (-np.inf if a is None else a), (np.inf if b is None else b)
         step = 0.5 * width[k]
         low[k], high[k] = low[k] - step, high[k] + step
-        if not (Z[:, k] - step >= low[k]).all() or not (Z[:, k] + step <= high[k]).all():
+        values = columns[k]
+        if not (values - step >= low[k]).all() or not (values + step <= high[k]).all():
             raise ArgumentError(f"bounds: got {ends} for {names[j]}; expected an interval that its values lie in")
-        if width[k] == 0.0 and ((Z[:, k] == low[k]).any() or (Z[:, k] == high[k]).any()):
+        if width[k] == 0.0 and ((values == low[k]).any() or (values == high[k]).any()):
             raise ArgumentError(
                 f"bounds: got {ends} for {names[j]}, some of whose values lie on a bound; expected them inside, where "
                 f"the logarithm is finite; widen the bounds"

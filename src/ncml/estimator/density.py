@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -17,15 +15,16 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ncml.checks import check_count, check_positive
-from ncml.densities import MADE
 from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, UnsupportedError
 from ncml.estimator.columns import Array, Bounds, Columns
+from ncml.estimator.frames import as_numbers, is_frame
+from ncml.estimator.objective import TableObjective, default_density, is_marginal, marginal_density, seeded
 from ncml.noise import LinearVESDE, NoiseProcess
-from ncml.objective import LogUniformTimes, NCMLObjective, TimeSampler
+from ncml.objective import LogUniformTimes, TimeSampler
 from ncml.training import EMA, fit
 
-__all__ = ["NCMLDensityEstimator", "default_density"]
+__all__ = ["NCMLDensityEstimator"]
 
 DensityFactory = Callable[[Sequence[int], NoiseProcess], NoiseConditionalDensity]
 
@@ -33,32 +32,6 @@ EVERY = 25  # steps between two looks at the held-out rows
 DECAY = 0.99  # of the moving average: its memory of a hundred steps is short against the training
 MOST_HELD = 1000  # rows held out to stop early
 ROWS = 8192  # evaluated at once
-
-
-def default_density(event_shape: Sequence[int], process: NoiseProcess) -> MADE:
-    """The density of a table unless another is asked for: a small :class:`~ncml.densities.MADE`.
-
-    Mixtures of logistics have several modes in every column, as columns of integers and codes do, and heavy tails.
-    """
-    return MADE(event_shape, process, hidden=(128, 128), components=8, dropout=0.1)
-
-
-@dataclass(frozen=True)
-class TableObjective(NCMLObjective):
-    """The objective on standardised rows, whose lattice columns are spread afresh in every batch.
-
-    Args:
-        columns: The columns.
-    """
-
-    columns: Columns | None = None
-
-    def __call__(self, density: torch.nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
-        assert self.columns is not None
-        u = None
-        if self.columns.jittered:
-            u = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=kwargs.get("generator"))
-        return super().__call__(density, self.columns.to_model(x, u)[0], *args, **kwargs)
 
 
 class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
@@ -70,19 +43,24 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
     .. math:: \log p(x) = \log \frac1K \sum_k p(x + w (u_k - \tfrac12)) \approx \log \frac{P(x)}{w},
 
     which for integers (w = 1) is the log-probability of the value. Columns with one value, and affine copies of others,
-    are set aside with a warning: the density is that of the other columns. Missing values are refused, and so are
-    strings: impute and encode in a pipeline (:class:`~sklearn.preprocessing.OrdinalEncoder` makes integers, whose
-    probabilities do not depend on their order in the limit of a good model).
+    are set aside with a warning: the density is that of the other columns.
+
+    Missing values, NaN, are left out: :meth:`score_samples` is the density of the values that are there, learned by
+    hiding further ones at random (:class:`~ncml.densities.MarginalMADE`). Strings are refused: encode them in a
+    pipeline (:class:`~sklearn.preprocessing.OrdinalEncoder` makes integers, whose probabilities do not depend on their
+    order in the limit of a good model).
 
     Args:
         density: Takes ``(event_shape, process)`` to an untrained density, with ``event_shape = (number of columns,)``.
-            Default: ``default_density``.
+            Default: ``default_density``, or ``marginal_density`` for rows with gaps; then it has to be a density of the
+            observed values given their mask as context, as :class:`~ncml.densities.MarginalMADE` is.
         process: The noise process, in units of the columns' scales. Default ``LinearVESDE(2.0)``: t is the standard
             deviation of the noise, at most 2 of the columns'.
         times: Which noise levels are trained. Default ``LogUniformTimes(0.02, p_zero=0.3)``; ``AtZero()`` is maximum
             likelihood.
         bounds: For columns, by name or index, the interval ``(low, high)`` in which their values lie, None for
             infinity. Such columns are modelled by their logarithm or logit, and the density is 0 outside.
+        missing: Whether rows may have gaps; None: if those given to ``fit`` do. True also prepares for gaps to come.
         max_steps: Largest number of optimizer steps; the learning rate falls to zero over them.
         batch_size: Rows per step.
         learning_rate: Adam's learning rate at the start.
@@ -96,6 +74,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
 
     Attributes:
         density_: The trained density, in float64, of the columns as ``columns_`` shows them.
+        marginal_: Whether the density is one of the observed values, which takes their mask as context.
         columns_: What was seen in the columns, a :class:`~ncml.estimator.Columns`.
         losses_: The loss of every step, nats.
         n_iter_: Steps after which the weights were taken.
@@ -118,6 +97,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         process: NoiseProcess | None = None,
         times: TimeSampler | None = None,
         bounds: Bounds | None = None,
+        missing: bool | None = None,
         max_steps: int = 2000,
         batch_size: int = 128,
         learning_rate: float = 3e-3,
@@ -132,6 +112,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         self.process = process
         self.times = times
         self.bounds = bounds
+        self.missing = missing
         self.max_steps = max_steps
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -142,22 +123,31 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         self.device = device
         self.verbose = verbose
 
+    def __sklearn_tags__(self) -> Any:  # noqa: ANN401 -- scikit-learn's Tags
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing is not False
+        return tags
+
     def fit(self, X: Any, y: Any = None) -> NCMLDensityEstimator:  # noqa: ANN401 -- any table
         """Train on a table.
 
         Args:
-            X: Rows, ``(n_samples, n_features)``: an array or a data frame of numbers.
+            X: Rows, ``(n_samples, n_features)``: an array or a data frame of numbers, NaN for missing values.
             y: Ignored.
 
         Raises:
-            ArgumentError: Missing or infinite values, strings, only constant columns, or a parameter out of range.
+            ArgumentError: Infinite values, strings, only constant columns, a column without values, missing values with
+                ``missing=False`` or a density that takes no mask, or a parameter out of range.
         """
         self._check_parameters()
         rows = self._validated(X, reset=True)
+        if self.missing is False:
+            self._refuse_gaps(rows)
+        wanted = bool(np.isnan(rows).any()) if self.missing is None else self.missing
         random = check_random_state(self.random_state)
         self.columns_ = Columns.of(rows, self._names(), self.bounds)
         self.columns_.warn()
-        self._frame = X.iloc[:0].copy() if hasattr(X, "iloc") else None
+        self._frame = X.iloc[:0].copy() if is_frame(X) else None
         process = LinearVESDE(2.0) if self.process is None else self.process
         times = LogUniformTimes(0.02, p_zero=0.3) if self.times is None else self.times
         objective = TableObjective(process, times, columns=self.columns_)
@@ -166,12 +156,20 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         table = torch.from_numpy(self.columns_.standardise(rows)).float()
         seed = int(random.randint(2**31 - 1))
         with seeded(seed):
-            factory = default_density if self.density is None else self.density
+            default = marginal_density if wanted else default_density
+            factory: DensityFactory = default if self.density is None else self.density
             density = factory((table.shape[1],), process)
             if not isinstance(density, NoiseConditionalDensity):
                 raise ArgumentTypeError(
                     f"density: got a function that returned {type(density).__name__}; expected a "
                     f"NoiseConditionalDensity"
+                )
+            self.marginal_ = is_marginal(density)
+            if wanted and not self.marginal_:
+                raise ArgumentError(
+                    f"density: got a {type(density).__name__}, which is no density of the observed values given their "
+                    f"mask as context; expected one for rows with missing values, such as "
+                    f"ncml.densities.MarginalMADE(shape, process); or impute them"
                 )
             density = density.to(self.device or "cpu")
             table = table.to(density.device, density.dtype)
@@ -180,12 +178,14 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             self._points = sobol.draw(self.dequantisations)
             generator = torch.Generator(table.device).manual_seed(seed)
             watch = _Watch(self, table[order[:held]]) if held else None
+            filled, mask = self._split(table[order[held:]])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", LatticeDataWarning)  # the objective spreads such columns
                 self.losses_ = fit(
                     density,
                     objective,
-                    table[order[held:]],
+                    filled,
+                    mask,
                     steps=self.max_steps,
                     batch_size=self.batch_size,
                     learning_rate=self.learning_rate,
@@ -204,7 +204,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         """Log-density of every row, in the units of the table.
 
         Args:
-            X: Rows, ``(n_samples, n_features)``.
+            X: Rows, ``(n_samples, n_features)``; of a row with gaps the density is that of the values that are there.
             t: Noise level, a time of the process; the default is the data themselves. At t > 0 columns on a lattice
                 are evaluated in the middle of their step, and the density is that of rows with noise in the units of
                 ``columns_``.
@@ -213,9 +213,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             ``(n_samples,)``, nats; minus infinity outside the bounds.
         """
         check_is_fitted(self)
-        table = self._table(X)
-        out = [self.log_density_of(part, t) for part in table.split(ROWS)]
-        return torch.cat(out).double().cpu().numpy()
+        return self.log_densities_of(self._table(X), t)
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: ANN401 -- any table
         """Mean log-density of the rows at t = 0, nats: what :class:`~sklearn.model_selection.GridSearchCV` compares."""
@@ -225,17 +223,23 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         r"""The score :math:`\partial_j \log p_t` in units of the columns' scales, ``(n_samples, n_features)``.
 
         It is taken where the density lives: behind the logarithm or logit of a bounded column, and at the middle of a
-        step. It is 0 for columns that were set aside.
+        step. It is 0 for columns that were set aside and for missing values.
         """
         check_is_fitted(self)
-        table = self._table(X)
-        scores = [self.density_.score(self.columns_.to_model(part)[0], t) for part in table.split(ROWS)]
+        return self.gradient_of(self._table(X), t)
+
+    def gradient_of(self, table: Tensor, t: float) -> Array:
+        """:meth:`gradient` of standardised rows."""
+        scores = []
+        for part in table.split(ROWS):
+            filled, mask = self._split(part)
+            scores.append(self.density_.score(self.columns_.to_model(filled)[0], t, mask))
         out = np.zeros((len(table), self.n_features_in_))
         out[:, self.columns_.kept] = torch.cat(scores).double().cpu().numpy()
         return out
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:  # noqa: ANN401 -- array or data frame
-        """Draw rows at t = 0, with integers in columns of integers; a data frame if the training table was one.
+        """Draw complete rows at t = 0, integers in columns of integers; a data frame if the training table was one.
 
         Args:
             n_samples: Number of rows.
@@ -252,41 +256,79 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             )
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         generator = torch.Generator(self.density_.device).manual_seed(seed)
-        rows = self.columns_.from_model(self.density_.sample(n_samples, generator=generator))
+        mask = None
+        if self.marginal_:
+            shape = (n_samples, *self.density_.event_shape)
+            mask = torch.ones(shape, dtype=self.density_.dtype, device=self.density_.device)
+        rows = self.columns_.from_model(self.density_.sample(n_samples, 0.0, mask, generator=generator))
         if self._frame is None:
             return rows
         return type(self._frame)(rows, columns=self._frame.columns).astype(self._frame.dtypes)
 
+    def log_densities_of(self, table: Tensor, t: float) -> Array:
+        """:meth:`score_samples` of standardised rows."""
+        out = [self.log_density_of(part, t) for part in table.split(ROWS)]
+        return torch.cat(out).double().cpu().numpy()
+
     def log_density_of(self, table: Tensor, t: float) -> Tensor:
-        """Log-density of standardised rows; the same points for every row, so that a row's value is its own."""
+        """Log-density of standardised rows, NaN in their gaps.
+
+        The same points for every row, so that a row's value is its own.
+        """
         points: list[Tensor | None] = [None]
         if self.columns_.jittered and t == 0.0:
             points = list(self._points.to(table))
+        filled, mask = self._split(table)
+        observed = None if mask is None else mask.bool()
         terms = []
         with torch.no_grad():
             for u in points:
-                z, log_det = self.columns_.to_model(table, u)
-                terms.append(self.density_.log_density(z, t) + log_det)
+                z, log_det = self.columns_.to_model(filled, u, observed)
+                terms.append(self.density_.log_density(z, t, mask) + log_det)
         return torch.stack(terms).logsumexp(0) - float(np.log(len(terms)))
 
+    def _split(self, table: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Values, 0 where they are missing, and the mask of those that are there, if the density takes one."""
+        if not self.marginal_:
+            return table, None
+        gaps = table.isnan()
+        return table.masked_fill(gaps, 0.0), gaps.logical_not().to(table.dtype)
+
     def _table(self, X: Any) -> Tensor:  # noqa: ANN401 -- any table
-        rows = self._validated(X, reset=False)
+        return self.table_of(self._validated(X, reset=False))
+
+    def table_of(self, rows: Array) -> Tensor:
+        """Standardised rows, NaN in their gaps, as the methods above that end in ``_of`` take them.
+
+        Raises:
+            ArgumentError: Missing values, and none were expected.
+        """
+        if self.missing is False or not self.marginal_:
+            self._refuse_gaps(rows)
         return torch.from_numpy(self.columns_.standardise(rows)).to(self.density_.device, self.density_.dtype)
 
     def _names(self) -> list[str]:
         return list(getattr(self, "feature_names_in_", [f"x{j}" for j in range(self.n_features_in_)]))
 
     def _validated(self, X: Any, *, reset: bool) -> NDArray[np.float64]:  # noqa: ANN401 -- any table
-        if hasattr(X, "iloc") and hasattr(X, "columns"):
-            kinds = zip(X.columns, X.dtypes, strict=True)
-            strings = [f"{name} ({kind})" for name, kind in kinds if getattr(kind, "kind", "O") not in "biuf"]
-            if strings:
-                raise ArgumentError(
-                    f"X: got columns {', '.join(strings)}; expected numbers; encode categories, for instance by an "
-                    f"OrdinalEncoder in a pipeline"
-                )
-        rows = validate_data(self, X, reset=reset, dtype=np.float64, ensure_min_samples=2 if reset else 1)
+        rows = validate_data(
+            self,
+            as_numbers(X),
+            reset=reset,
+            dtype=np.float64,
+            ensure_min_samples=2 if reset else 1,
+            ensure_all_finite="allow-nan",
+        )
         return cast(NDArray[np.float64], rows)
+
+    def _refuse_gaps(self, rows: Array) -> None:
+        gaps = np.isnan(rows).any(0)
+        if gaps.any():
+            named = ", ".join(str(self._names()[j]) for j in np.flatnonzero(gaps))
+            raise ArgumentError(
+                f"X: got NaN in {named}; expected no missing values; fit {type(self).__name__}(missing=True), whose "
+                f"density is that of the values that are there"
+            )
 
     def _check_parameters(self) -> None:
         check_count(self.max_steps, "max_steps")
@@ -330,11 +372,3 @@ class _Watch:
             for p, best in zip(self.average.parameters, self.weights, strict=True):
                 p.copy_(best)
         return self.at, self.best
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's own generators from a seed, for initial weights and dropout, and as before afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

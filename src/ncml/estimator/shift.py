@@ -25,7 +25,8 @@ from ncml.checks import Time, check_count
 from ncml.density import NoiseConditionalDensity, inner_density
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.estimator.columns import Array
-from ncml.estimator.density import NCMLDensityEstimator, TableObjective, seeded
+from ncml.estimator.density import NCMLDensityEstimator
+from ncml.estimator.objective import TableObjective, seeded
 from ncml.noise import GaussianProcess
 from ncml.objective import LadderTimes
 from ncml.progress import progress_bar
@@ -116,7 +117,8 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         """Compare two samples.
 
         Args:
-            X, Y: Rows, ``(n, n_features)`` and ``(m, n_features)``.
+            X, Y: Complete rows, ``(n, n_features)`` and ``(m, n_features)``: with gaps, where they are would be part of
+                what has changed.
 
         Raises:
             ArgumentError: A parameter out of range, or what the estimator refuses.
@@ -130,6 +132,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         rows = np.concatenate([first, validate_data(self, Y, reset=False, dtype=np.float64)])
         random = check_random_state(self.random_state)
         estimator = NCMLDensityEstimator() if self.estimator is None else clone(self.estimator)
+        estimator.set_params(missing=False)
         if estimator.random_state is None:
             estimator.set_params(random_state=int(random.randint(2**31 - 1)))
         self.estimator_: NCMLDensityEstimator = estimator.fit(rows[random.permutation(len(rows))])

@@ -1,0 +1,94 @@
+"""What an estimator of a table trains: its default densities, and the objective on rows with lattices and gaps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ncml.densities import MADE, MarginalMADE
+from ncml.density import NoiseConditionalDensity
+from ncml.estimator.columns import Columns
+from ncml.noise import NoiseProcess
+from ncml.objective import NCMLObjective
+
+__all__ = ["TableObjective", "default_density", "is_marginal", "marginal_density", "seeded"]
+
+
+def default_density(event_shape: Sequence[int], process: NoiseProcess) -> MADE:
+    """The density of a table unless another is asked for: a small :class:`~ncml.densities.MADE`.
+
+    Mixtures of logistics have several modes in every column, as columns of integers and codes do, and heavy tails.
+    """
+    return MADE(event_shape, process, hidden=(128, 128), components=8, dropout=0.1)
+
+
+def marginal_density(event_shape: Sequence[int], process: NoiseProcess) -> MarginalMADE:
+    """The density of a table with gaps unless another is asked for, of the same size."""
+    return MarginalMADE(event_shape, process, hidden=(128, 128), components=8, dropout=0.1)
+
+
+@dataclass(frozen=True)
+class TableObjective(NCMLObjective):
+    """The objective on standardised rows, whose lattice columns are spread afresh in every batch.
+
+    A context is the mask of observed values. In half of the rows of a batch further values are hidden, each with a
+    probability that is uniform from row to row, so that every set of observed values is trained.
+
+    Args:
+        columns: The columns.
+    """
+
+    columns: Columns | None = None
+
+    def __call__(
+        self,
+        density: torch.nn.Module,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> Tensor:
+        assert self.columns is not None
+        u = None
+        if self.columns.jittered:
+            u = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+        if context is not None:
+            context = _hide_more(context, generator)
+        return super().__call__(density, self.columns.to_model(x, u)[0], context, generator=generator, **options)
+
+
+def _hide_more(mask: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The mask with further zeros in the first half of the rows."""
+    u = torch.rand(len(mask), 1 + mask.shape[1], dtype=mask.dtype, device=mask.device, generator=generator)
+    kept = u[:, 1:] >= u[:, :1]
+    kept[len(mask) // 2 :] = True
+    return mask * kept
+
+
+def is_marginal(density: NoiseConditionalDensity) -> bool:
+    """Whether a density is one of the observed values, whose mask is its context."""
+    if isinstance(density, MarginalMADE):
+        return True
+    x = torch.linspace(-1.0, 1.0, math.prod(density.event_shape), dtype=density.dtype, device=density.device)[None]
+    mask = (torch.arange(x.shape[1], device=x.device) % 2).to(x)[None]
+    try:
+        there, other = (density.log_density(v, 0.0, mask) for v in (x, x * mask))
+        nothing = density.log_density(x, 0.0, 0.0 * mask)
+    except Exception:  # whatever a density raises that takes no such context
+        return False
+    return bool((there == other).all()) and bool((nothing == 0.0).all())
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's own generators from a seed, for initial weights and dropout, and as before afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
