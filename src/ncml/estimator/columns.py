@@ -67,13 +67,20 @@ class Columns:
     after: Array
 
     @classmethod
-    def of(cls, X: Array, names: Sequence[str], bounds: Bounds | None = None) -> Columns:
+    def of(
+        cls,
+        X: Array,
+        names: Sequence[str],
+        bounds: Bounds | None = None,
+        codes: Mapping[int, int] | None = None,
+    ) -> Columns:
         """Look at a table, ``(n, d)``, NaN where a value is missing.
 
         Args:
             X: The rows.
             names: Names of the columns.
             bounds: For a column, by name or index, the values between which it lies, None for infinity.
+            codes: Columns of codes 0, 1, ... by index, and how many there are.
 
         Raises:
             ArgumentError: A column without a value; every column is constant; bounds that name no column, or that
@@ -107,9 +114,13 @@ class Columns:
         lattices = [_lattice(column) for column in values]
         width = np.array([step for step, _ in lattices])
         origin = np.array([start for _, start in lattices])
+        codes = dict(codes or {})
+        coded = np.isin(kept, list(codes))
+        width[coded], origin[coded] = 1.0, 0.0
         tied = np.array([_tied(column) > TIES for column in values]) & (width == 0.0)
         width = np.where(tied, TIED_WIDTH * scale, width)
         low, high = _bounds(bounds, names, kept, values, width)
+        low[coded], high[coded] = -0.5, np.array([codes.get(j, 0) for j in kept])[coded] - 0.5
         columns = cls(
             tuple(names),
             np.array(kept),

@@ -18,7 +18,7 @@ from ncml.checks import check_count, check_positive
 from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, UnsupportedError
 from ncml.estimator.columns import Array, Bounds, Columns
-from ncml.estimator.frames import as_numbers, is_frame
+from ncml.estimator.form import Categories, TableForm
 from ncml.estimator.objective import TableObjective, default_density, is_marginal, marginal_density, seeded
 from ncml.noise import LinearVESDE, NoiseProcess
 from ncml.objective import LogUniformTimes, TimeSampler
@@ -46,9 +46,11 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
     are set aside with a warning: the density is that of the other columns.
 
     Missing values, NaN, are left out: :meth:`score_samples` is the density of the values that are there, learned by
-    hiding further ones at random (:class:`~ncml.densities.MarginalMADE`). Strings are refused: encode them in a
-    pipeline (:class:`~sklearn.preprocessing.OrdinalEncoder` makes integers, whose probabilities do not depend on their
-    order in the limit of a good model).
+    hiding further ones at random (:class:`~ncml.densities.MarginalMADE`).
+
+    Categories are integers to the density, codes in the order of their values, and it is 0 beyond the last: at t = 0 it
+    gives their probabilities, whose limit for a good model does not depend on the order. With noise, codes blur into
+    their neighbours, and the order has a meaning.
 
     Args:
         density: Takes ``(event_shape, process)`` to an untrained density, with ``event_shape = (number of columns,)``.
@@ -60,6 +62,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             likelihood.
         bounds: For columns, by name or index, the interval ``(low, high)`` in which their values lie, None for
             infinity. Such columns are modelled by their logarithm or logit, and the density is 0 outside.
+        categories: Columns that are categories, by name or index, or a mapping of such columns to all their values in
+            the order wanted. Of a data frame, columns of the dtype ``category`` are some anyway; booleans are numbers.
         missing: Whether rows may have gaps; None: if those given to ``fit`` do. True also prepares for gaps to come.
         max_steps: Largest number of optimizer steps; the learning rate falls to zero over them.
         batch_size: Rows per step.
@@ -97,6 +101,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         process: NoiseProcess | None = None,
         times: TimeSampler | None = None,
         bounds: Bounds | None = None,
+        categories: Categories | None = None,
         missing: bool | None = None,
         max_steps: int = 2000,
         batch_size: int = 128,
@@ -112,6 +117,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         self.process = process
         self.times = times
         self.bounds = bounds
+        self.categories = categories
         self.missing = missing
         self.max_steps = max_steps
         self.batch_size = batch_size
@@ -132,22 +138,24 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         """Train on a table.
 
         Args:
-            X: Rows, ``(n_samples, n_features)``: an array or a data frame of numbers, NaN for missing values.
+            X: Rows, ``(n_samples, n_features)``: an array or a data frame, NaN for missing values.
             y: Ignored.
 
         Raises:
-            ArgumentError: Infinite values, strings, only constant columns, a column without values, missing values with
-                ``missing=False`` or a density that takes no mask, or a parameter out of range.
+            ArgumentError: Infinite values, strings that are no declared categories, only constant columns, a column
+                without values, missing values with ``missing=False`` or a density that takes no mask, or a parameter
+                out of range.
         """
         self._check_parameters()
+        self._form = TableForm.of(X, self.categories)
         rows = self._validated(X, reset=True)
         if self.missing is False:
             self._refuse_gaps(rows)
         wanted = bool(np.isnan(rows).any()) if self.missing is None else self.missing
         random = check_random_state(self.random_state)
-        self.columns_ = Columns.of(rows, self._names(), self.bounds)
+        codes = {j: len(values) for j, values in self._form.categories.items()}
+        self.columns_ = Columns.of(rows, self._names(), self.bounds, codes)
         self.columns_.warn()
-        self._frame = X.iloc[:0].copy() if is_frame(X) else None
         process = LinearVESDE(2.0) if self.process is None else self.process
         times = LogUniformTimes(0.02, p_zero=0.3) if self.times is None else self.times
         objective = TableObjective(process, times, columns=self.columns_)
@@ -239,7 +247,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         return out
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:  # noqa: ANN401 -- array or data frame
-        """Draw complete rows at t = 0, integers in columns of integers; a data frame if the training table was one.
+        """Draw complete rows at t = 0, of the types of the training table: integers, categories, a data frame.
 
         Args:
             n_samples: Number of rows.
@@ -260,10 +268,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         if self.marginal_:
             shape = (n_samples, *self.density_.event_shape)
             mask = torch.ones(shape, dtype=self.density_.dtype, device=self.density_.device)
-        rows = self.columns_.from_model(self.density_.sample(n_samples, 0.0, mask, generator=generator))
-        if self._frame is None:
-            return rows
-        return type(self._frame)(rows, columns=self._frame.columns).astype(self._frame.dtypes)
+        z = self.density_.sample(n_samples, 0.0, mask, generator=generator)
+        return self._form.decode(self.columns_.from_model(z))
 
     def log_densities_of(self, table: Tensor, t: float) -> Array:
         """:meth:`score_samples` of standardised rows."""
@@ -294,6 +300,11 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         gaps = table.isnan()
         return table.masked_fill(gaps, 0.0), gaps.logical_not().to(table.dtype)
 
+    @property
+    def form(self) -> TableForm:
+        """The form of the training table."""
+        return self._form
+
     def _table(self, X: Any) -> Tensor:  # noqa: ANN401 -- any table
         return self.table_of(self._validated(X, reset=False))
 
@@ -313,7 +324,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
     def _validated(self, X: Any, *, reset: bool) -> NDArray[np.float64]:  # noqa: ANN401 -- any table
         rows = validate_data(
             self,
-            as_numbers(X),
+            self._form.encode(X),
             reset=reset,
             dtype=np.float64,
             ensure_min_samples=2 if reset else 1,

@@ -27,7 +27,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.estimator.columns import Array
 from ncml.estimator.density import NCMLDensityEstimator
-from ncml.estimator.frames import as_numbers, rows_of
+from ncml.estimator.form import TableForm, rows_of
 from ncml.estimator.usual import Usual, correlated_pairs
 from ncml.noise import GaussianProcess
 
@@ -112,13 +112,16 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
             UnsupportedError: The estimator's process is not Gaussian.
         """
         self._check_parameters()
-        rows = self._validated(X, reset=True)
+        estimator = NCMLDensityEstimator() if self.estimator is None else clone(self.estimator)
+        form = TableForm.of(X, estimator.categories)
+        rows = self._validated(X, form, reset=True)
         random = check_random_state(self.random_state)
         order = random.permutation(len(rows))
         held = min(int(self.calibration * len(rows)), len(rows) - 2)
-        estimator = NCMLDensityEstimator() if self.estimator is None else clone(self.estimator)
         if estimator.random_state is None:
             estimator.set_params(random_state=int(random.randint(2**31 - 1)))
+        if form.categories:
+            estimator.set_params(categories=form.declared)
         if estimator.missing is None and np.isnan(rows).any():
             estimator.set_params(missing=True)  # those left for training may have none
         self.estimator_: NCMLDensityEstimator = estimator.fit(rows_of(X, order[held:]))
@@ -138,12 +141,12 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
     def score_samples(self, X: Any) -> Array:  # noqa: ANN401 -- any table
         """The statistic s, ``(n_samples,)``, in standard deviations of training rows: low for anomalies."""
         check_is_fitted(self)
-        return self._score(self._validated(X, reset=False))
+        return self._score(self._validated(X, self.estimator_.form, reset=False))
 
     def log_densities(self, X: Any) -> Array:  # noqa: ANN401 -- any table
         """The log-density at every level, ``(n_samples, levels)`` nats, less what broken constants and copies cost."""
         check_is_fitted(self)
-        return self._log_densities(self._validated(X, reset=False))
+        return self._log_densities(self._validated(X, self.estimator_.form, reset=False))
 
     def decision_function(self, X: Any) -> Array:  # noqa: ANN401 -- any table
         """:meth:`score_samples` less ``offset_``: negative for outliers."""
@@ -176,7 +179,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         is too small for the rest of the row. It is 0 for missing values.
         """
         check_is_fitted(self)
-        rows = self._validated(X, reset=False)
+        rows = self._validated(X, self.estimator_.form, reset=False)
         residuals = self.estimator_.columns_.residuals(rows)
         levels = [(sigma, t) for sigma, t in zip(self.levels, self._times, strict=True) if sigma > 0.0]
         table = self.estimator_.table_of(rows)
@@ -235,10 +238,10 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
             return -float(np.finfo(np.float64).max)
         return float(self.calibration_scores_[k - 1])
 
-    def _validated(self, X: Any, *, reset: bool) -> Array:  # noqa: ANN401 -- any table
+    def _validated(self, X: Any, form: TableForm, *, reset: bool) -> Array:  # noqa: ANN401 -- any table
         rows = validate_data(
             self,
-            as_numbers(X),
+            form.encode(X),
             reset=reset,
             dtype=np.float64,
             ensure_min_samples=2 if reset else 1,

@@ -26,6 +26,7 @@ from ncml.density import NoiseConditionalDensity, inner_density
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.estimator.columns import Array
 from ncml.estimator.density import NCMLDensityEstimator
+from ncml.estimator.form import TableForm
 from ncml.estimator.objective import TableObjective, seeded
 from ncml.noise import GaussianProcess
 from ncml.objective import LadderTimes
@@ -128,11 +129,13 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         check_count(self.steps, "steps")
         if not self.noise >= 0.0:  # NaN fails too
             raise ArgumentError(f"noise: got {self.noise!r}; expected a noise level >= 0")
-        first = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        rows = np.concatenate([first, validate_data(self, Y, reset=False, dtype=np.float64)])
-        random = check_random_state(self.random_state)
         estimator = NCMLDensityEstimator() if self.estimator is None else clone(self.estimator)
-        estimator.set_params(missing=False)
+        form = TableForm.of(X, estimator.categories)
+        first = validate_data(self, form.encode(X), dtype=np.float64, ensure_min_samples=2)
+        rows = np.concatenate([first, validate_data(self, form.encode(Y), reset=False, dtype=np.float64)])
+        random = check_random_state(self.random_state)
+        codes = {j: range(len(values)) for j, values in form.categories.items()}
+        estimator.set_params(missing=False, categories=codes or None)
         if estimator.random_state is None:
             estimator.set_params(random_state=int(random.randint(2**31 - 1)))
         self.estimator_: NCMLDensityEstimator = estimator.fit(rows[random.permutation(len(rows))])

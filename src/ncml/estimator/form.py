@@ -1,0 +1,211 @@
+"""The form of the user's table, and its way to numbers and back: codes for categories, NaN for gaps."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncml.errors import ArgumentError
+from ncml.estimator.columns import Array
+
+__all__ = ["Categories", "TableForm", "is_frame", "rows_of"]
+
+Categories = Iterable[Any] | Mapping[Any, Iterable[Any]]
+Objects = NDArray[np.object_]
+SHOWN = 8
+
+
+@dataclass(frozen=True, eq=False)
+class TableForm:
+    """Labels and types of a table's columns, and the values of those that are categories.
+
+    Args:
+        labels: Names of a data frame's columns; indices of those of an array.
+        categories: Of a column, by index, the values in the order of their codes 0, 1, ...
+        frame: The data frame without its rows; None for arrays.
+        dtype: Of an array that has categories.
+        whole: Columns of such an array that hold integers.
+    """
+
+    labels: list[Any]
+    categories: dict[int, list[Any]]
+    frame: Any
+    dtype: Any
+    whole: frozenset[int]
+
+    @classmethod
+    def of(cls, X: Any, categories: Categories | None) -> TableForm:  # noqa: ANN401 -- any table
+        """Look at a table.
+
+        Args:
+            X: The rows.
+            categories: Columns that are categories, by name or index, or a mapping of them to their values in order. Of
+                a data frame, columns of the dtype ``category`` are some anyway.
+
+        Raises:
+            ArgumentError: It names no column, or values twice.
+        """
+        if is_frame(X):
+            labels, kinds = list(X.columns), list(X.dtypes)
+            known = {j: list(kind.categories) for j, kind in enumerate(kinds) if hasattr(kind, "categories")}
+        else:
+            known = {}
+            X = X if categories is None else _objects(X)
+            labels = list(range(X.shape[1] if getattr(X, "ndim", 0) == 2 else 0))
+        given = categories if isinstance(categories, Mapping) else dict.fromkeys(_listed(categories))
+        for key, values in given.items() if labels else ():
+            j = labels.index(key) if key in labels else key
+            if isinstance(j, bool) or not isinstance(j, int) or not 0 <= j < len(labels):
+                raise ArgumentError(
+                    f"categories: got {key!r}; expected names of columns, or indices below {len(labels)}"
+                )
+            if values is None:
+                known.setdefault(j, _in_order(_column(X, j)))
+                continue
+            known[j] = list(values)
+            if len(set(known[j])) < len(known[j]):
+                raise ArgumentError(f"categories: got {known[j]!r} for {key!r}; expected every value once")
+        if is_frame(X):
+            return cls(labels, known, X.iloc[:0].copy(), None, frozenset())
+        others = [j for j in range(len(labels)) if known and j not in known]
+        whole = frozenset(j for j in others if all(isinstance(v, numbers.Integral) for v in _present(_column(X, j))))
+        return cls(labels, known, None, getattr(X, "dtype", None), whole)
+
+    @property
+    def declared(self) -> dict[Any, list[Any]]:
+        """The categories as the parameter ``categories`` takes them."""
+        return {self.labels[j]: values for j, values in self.categories.items()}
+
+    def encode(self, X: Any) -> Any:  # noqa: ANN401 -- any table
+        """Floats in place of categories, integers, booleans and gaps: a data frame for one, an array otherwise.
+
+        What is neither a data frame nor has categories is returned as it is, unless it holds strings.
+
+        Raises:
+            ArgumentError: A category that is not known, or a column of neither numbers nor categories.
+        """
+        if not is_frame(X):
+            if self.categories:
+                X = _objects(X)
+            elif getattr(getattr(X, "dtype", None), "kind", "f") not in "OUS":
+                return X
+        if self._of_another_form(X):
+            return X  # about which scikit-learn says what is wrong
+        columns, wrong = {}, []
+        for j in range(X.shape[1]):
+            if j not in self.categories and is_frame(X) and getattr(X.dtypes.iloc[j], "kind", "O") in "biuf":
+                columns[j] = X.iloc[:, j].to_numpy(np.float64, na_value=np.nan)
+                continue
+            column = _column(X, j)
+            if j in self.categories:
+                columns[j] = self._codes(column, j)
+            elif not all(isinstance(v, (numbers.Real, np.bool_)) for v in _present(column)):
+                wrong.append(j)
+            else:
+                columns[j] = np.array([np.nan if _missing(v) else v for v in column], np.float64)
+        if not is_frame(X):
+            if not self.categories and not any(isinstance(v, (str, bytes)) for v in np.asarray(X).flat):
+                return X  # odd objects, which scikit-learn names
+            if not wrong:
+                return np.stack(list(columns.values()), 1)
+        if wrong:
+            kinds = "" if not is_frame(X) else f" ({', '.join(str(X.dtypes.iloc[j]) for j in wrong)})"
+            names = [X.columns[j] if is_frame(X) else j for j in wrong]
+            raise ArgumentError(
+                f"X: got columns {', '.join(map(str, names))}{kinds}; expected numbers or categories; declare "
+                f"categories={names!r}, or make numbers of them"
+            )
+        frame = type(X)(columns, index=X.index)
+        frame.columns = X.columns
+        return frame
+
+    def decode(self, rows: Array) -> Any:  # noqa: ANN401 -- array or data frame
+        """Rows of numbers as a table of this form."""
+        columns: dict[int, Any] = {j: rows[:, j] for j in range(rows.shape[1])}
+        for j, values in self.categories.items():
+            codes = np.rint(rows[:, j]).astype(int)
+            columns[j] = np.array([values[code] for code in codes], dtype=object)
+        if self.frame is not None:
+            frame = type(self.frame)(columns).astype(dict(enumerate(self.frame.dtypes)))
+            frame.columns = self.frame.columns
+            return frame
+        if not self.categories:
+            return rows
+        table = np.empty(rows.shape, dtype=object)
+        for j, column in columns.items():
+            table[:, j] = column.astype(np.int64).astype(object) if j in self.whole else column
+        return table.astype(self.dtype)
+
+    def _of_another_form(self, X: Any) -> bool:  # noqa: ANN401 -- array or data frame
+        if getattr(X, "ndim", 0) != 2 or X.shape[1] != len(self.labels):
+            return True
+        named = self.frame is not None and is_frame(X) and all(isinstance(label, str) for label in self.labels)
+        return named and list(X.columns) != self.labels
+
+    def _codes(self, column: Objects, j: int) -> Array:
+        code_of = {value: float(code) for code, value in enumerate(self.categories[j])}
+        unknown = [v for v in _present(column) if v not in code_of]
+        if unknown:
+            known = ", ".join(repr(v) for v in self.categories[j][:SHOWN])
+            more = ", ..." if len(self.categories[j]) > SHOWN else ""
+            raise ArgumentError(
+                f"X: got {unknown[0]!r} in {self.labels[j]}, which was not among its categories in training ({known}"
+                f"{more}); expected one of these; leave such rows out, make a gap of it, or fit with "
+                f"categories={{{self.labels[j]!r}: [...]}}, all values that can come"
+            )
+        return np.array([np.nan if _missing(v) else code_of[v] for v in column], np.float64)
+
+
+def is_frame(X: Any) -> bool:  # noqa: ANN401 -- any table
+    """Whether X is a data frame of pandas."""
+    return hasattr(X, "iloc") and hasattr(X, "columns")
+
+
+def rows_of(X: Any, index: NDArray[np.intp]) -> Any:  # noqa: ANN401 -- any table
+    """Some rows of a table, which stays what it is."""
+    if is_frame(X):
+        return X.iloc[index]
+    return (X if hasattr(X, "dtype") else _objects(X))[index]
+
+
+def _listed(categories: Categories | None) -> Iterable[Any]:
+    if isinstance(categories, str):
+        raise ArgumentError(f"categories: got {categories!r}; expected a list of columns, [{categories!r}]")
+    return () if categories is None else categories
+
+
+def _objects(X: Any) -> Any:  # noqa: ANN401 -- array or list
+    """An array as it is; of lists one of their objects, so that numbers beside strings stay numbers."""
+    return X if hasattr(X, "dtype") else np.asarray(X, dtype=object)
+
+
+def _column(X: Any, j: int) -> Objects:  # noqa: ANN401 -- array or data frame
+    """The values of a column, None for the gaps of a data frame."""
+    if not is_frame(X):
+        return np.asarray(X[:, j], dtype=object)
+    column = X.iloc[:, j]
+    values: Objects = column.to_numpy(object, copy=True)
+    values[column.isna().to_numpy(bool)] = None
+    return values
+
+
+def _missing(value: Any) -> bool:  # noqa: ANN401 -- a cell
+    return value is None or (isinstance(value, (float, np.floating)) and bool(np.isnan(value)))
+
+
+def _present(column: Objects) -> list[Any]:
+    return [value for value in column if not _missing(value)]
+
+
+def _in_order(column: Objects) -> list[Any]:
+    """Distinct values, sorted where they can be."""
+    values = list(dict.fromkeys(_present(column)))
+    try:
+        return sorted(values)
+    except TypeError:
+        return sorted(values, key=lambda v: (type(v).__name__, str(v)))
