@@ -5,8 +5,9 @@
 FOLDER has ADBench's tables. Of each, half of the normal rows, drawn at random, train (a tenth of them stops early),
 and the other half is the figure: mean log-likelihood in nats of standardised rows, and its standard error over rows.
 Columns on a lattice or with ties are spread by uniform noise within their step once, alike for all models, which then
-see real numbers. All models are trained by the same loop (Adam, a cosine over the time, averaged weights, the best held-out
-ones) for the same CPU time each; ncml's at all noise levels, their peers at t = 0 only. One seed, no settings tuned.
+see real numbers. All models are trained by the same loop (Adam, a cosine over the time, averaged weights, the best
+held-out ones) for the same CPU time each; ncml's at all noise levels, their peers at t = 0 only. One seed, no settings
+tuned.
 """
 
 from __future__ import annotations

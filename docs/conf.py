@@ -125,7 +125,6 @@ LINKS = {
             "base.DensityMixin",
             "base.OutlierMixin",
             "model_selection.GridSearchCV",
-            "preprocessing.OrdinalEncoder",
         )
     },
     "Figure": "https://matplotlib.org/stable/api/figure_api.html#matplotlib.figure.Figure",

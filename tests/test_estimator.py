@@ -242,7 +242,7 @@ def frame_with(column):
 
 WRONG = {
     "missing": (lambda: FAST.fit(frame_with([np.nan, *REAL[:9]])), ArgumentError, "NaN in b"),
-    "strings": (lambda: FAST.fit(frame_with(list("abcdefghij"))), ArgumentError, r"columns b \(.*OrdinalEncoder"),
+    "strings": (lambda: FAST.fit(frame_with(list("abcdefghij"))), ArgumentError, r"columns b \(.*categories=\['b'\]"),
     "one value": (lambda: FAST.fit(np.ones((9, 2))), ArgumentError, "several values"),
     "no such column": (lambda: fitted(REAL[:, None], bounds={"x7": (0, 1)}), ArgumentError, "names of columns"),
     "beyond a bound": (lambda: fitted(REAL[:, None], bounds={0: (0, None)}), ArgumentError, "values lie in"),

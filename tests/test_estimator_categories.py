@@ -1,0 +1,185 @@
+"""Categories in tables: probabilities, there and back with every type, the detector, and clear errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ncml.densities import MADE, MarginalMADE
+from ncml.errors import ArgumentError
+from ncml.estimator import FeatureShift, NCMLDensityEstimator, NCMLOutlierDetector
+from ncml.estimator.form import TableForm
+from tests.statistics import assert_frequencies
+
+COLOURS = ["blue", "green", "red"]
+SHARES = np.array([0.2, 0.7, 0.1])
+
+
+def small(shape, process):
+    return MADE(shape, process, hidden=(16,), components=3)
+
+
+def small_with_gaps(shape, process):
+    return MarginalMADE(shape, process, hidden=(16,), components=3)
+
+
+def colours(n, seed=0):
+    return np.array(COLOURS, dtype=object)[np.random.default_rng(seed).choice(3, p=SHARES, size=n)]
+
+
+def mixed(n=240):
+    rng = np.random.default_rng(1)
+    size = rng.lognormal(size=n)
+    size[::7] = np.nan
+    kind = colours(n)
+    kind[::5] = None
+    return pd.DataFrame(
+        {
+            "size": size,
+            "count": rng.poisson(3.0, n),
+            "kind": kind,
+            "grade": pd.Categorical(rng.choice(["low", "high"], n), categories=["low", "high", "top"], ordered=True),
+            "flag": rng.random(n) < 0.4,
+            "zip": rng.choice([1010, 2020, 9090], n),
+        }
+    )
+
+
+def fitted(X, density=small, **settings):
+    return NCMLDensityEstimator(density, max_steps=2, random_state=0, **settings).fit(X)
+
+
+def test_probabilities():
+    """They sum to one whatever the weights, and training finds the shares; samples have them too."""
+    X = colours(2000)[:, None]
+    untrained = fitted(X, categories=[0], dequantisations=1024)
+    each = np.array(COLOURS, dtype=object)[:, None]
+    assert np.exp(untrained.score_samples(each)).sum() == pytest.approx(1.0, abs=2e-3)
+    trained = NCMLDensityEstimator(
+        small, categories=[0], max_steps=300, learning_rate=1e-2, random_state=0, dequantisations=64
+    ).fit(X)
+    np.testing.assert_allclose(np.exp(trained.score_samples(each)), SHARES, atol=0.05)
+    drawn = trained.sample(4000, random_state=0)[:, 0]
+    counts = torch.tensor([(drawn == colour).sum() for colour in COLOURS])
+    assert_frequencies(counts, torch.from_numpy(np.exp(trained.score_samples(each))), bias=0.02)
+
+
+def test_frames_there_and_back():
+    frame = mixed()
+    model = fitted(frame, small_with_gaps, categories=["kind", "zip"])
+    assert np.isfinite(model.score_samples(frame)).all()
+    drawn = model.sample(60, random_state=0)
+    assert drawn.dtypes.equals(frame.dtypes)
+    assert drawn.notna().all(axis=None)
+    assert set(drawn["kind"]) <= set(COLOURS)
+    assert set(drawn["grade"]) <= {"low", "high", "top"}
+    assert set(drawn["zip"]) <= {1010, 2020, 9090}
+    assert drawn.equals(model.sample(60, random_state=0))
+    assert np.isfinite(model.score_samples(drawn)).all()
+    assert np.isfinite(model.score_samples(frame.assign(grade="top"))).all()  # declared by the dtype
+
+
+def test_codes_follow_the_values_or_what_is_given():
+    frame = mixed()
+    form = TableForm.of(frame, ["kind", "zip"])
+    assert form.categories == {2: COLOURS, 3: ["low", "high", "top"], 5: [1010, 2020, 9090]}
+    given = TableForm.of(frame, {"kind": ["red", "blue", "green"], 5: [9090, 2020, 1010]})
+    codes = given.encode(frame)
+    assert codes["kind"].tolist()[1:5] == [["red", "blue", "green"].index(k) for k in frame["kind"][1:5]]
+    assert np.isnan(codes["kind"][0])
+    assert codes["zip"].tolist() == [[9090, 2020, 1010].index(z) for z in frame["zip"]]
+    assert TableForm.of(frame, form.declared).categories == form.categories
+
+
+ARRAYS = {
+    "objects": (np.array([[1, "a", 0.5], [2, "b", 1.5], [3, "a", None], [4, "b", 2.5]] * 10, dtype=object), [1]),
+    "strings": (np.array([["a", "x"], ["b", "y"], ["a", "y"]] * 10), [0, 1]),
+    "integers": (np.array([[5, 1], [9, 2], [7, 2], [5, 3]] * 10), [0]),
+    "reals": (np.array([[0.5, 1.0], [0.25, 2.0], [0.5, 2.5], [0.25, 3.7]] * 10), [0]),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_there_and_back(kind):
+    X, categories = ARRAYS[kind]
+    model = fitted(X, small_with_gaps if kind == "objects" else small, categories=categories)
+    assert np.isfinite(model.score_samples(X)).all()
+    drawn = model.sample(30, random_state=0)
+    assert drawn.dtype == X.dtype
+    for j in categories:
+        assert set(drawn[:, j]) <= set(X[:, j])
+    assert np.isfinite(model.score_samples(drawn)).all()
+    if kind == "objects":
+        assert {type(v) for v in drawn[:, 0]} == {int}
+
+
+def test_lists_keep_numbers_beside_strings():
+    rows = [[1.5, "a"], [2.5, "b"], [0.5, "b"]] * 5
+    assert np.isfinite(fitted(rows, categories=[1]).score_samples(rows)).all()
+
+
+@pytest.mark.filterwarnings("ignore:calibration")
+def test_the_detector_takes_what_the_estimator_takes():
+    """A category that only the calibration rows have is known; a rare one is odd; gaps and strings are fine."""
+    frame = mixed()
+    frame.loc[3, "kind"] = "mauve"
+    for seed in range(3):
+        estimator = NCMLDensityEstimator(max_steps=1, categories=["kind", "zip"])
+        detector = NCMLOutlierDetector(estimator, calibration=0.6, random_state=seed).fit(frame)
+        assert np.isfinite(detector.score_samples(frame)).all()
+        assert np.isfinite(detector.explain(frame[:5])).all()
+        assert len(detector.p_values(frame)) == len(frame)
+
+
+def test_a_rare_category_is_odd():
+    n = 1500
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=n), "kind": rng.choice(["a", "b", "c"], n, p=[0.5, 0.49, 0.01])})
+    estimator = NCMLDensityEstimator(small, categories=["kind"], max_steps=200, learning_rate=1e-2)
+    detector = NCMLOutlierDetector(estimator, random_state=0).fit(frame)
+    rows = pd.DataFrame({"x": [0.0, 0.0], "kind": ["a", "c"]})
+    usual, odd = detector.p_values(rows)
+    assert odd < 0.03 < usual
+
+
+def test_shift_of_a_category():
+    X = pd.DataFrame({"x": np.random.default_rng(0).normal(size=300), "kind": colours(300)})
+    Y = X.assign(kind=np.random.default_rng(1).choice(COLOURS, 300))
+    shift = FeatureShift(
+        NCMLDensityEstimator(small, categories=["kind"], max_steps=60, learning_rate=1e-2),
+        resamples=9,
+        steps=30,
+        random_state=0,
+    ).fit(X, Y)
+    assert shift.p_values_[1] == 0.1
+    with pytest.raises(ArgumentError, match="'teal' in kind"):
+        shift.fit(X, Y.assign(kind="teal"))
+
+
+WRONG = {
+    "strings": (lambda f: fitted(f), r"columns kind \(object\); .*declare categories=\['kind'\]"),
+    "dates": (lambda f: fitted(f.assign(kind=pd.Timestamp(0))), r"columns kind \(datetime64"),
+    "an array of strings": (lambda f: fitted(f[["count", "kind"]].to_numpy()), r"columns 1; .*categories=\[1\]"),
+    "no such column": (lambda f: fitted(f, categories=["colour"]), "got 'colour'; expected names of columns"),
+    "a string": (lambda f: fitted(f, categories="kind"), r"expected a list of columns, \['kind'\]"),
+    "a value twice": (lambda f: fitted(f, categories={"kind": ["a", "a"]}), "every value once"),
+    "not all values": (lambda f: fitted(f, categories={"kind": ["blue"]}), "in kind, which was not among"),
+    "unseen": (
+        lambda f: fitted(f, small_with_gaps, categories=["kind"]).score_samples(f.assign(kind="teal")),
+        r"'teal' in kind, which was not among its categories in training \('blue', 'green', 'red'\)",
+    ),
+    "other names": (
+        lambda f: fitted(f, small_with_gaps, categories=["kind"]).score_samples(f.rename(columns={"kind": "sort"})),
+        "feature names",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_categories(case):
+    call, message = WRONG[case]
+    frame = mixed().astype({"kind": object})
+    with pytest.raises(ValueError, match=message):
+        call(frame)
