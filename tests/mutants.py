@@ -10,9 +10,11 @@ messages of errors are left as they are. Work that was stopped goes on where it 
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
 import gc
 import inspect
+import itertools
 import json
 import os
 import random
@@ -71,6 +73,17 @@ def modules() -> list[str]:
     return [name for name in names if name not in FIGURES]
 
 
+def only_said(source: str) -> dict[int, set[str]]:
+    """Names that a function, by the line of its def, reads in texts and errors only."""
+    found = {}
+    for function in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)):
+        parts = (node for node in ast.walk(function) if isinstance(node, (ast.Raise, ast.JoinedStr)))
+        said = {node for part in parts for node in ast.walk(part) if isinstance(node, ast.Name)}
+        names = (node for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
+        found[function.lineno] = {node.id for node in said} - {node.id for node in names if node not in said}
+    return found
+
+
 def places(source: str) -> tuple[Any, list[tuple[Any, str, list[Any], tuple[int, int], tuple[int, int]]]]:
     """A parsed module, and each node with what an operator makes of it, its lines and those of its function."""
     import libcst as cst
@@ -86,18 +99,22 @@ def places(source: str) -> tuple[Any, list[tuple[Any, str, list[Any], tuple[int,
             return any(is_text(arg.value) for arg in node.args if not any(arg is own for own in kept))
         return isinstance(node, (cst.Assign, cst.AnnAssign)) and is_text(node.value)
 
+    said = only_said(source)
     wrapper = MetadataWrapper(cst.parse_module(source))
     positions = wrapper.resolve(PositionProvider)
     found = []
 
-    def visit(node: Any, outer: tuple[int, int] | None) -> None:
+    def visit(node: Any, outer: tuple[int, int] | None, texts: set[str]) -> None:
         if isinstance(node, (cst.Annotation, cst.Raise, cst.Decorator)):
+            return
+        if isinstance(node, cst.Assign) and getattr(node.targets[0].target, "value", None) in texts:
             return
         if isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value in ("len", "isinstance"):
             return
         where = positions.get(node)
         if isinstance(node, cst.FunctionDef) and outer is None:
             outer = where.start.line, where.end.line
+            texts = said[positions[node.name].start.line]
         for kind, operator in mutators.mutation_operators if outer and where else ():
             if isinstance(node, kind) and operator is not mutators.operator_string:
                 results = [mutated for mutated in operator(node) if not only_text(node, mutated)]
@@ -105,9 +122,9 @@ def places(source: str) -> tuple[Any, list[tuple[Any, str, list[Any], tuple[int,
                     name = operator.__name__.removeprefix("operator_")
                     found.append((node, name, results, (where.start.line, where.end.line), outer))
         for child in node.children:
-            visit(child, outer)
+            visit(child, outer, texts)
 
-    visit(wrapper.module, None)
+    visit(wrapper.module, None, set())
     return wrapper.module, found
 
 
@@ -204,7 +221,7 @@ class Running:
                 session.items, self.args.seconds, mutant.module, (mutant.first, mutant.last), mutant.outer
             )
             row = {"result": "at import"} if self.args.again else self.forked(mutant, items)
-            if row["result"] == "at import":
+            if row["result"] == "at import":  # which a fork of this process cannot show
                 row = imported(mutant, items, self.args)
             seconds = round(time.perf_counter() - start, 1)
             with self.args.out.open("a") as lines:
@@ -246,7 +263,7 @@ class Running:
             apply(path, old, old if self.args.control else mutant.source)
         except AtImportError:
             return {"result": "at import"}
-        for item, after in zip(items, [*items[1:], None], strict=True):
+        for item, after in itertools.zip_longest(items, items[1:]):
             signal.signal(signal.SIGPROF, signal.SIG_DFL)  # no end: the process dies
             signal.setitimer(signal.ITIMER_PROF, NO_END[0] + NO_END[1] * self.cover.seconds[item.nodeid])
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
