@@ -451,3 +451,35 @@ def test_repeats_keep_an_unconditional_refinement_where_it_was():
     y = RePaint(64, repeats=3)(density, density.sample(n, density.process.T, generator=seeded(0)), generator=seeded(1))
     assert abs(float(y.mean()) - 0.3) < (0.01 + Z / math.sqrt(n)) * 0.1
     assert float((y - 0.3).square().mean()) / 0.01 == pytest.approx(1.0, abs=0.01 + Z * math.sqrt(2.0 / n))
+
+
+class Shifted(NoiseConditionalDensity):
+    """N(c, 1) at t = 0, and its ladder: each row of the context is a mean."""
+
+    def forward(self, x, t, context=None, *, edges=True):
+        alpha, sigma = self.process.alpha(t)[:, None], self.process.sigma(t)[:, None]
+        return -0.5 * ((x - alpha * context).square() / (alpha**2 + sigma**2)).sum(1)
+
+
+def test_rows_of_a_conditioned_target_keep_their_own_context():
+    """The targets with a closed-form score around them, row by row and in any order."""
+    context, x = torch.tensor([[-3.0, 0.0], [0.0, 2.0], [5.0, 1.0]], dtype=F64), torch.zeros(3, 2, dtype=F64)
+    t, index = 1.0, torch.tensor([2, 0])
+    target, z = CompletionTarget(Target(Shifted((2,), WIDE), context=context), x, KNOWN).bound(x, t)
+    variance = float(WIDE.alpha(t)) ** 2 + float(WIDE.sigma(t)) ** 2
+    expected = (float(WIDE.alpha(t)) * context[:, 1] - z[:, 1]) / variance
+    with target.evaluating():
+        assert torch.allclose(target.score(z, t)[:, 1], expected)
+        assert torch.allclose(target.rows(index).score(z[index], t)[:, 1], expected[index])
+
+
+def test_a_completion_makes_no_moves_unless_asked():
+    """Moves at t_start take draws of their own; without them the default is the same bit for bit."""
+    density = Correlated([[1.0, RHO], [RHO, 1.0]], WIDE)
+    x = torch.tensor([[Y, 0.0]] * 3, dtype=F64)
+    default, none, one = (
+        complete(density, x, KNOWN, sampler=HeunODE(2), generator=seeded(0), **moves)
+        for moves in ({}, {"moves": 0}, {"moves": 1})
+    )
+    assert same_bits(default, none)
+    assert not same_bits(default, one)

@@ -455,3 +455,10 @@ def test_a_flow_on_integers_is_dequantised(tmp_path, capsys):
     assert not bound.exact
     assert logged[-1] == pytest.approx(bound.mean, abs=0.05)
     assert logged[-1] < 4.0  # below the uniform distribution's log2(17) = 4.09, after 150 steps
+
+
+@pytest.mark.parametrize(
+    ("shape", "image"), [((1, 4, 4), True), ((2, 4, 4), False), ((3, 4, 4), True), ((3, 4), False)]
+)
+def test_pictures_are_grey_or_in_colours(shape, image):
+    assert DataKind(shape).is_image is image
