@@ -311,6 +311,17 @@ KILLED = textwrap.dedent("""
 """)
 
 
+def test_a_folder_that_cannot_be_written_is_an_error_of_its_own(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ncml.training.checkpoint.os.replace", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\)") as error:
+        save_checkpoint(tmp_path / "step_00000001", 1, {}, {"w": torch.zeros(2)})
+    assert error.value.errno == 28
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_killed_while_saving(tmp_path):
     """200 kills at random instants of a process that does nothing but save: what is there can be read."""
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True)

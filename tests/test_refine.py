@@ -177,6 +177,22 @@ def test_a_row_that_fails_costs_the_others_nothing(sampler):
     assert "failed" not in sampler.refine(bad, x, generator=seeded(1), on_failure="keep").info
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_density_that_fails_is_noted_though_its_score_is_finite(broken):
+    """By its value; and what has failed before stays so."""
+    density = CallableDensity(
+        lambda x, t: torch.where(x[:, 0] > 1.0, broken, -0.5 * x.square().sum(1)), (2,), VP, score=lambda x, t: -x
+    )
+    x = torch.tensor([[0.5, 0.0], [2.0, 0.0]], dtype=F64)
+    with pytest.raises(NonFiniteError, match="log-density or score"):
+        Target(density).log_density_and_score(x, VP.T)
+    target, z = Target(density).bound(x, VP.T, on_failure="keep")
+    log_p, score = target.log_density_and_score(z, VP.T)
+    assert log_p.isnan().tolist() == score.isnan().any(1).tolist() == [False, True]
+    log_p, score = target.log_density_and_score(torch.zeros_like(z), VP.T)
+    assert log_p.isnan().tolist() == score.isnan().any(1).tolist() == [False, True]
+
+
 def test_rows_fail_on_the_way_and_stay_failed():
     """A row that fails late keeps its first verdict, though its score is finite again below."""
 
