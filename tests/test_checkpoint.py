@@ -216,6 +216,7 @@ def test_every_setting_of_version_01_has_a_place():
     assert new.model.settings.label_dropout == 0.3
     assert (new.noise.std_in_levels, new.noise.process, new.noise.times) == (3.0, "ve", "zero")
     assert migrated_config(to_dict(new)) == to_dict(new)  # today's is left alone
+    assert migrated_config({"run": {"seed": 1}}) == {"run": {"seed": 1}}  # as is what the defaults are
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", "{", '{"manifest": 3, "sha256": ""}', "[" * 100_000])

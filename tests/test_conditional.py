@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from ncml import VESDE, Lattice, LevelNoise, NoiseConditionalDensity, SampleableDensity
-from ncml.densities import MADE, GaussianDensity, GaussianMixtureDensity, ToyLattice
+from ncml import VESDE, VPSDE, Lattice, LevelNoise, NoiseConditionalDensity, SampleableDensity
+from ncml.densities import MADE, CallableDensity, GaussianDensity, GaussianMixtureDensity, ToyLattice
 from ncml.density import CompletionTarget, EventTarget, PosteriorTarget, Target, guided, time_posterior
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.sampling import (
@@ -206,6 +206,20 @@ def test_posteriors_of_gaussian_data_are_exact_at_every_level():
                 each = torch.linspace(0.5 * t, t, 5, dtype=F64)  # a time for each row
                 assert torch.allclose(target.score(z, each)[-1], target.score(z, t)[-1], atol=1e-8)
                 assert torch.allclose(target.rows(torch.tensor([3])).score(z[3:4], t), score[3:4], atol=1e-8)
+
+
+def test_a_covariance_that_is_not_positive_is_lifted_to_the_least_one():
+    """A score of -2 x / sigma^2, steeper than any ladder's, makes Tweedie's covariance negative."""
+    process = VPSDE.at_noise(0.5)
+    alpha, sigma = float(process.alpha(process.T)), float(process.sigma(process.T))
+    density = CallableDensity(lambda x, t: -x.square().sum(1) / sigma**2, (2,), process)
+    x, y, operator = (torch.tensor(rows, dtype=F64) for rows in ([[0.7, -0.2]], [[0.3]], [[2.0, 0.0]]))
+    target, z = PosteriorTarget(density, y, operator, 0.0).bound(x, process.T)
+    least = 1e-6 * (sigma / alpha) ** 2 * 4.0
+    residual = 0.3 + 2.0 * 0.7 / alpha
+    expected = -0.5 * (residual**2 / least + math.log(2.0 * math.pi * least))
+    with target.evaluating():
+        assert float(target.log_likelihood(z, process.T)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
