@@ -485,6 +485,9 @@ def test_rows_of_a_conditioned_target_keep_their_own_context():
     with target.evaluating():
         assert torch.allclose(target.score(z, t)[:, 1], expected)
         assert torch.allclose(target.rows(index).score(z[index], t)[:, 1], expected[index])
+        likelihood = target.inner.log_prob(target.finished(z, t), t)
+        assert torch.equal(target.log_prob(z, t), likelihood)
+        assert torch.equal(target.log_density(z, t), likelihood)
 
 
 def test_a_completion_makes_no_moves_unless_asked():

@@ -462,3 +462,11 @@ def test_a_flow_on_integers_is_dequantised(tmp_path, capsys):
 )
 def test_pictures_are_grey_or_in_colours(shape, image):
     assert DataKind(shape).is_image is image
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_built_without_classes_unless_some_are_given(name):
+    """Then it takes no context."""
+    shape = (1, 8, 8) if name == "ncpn" else (8, 2)
+    density = MODELS[name]().build(shape, VPSDE.at_noise(0.2), Lattice(4))
+    assert density.log_prob(torch.zeros(2, *shape), 0.01).shape == (2,)
