@@ -266,7 +266,10 @@ class Running:
         for item, after in itertools.zip_longest(items, items[1:]):
             signal.signal(signal.SIGPROF, signal.SIG_DFL)  # no end: the process dies
             signal.setitimer(signal.ITIMER_PROF, NO_END[0] + NO_END[1] * self.cover.seconds[item.nodeid])
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+            try:
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+            except KeyboardInterrupt:  # pytest does not call it a failure
+                self.failed = item.nodeid
             if self.failed:
                 return {"result": "killed", "by": self.failed}
         return {"result": "survived"}

@@ -20,6 +20,7 @@ from ncml.density import Target
 from ncml.errors import ArgumentError, ArgumentTypeError, FailedRowsWarning, NonFiniteError, UnsupportedError
 from ncml.sampling import (
     AdaptiveHeun,
+    AdaptiveSDE,
     AnnealedLangevin,
     DPMSolver2M,
     EulerMaruyama,
@@ -648,3 +649,13 @@ def test_a_step_that_returns_no_pair_is_told_so_and_results_print_briefly():
     refined = AdaptiveHeun().refine(gaussian(VP), torch.zeros(2, 1), path=True)
     assert "(2, 1) at t = 0" in repr(refined)
     assert "info: steps, accepted" in repr(refined)
+
+
+@pytest.mark.parametrize("sampler", [AdaptiveHeun, AdaptiveSDE])
+def test_the_first_step_is_a_share_of_the_way(sampler):
+    """One that is accepted, since any error is tolerated."""
+    process = SubVPSDE(T=0.5)
+    refined = sampler(rtol=1e6, atol=1e6, first_step=0.125).refine(
+        gaussian(process), torch.zeros(2, 1, dtype=F64), t_end=0.1, path=True, generator=seeded(0)
+    )
+    assert refined.path[1][0].tolist() == pytest.approx([0.5 - 0.125 * 0.4] * 2, rel=1e-12)
