@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -325,6 +326,24 @@ def test_a_module_that_misses_something_of_its_own_is_not_called_absent(tmp_path
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ModuleNotFoundError, match="something_that_is_not_there"):
         model_settings("half_a_model:build")
+
+
+def test_types_of_settings_are_those_that_a_file_has(tmp_path, monkeypatch):
+    """Lists are tuples, of what the default holds where nothing else says so; whole numbers do for real ones."""
+    (tmp_path / "listed_model.py").write_text(
+        "def build(event_shape, process, lattice, *, a: list = [1, 2], b: tuple = (0.5,), c=('x',), d: list[int] = [],"
+        " e: int | float = 1, f: str = 'f'): ..."
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    types = {field.name: field.type for field in dataclasses.fields(model_settings("listed_model:build"))}
+    assert types == {
+        "a": tuple[int, ...],
+        "b": tuple[float, ...],
+        "c": tuple[str, ...],
+        "d": tuple[int, ...],
+        "e": float,
+        "f": str,
+    }
 
 
 # The bundled ones.
