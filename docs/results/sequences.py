@@ -35,22 +35,21 @@ COLOURS = {"ml": "#D55E00", "ncml": "#0072B2"}
 
 
 def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
-    """Everything that the page needs, without the samples themselves; of problems that are not there, as recorded."""
+    """Everything that the page needs, without the samples themselves; what is not there, as it was recorded."""
     result = dict(recorded)
     for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
-        reports = []
+        entry = dict(result.get(folder.name, {"mechanism": None}))
+        reports = {json.dumps(run["settings"]): run for run in entry.get("runs", ())}
         for file in sorted(folder.glob("*seed*.json")):
             report = json.loads(file.read_text())
             for kind in report["samples"].values():
                 kind.pop("shown", None)
-            reports.append(report)
-        mechanism = folder / "mechanism.json"
-        result[folder.name] = {
-            "floor": json.loads((folder / "floor.json").read_text()),
-            "chosen": json.loads((folder / "chosen.json").read_text()),
-            "runs": reports,
-            "mechanism": json.loads(mechanism.read_text()) if mechanism.exists() else None,
-        }
+            reports[json.dumps(report["settings"])] = report
+        entry["runs"] = list(reports.values())
+        for name in ("floor", "chosen", "mechanism"):
+            if (file := folder / f"{name}.json").exists():
+                entry[name] = json.loads(file.read_text())
+        result[folder.name] = entry
     return result
 
 
@@ -315,7 +314,7 @@ def main() -> None:
         file = HERE / "sequences.json"
         data = collect(args.collect, json.loads(file.read_text()) if file.exists() else {})
         file.write_text(json.dumps(data) + "\n")
-        if (args.collect / PICTURE).exists():
+        if (args.collect / PICTURE / "chosen.json").exists():
             draw_paths(args.collect / PICTURE, HERE / "sequences-paths.png")
         draw_mechanism(data, HERE / "sequences-errors.png")
     data = json.loads((HERE / "sequences.json").read_text())
