@@ -18,6 +18,7 @@ nox.options.sessions = ["lint", "types", "tests", "doctest", "docs"]
 
 TWO_PROCESSES = ["-n", "2", "--dist", "worksteal"]  # neither waits while the other has tests left
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+MUTATION = "mutmut>=3.8"  # only its operators, for one session
 SPHINX = ("sphinx-build", "-W", "-n", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
 
 
@@ -104,6 +105,13 @@ def faults(session: nox.Session) -> None:
     """Kills, full disks and the like, into faults.json; ``nox -s faults -- --kills 200`` for more of them."""
     install(session, "-e", ".[test]")
     run(session, "python", "-m", "tests.faults", *session.posargs, **ONE_THREAD)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Mutants of the library, into mutants.json; ``nox -s mutants -- --mutants 400`` for as many as are recorded."""
+    install(session, "-e", ".[test]", MUTATION)
+    run(session, "python", "-m", "tests.mutants", *session.posargs, **ONE_THREAD)
 
 
 @nox.session

@@ -216,6 +216,7 @@ def test_every_setting_of_version_01_has_a_place():
     assert new.model.settings.label_dropout == 0.3
     assert (new.noise.std_in_levels, new.noise.process, new.noise.times) == (3.0, "ve", "zero")
     assert migrated_config(to_dict(new)) == to_dict(new)  # today's is left alone
+    assert migrated_config({"run": {"seed": 1}}) == {"run": {"seed": 1}}  # as is what the defaults are
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", "{", '{"manifest": 3, "sha256": ""}', "[" * 100_000])
@@ -309,6 +310,17 @@ KILLED = textwrap.dedent("""
                 old.rmdir()
     print(opened, sum(1 for p in folder.iterdir() if p.name.endswith(".tmp")))
 """)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_its_own(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ncml.training.checkpoint.os.replace", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\)") as error:
+        save_checkpoint(tmp_path / "step_00000001", 1, {}, {"w": torch.zeros(2)})
+    assert error.value.errno == 28
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_killed_while_saving(tmp_path):

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from ncml import LevelNoise
-from ncml.densities import GaussianDensity, GaussianMixtureDensity, ToyLattice
+from ncml.densities import CallableDensity, GaussianDensity, GaussianMixtureDensity, ToyLattice
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.score import exact_divergence, hutchinson_divergence, log_density_and_score, sliced_score_matching
 from tests.problems import (
@@ -397,3 +397,11 @@ def test_gradients_of_the_comb_are_exact():
         return density.log_density(x, process.T)
 
     assert torch.autograd.gradcheck(log_p, (X[::8].clone().requires_grad_(),))
+
+
+def test_sliced_score_matching_is_that_of_the_context():
+    """N(c, 1) with probes of signs: -D + |x - c|^2 / 2 exactly."""
+    density = CallableDensity(lambda x, t, c: -0.5 * (x - c).square().sum(1), (3,))
+    x, context = (torch.randn(4, 3, dtype=torch.float64, generator=seeded(seed)) for seed in (1, 2))
+    loss = sliced_score_matching(density, x, 0.5, context, probe="rademacher", generator=seeded(0))
+    assert torch.allclose(loss, -3.0 + 0.5 * (x - context).square().sum(1))

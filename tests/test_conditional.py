@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from ncml import VESDE, Lattice, LevelNoise, NoiseConditionalDensity, SampleableDensity
-from ncml.densities import MADE, GaussianDensity, GaussianMixtureDensity, ToyLattice
+from ncml import VESDE, VPSDE, Lattice, LevelNoise, NoiseConditionalDensity, SampleableDensity
+from ncml.densities import MADE, CallableDensity, GaussianDensity, GaussianMixtureDensity, ToyLattice
 from ncml.density import CompletionTarget, EventTarget, PosteriorTarget, Target, guided, time_posterior
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.sampling import (
@@ -206,6 +206,20 @@ def test_posteriors_of_gaussian_data_are_exact_at_every_level():
                 each = torch.linspace(0.5 * t, t, 5, dtype=F64)  # a time for each row
                 assert torch.allclose(target.score(z, each)[-1], target.score(z, t)[-1], atol=1e-8)
                 assert torch.allclose(target.rows(torch.tensor([3])).score(z[3:4], t), score[3:4], atol=1e-8)
+
+
+def test_a_covariance_that_is_not_positive_is_lifted_to_the_least_one():
+    """A score of -2 x / sigma^2, steeper than any ladder's, makes Tweedie's covariance negative."""
+    process = VPSDE.at_noise(0.5)
+    alpha, sigma = float(process.alpha(process.T)), float(process.sigma(process.T))
+    density = CallableDensity(lambda x, t: -x.square().sum(1) / sigma**2, (2,), process)
+    x, y, operator = (torch.tensor(rows, dtype=F64) for rows in ([[0.7, -0.2]], [[0.3]], [[2.0, 0.0]]))
+    target, z = PosteriorTarget(density, y, operator, 0.0).bound(x, process.T)
+    least = 1e-6 * (sigma / alpha) ** 2 * 4.0
+    residual = 0.3 + 2.0 * 0.7 / alpha
+    expected = -0.5 * (residual**2 / least + math.log(2.0 * math.pi * least))
+    with target.evaluating():
+        assert float(target.log_likelihood(z, process.T)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
@@ -451,3 +465,38 @@ def test_repeats_keep_an_unconditional_refinement_where_it_was():
     y = RePaint(64, repeats=3)(density, density.sample(n, density.process.T, generator=seeded(0)), generator=seeded(1))
     assert abs(float(y.mean()) - 0.3) < (0.01 + Z / math.sqrt(n)) * 0.1
     assert float((y - 0.3).square().mean()) / 0.01 == pytest.approx(1.0, abs=0.01 + Z * math.sqrt(2.0 / n))
+
+
+class Shifted(NoiseConditionalDensity):
+    """N(c, 1) at t = 0, and its ladder: each row of the context is a mean."""
+
+    def forward(self, x, t, context=None, *, edges=True):
+        alpha, sigma = self.process.alpha(t)[:, None], self.process.sigma(t)[:, None]
+        return -0.5 * ((x - alpha * context).square() / (alpha**2 + sigma**2)).sum(1)
+
+
+def test_rows_of_a_conditioned_target_keep_their_own_context():
+    """The targets with a closed-form score around them, row by row and in any order."""
+    context, x = torch.tensor([[-3.0, 0.0], [0.0, 2.0], [5.0, 1.0]], dtype=F64), torch.zeros(3, 2, dtype=F64)
+    t, index = 1.0, torch.tensor([2, 0])
+    target, z = CompletionTarget(Target(Shifted((2,), WIDE), context=context), x, KNOWN).bound(x, t)
+    variance = float(WIDE.alpha(t)) ** 2 + float(WIDE.sigma(t)) ** 2
+    expected = (float(WIDE.alpha(t)) * context[:, 1] - z[:, 1]) / variance
+    with target.evaluating():
+        assert torch.allclose(target.score(z, t)[:, 1], expected)
+        assert torch.allclose(target.rows(index).score(z[index], t)[:, 1], expected[index])
+        likelihood = target.inner.log_prob(target.finished(z, t), t)
+        assert torch.equal(target.log_prob(z, t), likelihood)
+        assert torch.equal(target.log_density(z, t), likelihood)
+
+
+def test_a_completion_makes_no_moves_unless_asked():
+    """Moves at t_start take draws of their own; without them the default is the same bit for bit."""
+    density = Correlated([[1.0, RHO], [RHO, 1.0]], WIDE)
+    x = torch.tensor([[Y, 0.0]] * 3, dtype=F64)
+    default, none, one = (
+        complete(density, x, KNOWN, sampler=HeunODE(2), generator=seeded(0), **moves)
+        for moves in ({}, {"moves": 0}, {"moves": 1})
+    )
+    assert same_bits(default, none)
+    assert not same_bits(default, one)

@@ -529,3 +529,14 @@ def test_half_precision_densities_are_refused_by_name():
 def test_a_lattice_that_is_none_is_refused_when_the_density_is_built(lattice):
     with pytest.raises(ArgumentTypeError, match="lattice: got"):
         MADE((3,), VPSDE.at_noise(0.1), lattice=lattice)
+
+
+def test_large_samples_whose_sum_overflows_are_samples_and_nan_is_none():
+    """Rows with the largest float are finite, though their sum is not."""
+    largest = torch.full((3, 2), torch.finfo(torch.float32).max)
+    density = CallableDensity(lambda x, t: -x.square().sum(1), (2,), VP, sample=lambda n, t, c, g: largest)
+    assert torch.equal(density.sample(3), largest)
+    broken = torch.tensor([[0.0, 1.0], [math.nan, 1.0], [0.0, 0.0]])
+    density = CallableDensity(lambda x, t: -x.square().sum(1), (2,), VP, sample=lambda n, t, c, g: broken)
+    with pytest.raises(NonFiniteError, match=r"^sample: got .* the first at index 1 "):
+        density.sample(3)

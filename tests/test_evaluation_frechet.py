@@ -9,7 +9,7 @@ from scipy import linalg
 from torch import nn
 
 from ncml.errors import ArgumentError, ArgumentTypeError
-from ncml.evaluation import features_of, frechet_distance, gaussian_frechet
+from ncml.evaluation import features_of, frechet_distance, gaussian_frechet, train_classifier
 from tests.problems import seeded
 
 
@@ -161,3 +161,25 @@ def test_a_module_runs_in_eval_mode_without_gradients():
 def test_bad_feature_calls_are_refused(feature, x, batch_size, match):
     with pytest.raises(ArgumentError, match=match):
         features_of(feature, x, batch_size)
+
+
+def test_the_classifier_tells_dark_images_from_bright_ones():
+    """The same one for the same seed, whatever else was drawn before; nothing else is drawn for it."""
+    labels = torch.arange(40) % 2
+    noise = 0.1 * torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = 0.5 * (2.0 * labels - 1.0)[:, None, None, None] + noise
+
+    def trained(seed):
+        state = torch.get_rng_state()
+        found = train_classifier(lambda i: images[i], labels, lambda i: images[i], labels, steps=20, seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        return found
+
+    first, other = trained(3), trained(4)
+    torch.rand(7)
+    again = trained(3)
+    assert first.accuracy == again.accuracy == 1.0
+    weights = [torch.cat([p.flatten() for p in found.model.parameters()]) for found in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert first.model(images).shape == (40, 2)

@@ -308,3 +308,13 @@ def test_the_ladder_sees_outliers_that_the_likelihood_prefers():
     for name, statistics in known.items():
         typical = Typicality.fit(statistics)
         assert auroc(typical(inside[name]), typical(outside[name])) > 0.999, name
+
+
+def test_ladder_statistics_are_those_of_the_context():
+    """N(c, 1) at every level: no ratio, and the distance to the context as the score's norm."""
+    density = CallableDensity(lambda x, t, c: -0.5 * (x - c).square().sum(1), (2,), VPSDE.at_noise(0.5))
+    x, context = (torch.randn(5, 2, dtype=torch.float64, generator=seeded(seed)) for seed in (0, 1))
+    found = ladder_statistics(density, x, (0.05, 0.1), context, batch_size=2)
+    assert torch.equal(found["log_ratios"], torch.zeros(5, 1, dtype=torch.float64))
+    expected = (x - context).norm(dim=1).log()[:, None].expand(5, 2)
+    assert torch.allclose(found["log_score_norms"], expected)

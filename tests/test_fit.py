@@ -49,6 +49,13 @@ def test_same_generator_same_bits():
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def test_the_callback_gets_the_steps_taken_and_may_end_the_training():
+    seen = []
+    _, losses = trained(0, steps=9, callback=lambda step: seen.append(step) or step == 3)
+    assert seen == [1, 2, 3]
+    assert len(losses) == 3
+
+
 class Broken(NoiseConditionalDensity):
     """NaN from the third call on."""
 

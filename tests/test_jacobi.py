@@ -160,3 +160,10 @@ def test_layers_of_a_flow_are_inverted_in_parallel(data_std):
     )
     with pytest.raises(ArgumentError, match="tolerance: got"):
         maf.sample_in_parallel(3, 0.0, tolerance=0.1)
+
+
+def test_a_progress_bar_is_shown_where_asked_for_only(capsys):
+    sample_in_parallel(Chain(4, 0.5), 2, generator=seeded(0))
+    assert capsys.readouterr().err == ""
+    sample_in_parallel(Chain(4, 0.5), 2, generator=seeded(0), progress=True)
+    assert capsys.readouterr().err != ""

@@ -262,3 +262,10 @@ def test_trained_on_a_mixture_it_beats_the_best_gaussian():
     with torch.no_grad():
         gain = maf.double().log_prob(x) - gaussian.log_prob(x)
     assert float(gain.mean()) > 0.05
+
+
+def test_parallel_samples_are_of_the_data_unless_a_time_is_given():
+    maf = strong((3,))
+    default, zero, noisy = (maf.sample_in_parallel(4, *t, generator=seeded(0)).x for t in ((), (0.0,), (VP.T,)))
+    assert torch.equal(default, zero)
+    assert not torch.equal(default, noisy)

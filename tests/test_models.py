@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -327,6 +328,24 @@ def test_a_module_that_misses_something_of_its_own_is_not_called_absent(tmp_path
         model_settings("half_a_model:build")
 
 
+def test_types_of_settings_are_those_that_a_file_has(tmp_path, monkeypatch):
+    """Lists are tuples, of what the default holds where nothing else says so; whole numbers do for real ones."""
+    (tmp_path / "listed_model.py").write_text(
+        "def build(event_shape, process, lattice, *, a: list = [1, 2], b: tuple = (0.5,), c=('x',), d: list[int] = [],"
+        " e: int | float = 1, f: str = 'f'): ..."
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    types = {field.name: field.type for field in dataclasses.fields(model_settings("listed_model:build"))}
+    assert types == {
+        "a": tuple[int, ...],
+        "b": tuple[float, ...],
+        "c": tuple[str, ...],
+        "d": tuple[int, ...],
+        "e": float,
+        "f": str,
+    }
+
+
 # The bundled ones.
 
 
@@ -455,3 +474,18 @@ def test_a_flow_on_integers_is_dequantised(tmp_path, capsys):
     assert not bound.exact
     assert logged[-1] == pytest.approx(bound.mean, abs=0.05)
     assert logged[-1] < 4.0  # below the uniform distribution's log2(17) = 4.09, after 150 steps
+
+
+@pytest.mark.parametrize(
+    ("shape", "image"), [((1, 4, 4), True), ((2, 4, 4), False), ((3, 4, 4), True), ((3, 4), False)]
+)
+def test_pictures_are_grey_or_in_colours(shape, image):
+    assert DataKind(shape).is_image is image
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_built_without_classes_unless_some_are_given(name):
+    """Then it takes no context."""
+    shape = (1, 8, 8) if name == "ncpn" else (8, 2)
+    density = MODELS[name]().build(shape, VPSDE.at_noise(0.2), Lattice(4))
+    assert density.log_prob(torch.zeros(2, *shape), 0.01).shape == (2,)

@@ -421,6 +421,10 @@ def test_sizes_that_do_not_fit(shape, changes, message):
         NCPN.preset("tiny", shape, VP, **changes)
 
 
+def test_the_finest_lattice_has_4096_levels():
+    assert NCPN.preset("tiny", (1, 4, 4), VP, lattice=Lattice(4096)).lattice == Lattice(4096)
+
+
 def test_wrong_calls():
     density = network((1, 4, 4), classes=2)
     x = torch.zeros(2, 1, 4, 4, dtype=torch.float64)

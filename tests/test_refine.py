@@ -20,6 +20,7 @@ from ncml.density import Target
 from ncml.errors import ArgumentError, ArgumentTypeError, FailedRowsWarning, NonFiniteError, UnsupportedError
 from ncml.sampling import (
     AdaptiveHeun,
+    AdaptiveSDE,
     AnnealedLangevin,
     DPMSolver2M,
     EulerMaruyama,
@@ -175,6 +176,22 @@ def test_a_row_that_fails_costs_the_others_nothing(sampler):
     others = [0, 2, 3, 5]
     assert same_bits(kept.x[others], good[others])
     assert "failed" not in sampler.refine(bad, x, generator=seeded(1), on_failure="keep").info
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_density_that_fails_is_noted_though_its_score_is_finite(broken):
+    """By its value; and what has failed before stays so."""
+    density = CallableDensity(
+        lambda x, t: torch.where(x[:, 0] > 1.0, broken, -0.5 * x.square().sum(1)), (2,), VP, score=lambda x, t: -x
+    )
+    x = torch.tensor([[0.5, 0.0], [2.0, 0.0]], dtype=F64)
+    with pytest.raises(NonFiniteError, match="log-density or score"):
+        Target(density).log_density_and_score(x, VP.T)
+    target, z = Target(density).bound(x, VP.T, on_failure="keep")
+    log_p, score = target.log_density_and_score(z, VP.T)
+    assert log_p.isnan().tolist() == score.isnan().any(1).tolist() == [False, True]
+    log_p, score = target.log_density_and_score(torch.zeros_like(z), VP.T)
+    assert log_p.isnan().tolist() == score.isnan().any(1).tolist() == [False, True]
 
 
 def test_rows_fail_on_the_way_and_stay_failed():
@@ -632,3 +649,13 @@ def test_a_step_that_returns_no_pair_is_told_so_and_results_print_briefly():
     refined = AdaptiveHeun().refine(gaussian(VP), torch.zeros(2, 1), path=True)
     assert "(2, 1) at t = 0" in repr(refined)
     assert "info: steps, accepted" in repr(refined)
+
+
+@pytest.mark.parametrize("sampler", [AdaptiveHeun, AdaptiveSDE])
+def test_the_first_step_is_a_share_of_the_way(sampler):
+    """One that is accepted, since any error is tolerated."""
+    process = SubVPSDE(T=0.5)
+    refined = sampler(rtol=1e6, atol=1e6, first_step=0.125).refine(
+        gaussian(process), torch.zeros(2, 1, dtype=F64), t_end=0.1, path=True, generator=seeded(0)
+    )
+    assert refined.path[1][0].tolist() == pytest.approx([0.5 - 0.125 * 0.4] * 2, rel=1e-12)

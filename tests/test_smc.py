@@ -190,3 +190,14 @@ def test_particles_without_any_mass_are_an_error():
 
     with pytest.raises(NonFiniteError, match="particles: got weights of 0 for all 8"):
         AnnealedSMC(8)(CallableDensity(log_p, (1,), VP), torch.full((8, 1), 1.9, dtype=F64))
+
+
+def test_the_last_step_to_the_data_may_be_tweedies_formula():
+    density = gaussian(VP)
+    start = density.sample(6, VP.T, generator=seeded(0))
+    sampler = AnnealedSMC(4, denoise_last=True, resample_last=False)
+    refined = sampler.refine(density, start, path=True, generator=seeded(1))
+    t, x = refined.path[-2]
+    expected = (x + float(VP.sigma(t)) ** 2 * density.score(x, t)) / float(VP.alpha(t))
+    assert refined.path[-1][0] == 0.0
+    assert torch.allclose(refined.x, expected)

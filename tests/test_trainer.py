@@ -25,8 +25,10 @@ from ncml.training import (
     ModelConfig,
     OptimConfig,
     Periodic,
+    RunConfig,
     Trainer,
     build_density,
+    launch,
     load_density,
     load_into,
     open_checkpoint,
@@ -34,6 +36,7 @@ from ncml.training import (
 )
 from ncml.training.checkpoint import density_kind
 from ncml.training.draws import BatchDraws, stream_seed
+from ncml.training.metrics import numbers as numbers_of
 from ncml.training.signals import StopSignals
 from tests.training_problems import CONFIG, changed, same_state, trainer
 
@@ -625,3 +628,27 @@ def test_compiled_blocks_give_the_same_likelihood():
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert len(calls) >= len(set(map(type, compiled.blocks())))
     torch._dynamo.reset()
+
+
+def test_the_numbers_of_a_line_are_named_by_where_they_stand():
+    line = {"step": 3, "loss": 1.5, "note": "x", "validation": {"bits_per_dim": 2, "step": 1}}
+    assert dict(numbers_of(line)) == {"loss": 1.5, "validation/bits_per_dim": 2}
+
+
+def test_processes_are_shared_out_among_machines(monkeypatch):
+    """As torchrun's environment says: six processes, two on each of three machines."""
+    asked = {}
+
+    class Recorded:
+        def __init__(self, **settings):
+            asked.update(settings)
+
+        def launch(self):
+            pass
+
+    monkeypatch.setattr("lightning_fabric.Fabric", Recorded)
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    launch(RunConfig(accelerator="cpu"))
+    assert (asked["devices"], asked["num_nodes"]) == (2, 3)
+    assert isinstance(asked["num_nodes"], int)

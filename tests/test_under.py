@@ -29,7 +29,7 @@ from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.evaluation import robustness_curve
 from ncml.sampling import EulerMaruyama
 from ncml.score import exact_divergence, log_density_and_score
-from tests.problems import PMF, mixture, plane_mixture, same_bits, seeded
+from tests.problems import PMF, gaussian, mixture, plane_mixture, same_bits, seeded
 
 F64 = torch.float64
 
@@ -348,3 +348,20 @@ def test_the_error_for_another_process_names_it(use):
     with pytest.raises(ArgumentError, match="smaller T"):
         use(density, VESDE.linear(5.0))
     assert math.isfinite(float(NCMLObjective(OTHER["ve"])(density.under(OTHER["ve"]), torch.zeros(4, 1))))
+
+
+@pytest.mark.parametrize(
+    ("process", "remedy"),
+    [
+        (VPSDE(1.0, 3.0, 1.0), "is the same density"),  # as much noise at T
+        (VPSDE(1.0, 1.0, 2.0), "is the same density"),  # less
+        (VPSDE(1.0, 1.0, 4.0), "up to a smaller T"),  # more
+        (LevelNoise(4), None),  # of another kind
+    ],
+)
+def test_the_error_says_whether_the_other_process_could_be_read(process, remedy):
+    density = gaussian(VPSDE(1.0, 1.0, 3.0))
+    with pytest.raises(ArgumentError, match=r"^process: got .*; expected VPSDE") as error:
+        generate(density, 2, process=process)
+    assert ("under(process)" in str(error.value)) is (remedy is not None)
+    assert remedy is None or remedy in str(error.value)

@@ -131,3 +131,11 @@ def test_the_program_initialises_by_data_once(tmp_path, monkeypatch):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert main(["train", *common, "--model.no-weight-norm", "--out", str(tmp_path / "plain")]) != 0
     assert not (tmp_path / "plain").exists()
+
+
+def test_features_that_do_not_vary_stay_finite():
+    """Equal images of one pixel have no variance to divide by."""
+    density = network((1, 1, 1), resolutions=1)
+    x = torch.zeros(4, 1, 1, 1, dtype=torch.float64)
+    density.initialize(LATTICE.quantize(x), 0.0)
+    assert all(bool(p.isfinite().all()) for p in density.parameters())
