@@ -275,9 +275,10 @@ class CausalTransformer(AutoregressiveDensity):
     ) -> Tensor:
         r"""Keep the first positions of sequences and draw the rest.
 
-        Up to L positions that is a draw from the model's distribution given what is kept. Beyond, the model
-        continues its own window: the last ``overlap`` positions become the first ones of the next window of L, so that
-        each value is drawn exactly given those of its window that precede it,
+        Up to L positions that is a draw from the model's distribution given what is kept; beyond, from that of
+        :meth:`extended`. Windows begin every L - overlap positions, however many are kept; the last ``overlap``
+        positions of one are the first of the next, and each value is drawn exactly given those of its window that
+        precede it,
 
         .. math:: x_i \sim p_t(x_i \mid x_{s:i}), \qquad \text{overlap} \le i - s < L.
 
@@ -328,8 +329,9 @@ class CausalTransformer(AutoregressiveDensity):
         # Inference mode cheapens the many small operations.
         with counter as steps, evaluating(self), torch.inference_mode(), autocast:
             conditioning = self._conditioning(t, context)
-            begin = 0 if keep < window else keep - overlap
             while keep < length:
+                # The first window with this position, of those that begin every L - overlap positions.
+                begin = 0 if keep < window else keep - overlap - (keep - overlap) % (window - overlap)
                 stop = min(begin + window, length)
                 cache = CachedPass(self.trunk, conditioning, stop - begin)
                 h = cache.extend(self._inputs(x[:, begin : keep + 1]))
@@ -338,7 +340,7 @@ class CausalTransformer(AutoregressiveDensity):
                     if i + 1 < stop:
                         h = cache.extend(self.enter(x[:, i : i + 1]))
                     steps.update()
-                keep, begin = stop, stop - overlap
+                keep = stop
         return x
 
     def _noise(self, n: int, length: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
