@@ -135,6 +135,13 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         """
         return gradient(self, x, t, context, create_graph=create_graph)[1]
 
+    def hidden_settings(self) -> dict[str, Any]:
+        """Settings (JSON data) that the names and shapes of the weights do not show, as the number of attention heads.
+
+        Checkpoints keep them, and weights are refused under others, where they would be another function.
+        """
+        return {}
+
     # The public edge.
 
     def log_prob(

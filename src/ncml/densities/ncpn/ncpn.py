@@ -98,7 +98,7 @@ class NCPN(AutoregressiveDensity):
         self.classes = check_count(classes, "classes", minimum=0)
         check_probability(dropout, "dropout")
         check_probability(label_dropout, "label_dropout")
-        self.label_dropout = label_dropout
+        self.label_dropout, self.heads = label_dropout, heads
         channels = self.event_shape[0]
         self.head = PixelHead(channels, components, self.lattice)
         self.noise = NoiseFeatures(process, 2)
@@ -113,6 +113,9 @@ class NCPN(AutoregressiveDensity):
         self.weight_norm = weight_norm
         if weight_norm:
             normalise_weights(self.network)
+
+    def hidden_settings(self) -> dict[str, Any]:
+        return {"heads": self.heads}
 
     @classmethod
     def preset(cls, name: str, image_shape: Sequence[int], process: NoiseProcess, **changes: Any) -> NCPN:  # noqa: ANN401

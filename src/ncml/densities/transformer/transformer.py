@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class CausalTransformer(AutoregressiveDensity):
         if head not in HEADS:
             raise ArgumentError(f"head: got {head!r}; expected one of {', '.join(map(repr, HEADS))}")
         length, channels = self.event_shape
-        self.label_dropout = label_dropout
+        self.label_dropout, self._head = label_dropout, head
         self.conditioning = Conditioning(process, noise_features, context_features, classes)
         self.embed = nn.Sequential(
             nn.Linear(self.conditioning.features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
@@ -116,6 +116,10 @@ class CausalTransformer(AutoregressiveDensity):
         self.head = SequenceHead(channels, width, HEADS[head](components, lattice))
 
     # The density.
+
+    def hidden_settings(self) -> dict[str, Any]:
+        heads, features = self.blocks()[0].heads, self.conditioning.noise.features
+        return {"head": self._head, "heads": heads, "noise_features": features}
 
     @property
     def order(self) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class TransformerFlow(SampleableDensity):
         _check_sizes(blocks, depths, width, heads, max_scale)
         check_probability(dropout, "dropout")
         check_probability(label_dropout, "label_dropout")
-        self.label_dropout = label_dropout
+        self.label_dropout, self.max_scale = label_dropout, max_scale
         self.scaling = None if data_std is None else NoiseScaling(process, data_std)
         conditioning = Conditioning(process, noise_features, context_features, classes)
         features = conditioning.features
@@ -117,6 +117,12 @@ class TransformerFlow(SampleableDensity):
         )
 
     # The density.
+
+    def hidden_settings(self) -> dict[str, Any]:
+        shown = {"heads": self._layers()[0].heads, "max_scale": self.max_scale}
+        if isinstance(self.conditioning, Conditioning):  # published weights have their own
+            shown["noise_features"] = self.conditioning.noise.features
+        return {**shown, "data_std": None if self.scaling is None else self.scaling.data_std}
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
         z, log_det = self._standardised(x, t, context)
