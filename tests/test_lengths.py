@@ -246,6 +246,18 @@ def test_masses_of_longer_sequences_sum_to_one():
         assert longer.order.tolist() == list(range(6))
 
 
+def test_what_the_error_of_a_long_sequence_names_works():
+    short, longer = model((5, 2)), model((9, 2))
+    x = rows(length=9)
+    with pytest.raises(
+        ArgumentError, match=r"model\.extended\(9\), or .*larger\.load_state_dict\(model\.state_dict\(\)\)"
+    ):
+        short.log_prob(x)
+    assert short.extended(9).log_prob(x).shape == (4,)
+    longer.load_state_dict(short.state_dict())
+    assert torch.allclose(longer.log_prob(x[:, :5]), short.log_prob(x[:, :5]))
+
+
 def test_longer_sequences_refuse_what_does_not_fit():
     density = model((5, 2))
     for arguments in ((0,), (8, 0), (8, 5)):

@@ -14,13 +14,11 @@ from ncml.checks import Time
 from ncml.density import AutoregressiveDensity, check_arguments, check_noise, eval_mode
 from ncml.errors import ArgumentError
 from ncml.nn.conditioning import Conditioning
-from ncml.nn.heads import GaussianHead, LogisticHead, MixtureHead
+from ncml.nn.heads import HEADS
 from ncml.nn.masked import MaskedMLP
 from ncml.noise import Lattice, NoiseProcess
 
 __all__ = ["MADE", "MADESettings"]
-
-HEADS: dict[str, type[MixtureHead]] = {"logistic": LogisticHead, "gaussian": GaussianHead}
 
 
 class MADE(AutoregressiveDensity):

@@ -37,7 +37,7 @@ class ExtendedSequence(AutoregressiveDensity):
     """
 
     def __init__(self, model: CausalTransformer, length: int, overlap: int | None = None) -> None:
-        check_count(length, "length")
+        length = check_count(length, "length")
         window, channels = model.event_shape
         super().__init__((length, channels), model.process, model.lattice)
         self.model, self.window = model, window
