@@ -6,6 +6,7 @@ Oracles: scipy's and the standard library's writers and readers of WAV files, an
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import wave
@@ -143,6 +144,32 @@ def test_what_cannot_be_written(tmp_path, x):
         write_wav(tmp_path / "a.wav", x, 8000)
     with pytest.raises(DatasetError, match="cannot be read"):
         open_wav(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize(
+    ("x", "rate", "message"),
+    [
+        (np.zeros((2, 1), "i2"), 8000.0, r"^rate: got 8000\.0; expected an integer >= 1"),
+        (np.zeros((2, 1), "i2"), 0, r"^rate: got 0"),
+        (np.zeros((2, 1), "i2"), True, r"^rate: got True"),
+        (np.zeros((2, 1), "i2"), 2**31, r"^rate: got 2147483648; expected at most 2147483647 with 1 channels"),
+        (np.zeros((1, 70_000), "i2"), 8000, r"^samples: got 70000 channels; expected at most 32767"),
+        (np.zeros((1, 65_536), "i1"), 8000, r"^samples: got 65536 channels; expected at most 65535"),
+        (np.array([0.0, math.nan], "f4"), 8000, r"^samples: got 1 non-finite values"),
+    ],
+)
+def test_what_no_wav_file_can_say_is_not_written(tmp_path, x, rate, message):
+    with pytest.raises(ArgumentError, match=message):
+        write_wav(tmp_path / "a.wav", x, rate)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_largest_header_is_read(tmp_path):
+    write_wav(tmp_path / "a.wav", np.ones((1, 32_767), "i2"), np.int64(65_538))
+    found = open_wav(tmp_path / "a.wav")
+    assert (found.rate, found.channels) == (65_538, 32_767)
+    write_wav(tmp_path / "b.wav", np.ones(2, "i1"), 2**32 - 1)
+    assert open_wav(tmp_path / "b.wav").rate == 2**32 - 1
 
 
 # Windows.
@@ -393,10 +420,19 @@ NAN[7, 1] = np.nan
 BAD_SERIES = {
     "nan": (NAN, {}, r"bad\.npy: x: got NaN or infinity in 1 places, first in series 0 at time 7, number 1"),
     "too many axes": (np.zeros((2, 2, 2, 2)), {}, r"expected T, T x C or B x T x C"),
-    "short": (REAL[:30], {}, r"bad\.npy: series 0: got 3 positions; expected at least 10"),
+    "short": (
+        REAL[:30],
+        {},
+        r"bad\.npy: series 0, test part: got 3 positions; expected at least 10, .* or a larger test_fraction than 0\.1",
+    ),
+    "no header": ("0,1\n1,2\n2,3\n", {}, r"bad\.csv: line 1: got numbers alone, 0, 1; expected a header"),
     "text": (np.array(["a", "b"]), {}, r"bad\.npy: x: got dtype"),
     "negative": (T - 1, {}, r"bad\.npy: got integers from -1"),
-    "gap": ("t,a\n0,1\n1,2\n3,3\n4,4\n", {"time": "t"}, r"bad\.csv: line 4: got a step of 2 in t; expected 1"),
+    "gap": (
+        "t,a\n0,1\n1,2\n3,3\n4,4\n",
+        {"time": "t"},
+        r"line 4: got a step of 2 in t; expected 1.*name the columns to read",
+    ),
     "backwards": ("t,a\n1,1\n0,2\n", {"time": "t"}, r"bad\.csv: line 3: got times that do not increase"),
     "no time": ("t,a\nnoon,1\n", {"time": "t"}, r"bad\.csv: line 2: got the time 'noon'"),
     "no column": ("t,a\n0,1\n", {"columns": ("b",)}, r"bad\.csv: got the columns t, a; expected one named 'b'"),
@@ -416,6 +452,19 @@ def test_bad_series_are_named(tmp_path, content, settings, message):
         np.save(path, content)
     with pytest.raises(DatasetError, match=message):
         SeriesSource(file=path, window=10, **settings).load(train=False)
+
+
+def test_what_the_errors_of_series_name_works(tmp_path):
+    """Irregular times with the columns named, a larger share to test on, and the training part."""
+    path = csv(tmp_path / "x.csv", "".join(["t,a\n", *(f"{t * t},{t}\n" for t in range(40))]))
+    assert np.array_equal(SeriesSource(file=path, window=10, columns=("a",)).load(train=True).series[:, 0], T[:36])
+    source = SeriesSource(file=path, window=10, columns=("a",), test_fraction=0.25)
+    assert np.array_equal(source.load(train=False).series[:, 0], T[30:40])
+    with pytest.raises(DatasetError, match=r"series 0, training part: .* or a smaller test_fraction than 0\.9"):
+        SeriesSource(file=path, window=10, columns=("a",), test_fraction=0.9).load(train=True)
+    np.savez(tmp_path / "x.npz", x_train=REAL, x_test=REAL[:5])
+    with pytest.raises(DatasetError, match=r"series 0, test part: got 5 positions; .* or remove it"):
+        SeriesSource(file=tmp_path / "x.npz", window=10).load(train=False)
 
 
 def test_settings_of_series(tmp_path):

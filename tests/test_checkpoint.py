@@ -15,11 +15,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from ncml import VESDE, Lattice
 from ncml.cli import main
 from ncml.data import ImageSource
+from ncml.densities import MADE, MAF, NCPN, CallableDensity, CausalTransformer, TransformerFlow
 from ncml.errors import ArgumentError, CheckpointError, NCMLError
-from ncml.training import TrainConfig, load_density, load_state, open_checkpoint, read_metrics, save_checkpoint
-from ncml.training.checkpoint import find_checkpoint, manifest_text
+from ncml.training import (
+    TrainConfig,
+    load_density,
+    load_into,
+    load_state,
+    open_checkpoint,
+    read_metrics,
+    save_checkpoint,
+    save_density,
+)
+from ncml.training.checkpoint import density_kind, find_checkpoint, manifest_text
 from ncml.training.config import from_dict, to_dict
 from ncml.training.migration import migrated_config
 
@@ -248,6 +259,81 @@ def test_what_does_not_fit_leaves_the_model_as_it_was():
         assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     load_state(model, {"weight": torch.zeros(3, 2), "bias": torch.ones(3)})
     assert model.bias.tolist() == [1.0, 1.0, 1.0]
+
+
+VE = VESDE.linear(0.5)
+SMALL = {"width": 16, "layers": 1}
+
+
+def transformer(**options):
+    return CausalTransformer((6, 1), VE, **{**SMALL, "heads": 2, **options})
+
+
+def flow(**options):
+    return TransformerFlow((1, 4, 4), VE, patch=2, blocks=2, **{**SMALL, "heads": 2, **options})
+
+
+def made(**options):
+    return MADE((3,), VE, hidden=(8,), **options)
+
+
+def maf(**options):
+    return MAF((3,), VE, transforms=2, hidden=(8,), **options)
+
+
+def ncpn(**options):
+    return NCPN.preset("tiny", (1, 4, 4), VE, lattice=Lattice(17), **options)
+
+
+def own(**options):
+    return CallableDensity(torch.nn.Bilinear(3, 10, 1), (3,), VE, **options)
+
+
+@pytest.mark.parametrize(
+    ("build", "other", "named"),
+    [
+        (transformer, {"heads": 4}, "heads is 2, not 4"),
+        (transformer, {"head": "gaussian"}, "head is logistic, not gaussian"),
+        (transformer, {"noise_features": 10, "context_features": 6}, "noise_features is 16, not 10"),
+        (lambda **options: transformer().extended(20, **options), {"overlap": 2}, "overlap is 3, not 2"),
+        (lambda **options: transformer(**options).extended(20, 2), {"heads": 4}, "heads is 2, not 4"),
+        (lambda **options: maf(**options).under(VESDE.linear(0.4)), {"data_std": 0.3}, "data_std is None, not 0.3"),
+        (flow, {"heads": 4}, "heads is 2, not 4"),
+        (flow, {"max_scale": None}, "max_scale is 10.0, not None"),
+        (flow, {"data_std": 0.3}, "data_std is None, not 0.3"),
+        (flow, {"noise_features": 10, "context_features": 6}, "noise_features is 16, not 10"),
+        (made, {"head": "gaussian"}, "head is logistic, not gaussian"),
+        (made, {"noise_features": 10, "context_features": 6}, "noise_features is 16, not 10"),
+        (made, {"order": (2, 1, 0)}, "another order"),
+        (maf, {"data_std": 0.3}, "data_std is None, not 0.3"),
+        (maf, {"noise_features": 10, "context_features": 6}, "noise_features is 16, not 10"),
+        (ncpn, {"heads": 2}, "heads is 4, not 2"),
+        (
+            lambda **options: own(**{"features": 10, **options}),
+            {"features": 4, "context_features": 6},
+            "features is 10, not 4",
+        ),
+    ],
+)
+def test_weights_are_refused_where_they_are_another_function(build, other, named, tmp_path):
+    """The names and shapes of all tensors are the same: only a setting differs."""
+    density, different = build(), build(**other)
+    before = {name: tensor.clone() for name, tensor in different.state_dict().items()}
+    assert {name: t.shape for name, t in density.state_dict().items()} == {name: t.shape for name, t in before.items()}
+    folder = save_density(density, tmp_path / "saved")
+    with pytest.raises(CheckpointError, match=named):
+        load_into(different, folder)
+    assert same(dict(different.state_dict()), before)
+    load_into(again := build(), folder)
+    assert same(dict(again.state_dict()), dict(density.state_dict()))
+
+
+def test_a_checkpoint_that_knows_no_hidden_settings_is_read(tmp_path):
+    density, again = transformer(), transformer()
+    kind = {name: value for name, value in density_kind(density).items() if name not in ("settings", "parts")}
+    folder = save_checkpoint(tmp_path / "old", 0, {"density": kind}, density.state_dict())
+    load_into(again, folder)
+    assert same(dict(again.state_dict()), dict(density.state_dict()))
 
 
 def test_at_most_ten_differences_are_listed():

@@ -143,6 +143,8 @@ def test_completion_of_lattice_data_in_an_autoregressive_order():
     refined = complete(made, held[:64], KNOWN, sampler=EulerMaruyama(8), generator=seeded(0))
     assert made.lattice.on_lattice(refined).all()
     assert same_bits(refined[:, 0], held[:64, 0])
+    with pytest.raises(ArgumentError, match=r"^x: 4000 of 4000 values are not one of the 5 lattice points"):
+        complete(made, held + 0.1, KNOWN)
 
 
 def test_moves_at_the_start_settle_what_a_short_ladder_cannot_change():

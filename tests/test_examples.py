@@ -20,7 +20,7 @@ from scipy import stats
 
 from ncml.cli import main
 from ncml.cli.claims import read_claims
-from ncml.data import AudioSource, write_wav
+from ncml.data import AudioSource, open_wav, write_wav
 from ncml.training import DataKind, build_density, read_toml
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -285,6 +285,54 @@ def test_spectra_are_apart_by_what_is_known():
     darker = [*np.fft.irfft(lines, axis=1)]
     # Power 1/2 + 1/200 in all: +2.97 dB below and -17.03 above the edge.
     assert distance(white, darker) == pytest.approx(math.sqrt((2.97**2 + 17.03**2) / 2), abs=0.4)
+
+
+def recording(folder, name, frames, rate=8000, channels=1, kind="i2"):
+    folder.mkdir(exist_ok=True)
+    x = np.random.default_rng(frames).integers(-90, 90, (frames, channels)) * (100 if kind == "i2" else 1)
+    write_wav(folder / name, x.astype(kind), rate)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "real", "message"),
+    [
+        ([300, 300], [300], "real: got one recording; expected two"),
+        ([300, 255], [300, 300], "1.wav: got 255 samples; expected at least 256"),
+        ([300], [300, (300, 16_000)], "1.wav: got 16000 Hz; expected 8000, as .*0.wav"),
+        ([(300, 16_000)], [300, 300], "drawn: got 16000 Hz; expected 8000, as in .*real"),
+    ],
+)
+def test_spectra_refuse_recordings_that_cannot_be_compared(tmp_path, drawn, real, message):
+    for folder, sizes in (("drawn", drawn), ("real", real)):
+        for i, size in enumerate(sizes):
+            recording(tmp_path / folder, f"{i}.wav", *(size if isinstance(size, tuple) else (size,)))
+    with pytest.raises(SystemExit, match=message):
+        script("spectra.py")["main"]([str(tmp_path / "drawn"), str(tmp_path / "real")])
+
+
+def test_windows_of_recordings_for_the_comparison(tmp_path):
+    """The last window is one of them, a file of one window has it, and other kinds of files are refused."""
+    windows = runpy.run_path(str(EXAMPLES / "sequences" / "problems.py"))["windows"]
+    for frames, expected in ((64, 1), (191, 1), (192, 2), (193, 2), (63, 0)):
+        recording(tmp_path, f"{frames}.wav", frames)
+        if expected:
+            found, rate = windows([tmp_path / f"{frames}.wav"], 64)
+            assert (found.shape, rate) == ((expected, 64), 8000)
+    x = open_wav(tmp_path / "192.wav").read()[:, 0]
+    found, _ = windows([tmp_path / "192.wav"], 64)
+    assert torch.equal(found, torch.from_numpy(np.stack([x[:64], x[128:]])).float() / 8000.0)
+    recording(tmp_path, "stereo.wav", 200, channels=2)
+    recording(tmp_path, "bytes.wav", 200, kind="i1")
+    recording(tmp_path, "faster.wav", 200, rate=16_000)
+    for name, message in (
+        ("stereo", "2 channels of 16 bits"),
+        ("bytes", "1 channels of 8 bits"),
+        ("faster", "at 16000 Hz"),
+        ("63", "without a window of 64"),
+    ):
+        first = [] if name == "63" else [tmp_path / "192.wav"]
+        with pytest.raises(SystemExit, match=message):
+            windows([*first, tmp_path / f"{name}.wav"], 64)
 
 
 def test_the_comparison_on_sequences_runs(tmp_path):

@@ -228,7 +228,10 @@ def test_the_density_of_longer_sequences_is_that_of_their_continuation(overlap, 
     assert torch.equal(drawn, density.sample(3, 0.05, noise=noise, length=length, overlap=overlap))
     assert (longer.resample(drawn, noise, 0.05) - drawn).abs().max() < 1e-11 * drawn.abs().max().clamp(min=1.0)
     assert HeunODE(steps=2)(longer, x, VP.T).shape == x.shape
-    assert torch.equal(longer.complete(x, 2, generator=seeded(0))[:, :2], x[:, :2])
+    for keep in range(length + 1):  # with the noise of the sample the rest is the sample's own
+        done = longer.complete(drawn, keep, 0.05, generator=seeded(2))
+        assert torch.equal(done[:, :keep], drawn[:, :keep])
+        assert (done - drawn).abs().max() < 1e-11 * drawn.abs().max().clamp(min=1.0)
 
 
 def test_masses_of_longer_sequences_sum_to_one():
@@ -241,6 +244,18 @@ def test_masses_of_longer_sequences_sum_to_one():
         assert float(p.sum()) == pytest.approx(1.0, abs=1e-11)
         assert float(p.max() / p.min()) > 10.0
         assert longer.order.tolist() == list(range(6))
+
+
+def test_what_the_error_of_a_long_sequence_names_works():
+    short, longer = model((5, 2)), model((9, 2))
+    x = rows(length=9)
+    with pytest.raises(
+        ArgumentError, match=r"model\.extended\(9\), or .*larger\.load_state_dict\(model\.state_dict\(\)\)"
+    ):
+        short.log_prob(x)
+    assert short.extended(9).log_prob(x).shape == (4,)
+    longer.load_state_dict(short.state_dict())
+    assert torch.allclose(longer.log_prob(x[:, :5]), short.log_prob(x[:, :5]))
 
 
 def test_longer_sequences_refuse_what_does_not_fit():

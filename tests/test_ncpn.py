@@ -151,6 +151,15 @@ def test_completion_keeps_what_is_known(rows):
     assert completed is None or torch.equal(completed, density.sample(2, VP.T, noise=noise))
     masked[:, :, rows:] = density.lattice.points(dtype=x.dtype)[7]
     assert torch.equal(density.complete(masked, rows, noise=noise), x)
+    for value in (0.3, math.nan):  # what lies below the kept rows does not matter
+        masked[:, :, rows:] = value
+        assert torch.equal(density.complete(masked, rows, noise=noise), x)
+    for value, message in ((0.3, r"^x: 24 of .* lattice points"), (math.nan, r"^x: got 24 non-finite values")):
+        masked = x.clone()
+        masked[0, :, :1] = value
+        for kept in range(1, rows + 1):
+            with pytest.raises(ArgumentError, match=message):
+                density.complete(masked, kept, noise=noise)
 
 
 @pytest.mark.parametrize(("shape", "changes"), SHAPES.values(), ids=SHAPES)

@@ -14,7 +14,7 @@ from ncml.data import Arrays
 from ncml.densities import MAF
 from ncml.errors import ArgumentError
 from ncml.objective import AtZero, ImportanceTimes, LadderTimes, LogUniformTimes, UniformTimes, WeightedTimes
-from ncml.training import DataKind, NoiseConfig, TrainConfig, build_process, build_times, load_density
+from ncml.training import DataKind, NoiseConfig, TrainConfig, build, build_process, build_times, load_density
 from ncml.training.config import from_dict, read_toml, to_dict
 from ncml.training.noise import default_noise, last_trained_time, resolved
 
@@ -117,6 +117,17 @@ def test_the_default_of_real_numbers_follows_their_spread():
     assert DataKind.of(Arrays(torch.ones(4, 2))).std is None  # no spread, no share of it
     assert resolved(NoiseConfig("ve"), None, kind.std).std == 0.25 * kind.std
     assert resolved(NoiseConfig(std=0.1), None, kind.std) == NoiseConfig(std=0.1)
+
+
+def test_the_spread_is_that_of_rows_from_everywhere(monkeypatch):
+    """Files one after another, the later ones louder; and read in blocks, as if at once."""
+    x = torch.randn(10_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = (x * torch.linspace(0.1, 2.0, 10_000, dtype=torch.float64)[:, None] + torch.arange(3.0)).float()
+    exact = float(x.double().var(0, correction=0).mean().sqrt())
+    monkeypatch.setattr(build, "STD_VALUES", 100)
+    assert DataKind.of(Arrays(x)).std == pytest.approx(exact, rel=1e-12)
+    monkeypatch.setattr(build, "STD_ROWS", 1000)
+    assert DataKind.of(Arrays(x)).std == pytest.approx(exact, rel=0.1)
 
 
 def test_too_much_noise_names_what_to_do():

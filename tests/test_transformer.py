@@ -284,8 +284,9 @@ def test_complete_keeps_the_prefix_and_draws_as_sample_does():
             short = model.complete(sample[:, :keep], keep, 0.05, noise=noise)
             assert torch.equal(short, done)
     changed = sample.clone()
-    changed[:, 3:] = 100.0  # what is not kept does not matter
-    assert torch.equal(model.complete(changed, 3, 0.05, noise=noise), model.complete(sample, 3, 0.05, noise=noise))
+    for value in (100.0, math.nan, math.inf):  # what is not kept does not matter
+        changed[:, 3:] = value
+        assert torch.equal(model.complete(changed, 3, 0.05, noise=noise), model.complete(sample, 3, 0.05, noise=noise))
     other = model.complete(torch.zeros_like(sample), 3, 0.05, noise=noise)
     assert bool((other[:, :3] == 0.0).all())
     assert (model.resample(other, noise, 0.05) - other)[:, 3:].abs().max() < 1e-12
@@ -302,15 +303,25 @@ def test_beyond_the_window_every_value_is_drawn_given_its_own_window(overlap, st
     done = model.complete(x, keep, 0.05, noise=noise, length=length, overlap=overlap)
     assert done.shape == (3, length, 2)
     assert same_bits(done[:, :keep], x[:, :keep])
-    carried = window - step
-    begin, drawn = (0 if keep < window else keep - carried), keep
-    while drawn < length:
-        part = slice(begin, min(begin + window, length))
+    for i in range(keep, length):
+        begin = next(start for start in range(0, length, step) if i < start + window)  # of the first window with it
+        part = slice(begin, i + 1)
         again = model.resample(done[:, part], noise[:, part], 0.05)
-        assert (again - done[:, part])[:, drawn - begin :].abs().max() < 1e-12
-        drawn, begin = part.stop, part.stop - carried
+        assert (again - done[:, part])[:, -1].abs().max() < 1e-12
     if keep == 0:
         assert torch.equal(done, model.sample(3, 0.05, noise=noise, length=length, overlap=overlap))
+
+
+def test_a_kept_prefix_lies_on_the_lattice_where_data_do():
+    model = strong((5, 1), lattice=Lattice(5))
+    x = torch.full((2, 5, 1), 0.3, dtype=F64)
+    x[:, :2] = 0.5
+    assert torch.equal(model.complete(x, 2, generator=seeded(0))[:, :2], x[:, :2])
+    assert torch.equal(model.complete(x, 3, 0.05, generator=seeded(0))[:, :3], x[:, :3])
+    with pytest.raises(ArgumentError, match=r"^x: 2 of 6 values are not one of the 5 lattice points"):
+        model.complete(x, 3)
+    with pytest.raises(ArgumentError, match=r"^x: 1 of 3 values are not"):
+        model.complete(x, 3, torch.tensor([0.0, 0.05], dtype=F64))
 
 
 def test_completion_refuses_what_does_not_fit():
@@ -330,7 +341,7 @@ def test_completion_refuses_what_does_not_fit():
             model.complete(x, 2, noise=noise)
     with pytest.raises(ArgumentError, match=r"^x: got"):
         model.complete(torch.zeros(3, 4, 1), 2)
-    with pytest.raises(ArgumentError, match=r"^x: got 24 non-finite"):
+    with pytest.raises(ArgumentError, match=r"^x: got 12 non-finite .*what is kept must be known"):
         model.complete(x.fill_(math.nan), 2)
     x.zero_()
     with pytest.raises(ArgumentError, match=r"^t: got"):

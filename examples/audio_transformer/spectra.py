@@ -19,10 +19,17 @@ FRAME = 256
 
 
 def read(folder: Path) -> tuple[list[np.ndarray], int]:
-    """The first channels of the WAV files of a folder, in units of full scale, and their rate."""
+    """The first channels of the WAV files of a folder, in units of full scale, and their one rate."""
     files = [open_wav(path) for path in sorted(folder.glob("*.wav"))]
     if not files:
         raise SystemExit(f"{folder}: got no WAV files")
+    for file in files:
+        if file.rate != files[0].rate:
+            raise SystemExit(
+                f"{file.path}: got {file.rate} Hz; expected {files[0].rate}, as {files[0].path}; resample it"
+            )
+        if file.frames < FRAME:
+            raise SystemExit(f"{file.path}: got {file.frames} samples; expected at least {FRAME}, those of a frame")
     full = [1.0 if file.floating else 2.0 ** (file.bits - 1) for file in files]
     return [file.read()[:, 0] / size for file, size in zip(files, full, strict=True)], files[0].rate
 
@@ -69,7 +76,11 @@ def main(arguments: list[str] | None = None) -> None:
         "--figure", type=Path, help="where spectrograms go; spectra.png beside the drawn ones if not given"
     )
     args = parser.parse_args(arguments)
-    (drawn, rate), (real, _) = read(args.drawn), read(args.real)
+    (drawn, rate), (real, real_rate) = read(args.drawn), read(args.real)
+    if rate != real_rate:
+        raise SystemExit(f"{args.drawn}: got {rate} Hz; expected {real_rate}, as in {args.real}; resample them")
+    if len(real) < 2:
+        raise SystemExit(f"{args.real}: got one recording; expected two or more, whose halves are compared")
     split = distance(real[::2], real[1::2])
     largest = max(float(np.abs(x).max()) for x in drawn)
     apart = distance(drawn, real)

@@ -108,9 +108,17 @@ def windows(files: list[Path], length: int) -> tuple[Tensor, int]:
     rows, rate = [], 0
     for file in files:
         with wave.open(str(file)) as sound:
-            rate = sound.getframerate()
+            form = sound.getnchannels(), 8 * sound.getsampwidth(), sound.getframerate()
+            if form[:2] != (1, 16) or rate not in (0, form[2]):
+                raise SystemExit(
+                    f"{file}: got {form[0]} channels of {form[1]} bits at {form[2]} Hz; expected one of 16 bits, "
+                    f"all at the same rate; convert it"
+                )
+            rate = form[2]
             x = np.frombuffer(sound.readframes(sound.getnframes()), "<i2").astype(np.float32)
-        rows += [x[i : i + length] for i in range(0, len(x) - length, HOP) if x[i : i + length].std() > QUIET]
+        rows += [x[i : i + length] for i in range(0, len(x) - length + 1, HOP) if x[i : i + length].std() > QUIET]
+    if not rows:
+        raise SystemExit(f"got {len(files)} recordings without a window of {length} samples that is loud enough")
     return torch.from_numpy(np.stack(rows)) / SCALE, rate
 
 

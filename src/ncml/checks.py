@@ -7,7 +7,8 @@ moved or broadcast.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+import numbers
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ __all__ = [
     "check_probability",
     "check_time",
     "clamp_time",
+    "is_real",
+    "is_whole",
     "kind_of",
     "per_example",
 ]
@@ -39,6 +42,16 @@ HALF = (torch.float16, torch.bfloat16)
 def kind_of(value: object) -> str:
     """What a message calls a value of the wrong kind: its type, or the class that stands where an instance should."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is one integer, of Python or NumPy; a bool is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_real(value: object) -> TypeGuard[float]:
+    """Whether a value is one real number, of Python or NumPy; a bool is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_floating(x: Tensor, name: str) -> None:
@@ -109,7 +122,7 @@ def check_time(t: Time, x: Tensor, T: float = math.inf) -> Tensor:
     n = x.shape[0]
     dtype = torch.promote_types(x.dtype, torch.float32)
     limit = T * (1.0 + 4.0 * torch.finfo(dtype).eps)
-    if isinstance(t, bool) or not isinstance(t, (int, float, Tensor)):
+    if not isinstance(t, Tensor) and not is_real(t):
         raise ArgumentTypeError(f"t: got {type(t).__name__}; expected a number or a tensor")
     if isinstance(t, Tensor):
         if t.dtype in HALF:
@@ -171,21 +184,21 @@ def check_generator(generator: torch.Generator | None, device: torch.device) -> 
 
 def check_count(n: int, name: str, minimum: int = 1) -> int:
     """Refuse anything but an integer of at least ``minimum``."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < minimum:
+    if not is_whole(n) or n < minimum:
         raise ArgumentError(f"{name}: got {n!r}; expected an integer >= {minimum}")
-    return n
+    return int(n)
 
 
 def check_positive(value: float, name: str) -> float:
     """Refuse anything but a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value < math.inf:
+    if not is_real(value) or not 0.0 < value < math.inf:
         raise ArgumentError(f"{name}: got {value!r}; expected a finite number > 0")
     return float(value)
 
 
 def check_probability(p: float, name: str) -> None:
     """Refuse anything but a number in [0, 1]."""
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0.0 <= p <= 1.0:
+    if not is_real(p) or not 0.0 <= p <= 1.0:
         raise ArgumentError(f"{name}: got {p!r}; expected a probability, 0 <= {name} <= 1")
 
 

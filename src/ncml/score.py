@@ -106,7 +106,7 @@ def hutchinson_divergence(
     Returns:
         Tensor ``(B,)``, detached.
     """
-    check_count(probes, "probes")
+    probes = check_count(probes, "probes")
     with torch.inference_mode(False), torch.enable_grad():
         x = _leaf(x, False)
         check_generator(generator, x.device)

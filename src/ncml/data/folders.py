@@ -199,7 +199,7 @@ def read_images(
 ) -> Tensor:
     """Decode listed images, or map what was decoded before; see :func:`read_image_folder`."""
     if size is not None:
-        check_count(size, "size")
+        size = check_count(size, "size")
     if channels not in (1, 3):
         raise ArgumentError(f"channels: got {channels!r}; expected 1 or 3")
     library = pillow()

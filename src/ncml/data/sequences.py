@@ -268,12 +268,14 @@ class SeriesSource(DataSource):
             levels=self.levels,
             test_fraction=self.test_fraction,
         )
-        names = [f"{self.file}: series {i}" for i in range(len(found.series))]
+        part, remedy = ("training" if train else "test") + " part", "remove it"
+        if found.cut:
+            remedy = f"a {'smaller' if train else 'larger'} test_fraction than {self.test_fraction:g}"
+        names = [f"{self.file}: series {i}, {part}" for i in range(len(found.series))]
         try:
             choice = Choice.of((f"{i} {len(x)}" for i, x in enumerate(found.series)), self.test_fraction, "at the end")
-            return replace(
-                cut_windows(found.series, names, self.window, self.hop, lattice=found.lattice), choice=choice
-            )
+            windows = cut_windows(found.series, names, self.window, self.hop, lattice=found.lattice, remedy=remedy)
+            return replace(windows, choice=choice)
         except (ArgumentError, ArgumentTypeError) as error:
             raise DatasetError(f"{error}" if str(self.file) in str(error) else f"{self.file}: {error}") from error
 

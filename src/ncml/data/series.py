@@ -30,10 +30,12 @@ class SeriesData:
     Args:
         series: ``(T_i, C)`` each: real numbers, or levels of the lattice.
         lattice: The lattice of integers, or None.
+        cut: Whether the splits are parts of each series, and not given by the file.
     """
 
     series: tuple[Tensor, ...]
     lattice: Lattice | None
+    cut: bool
 
 
 def read_series(
@@ -74,7 +76,7 @@ def read_series(
             f"{parts[False].shape[2]} ({parts[False].dtype}) to test on; expected the same"
         )
     lattice = lattice_for(path, [x for x in parts.values() if x.size], levels)
-    return SeriesData(tuple(as_values(x, lattice) for x in parts[train]), lattice)
+    return SeriesData(tuple(as_values(x, lattice) for x in parts[train]), lattice, None in pair)
 
 
 def _shaped(path: Path, name: str, x: Numbers) -> Numbers:
@@ -112,6 +114,11 @@ def read_csv(path: Path, *, columns: Sequence[str] = (), time: str | None = None
     if len(rows) < 2:
         raise DatasetError(f"{path}: got {len(rows)} lines; expected a header and at least one row")
     header = [name.strip() for name in rows[0][1]]
+    if all(map(_is_number, header)):
+        raise DatasetError(
+            f"{path}: line {rows[0][0]}: got numbers alone, {', '.join(header)}; expected a header with the names of "
+            f"the columns; add one"
+        )
     chosen = list(columns) or [name for name in header if name != time]
     for name in [*chosen, *([] if time is None else [time])]:
         if header.count(name) != 1:
@@ -131,13 +138,22 @@ def read_csv(path: Path, *, columns: Sequence[str] = (), time: str | None = None
                 if not abs(step - first) <= IRREGULAR * abs(first):
                     raise DatasetError(
                         f"{path}: line {line}: got a step of {step:g} in {time}; expected {first:g}, as between the "
-                        f"first rows; resample the series, or read it without time if that does not matter"
+                        f"first rows; resample the series, or if that does not matter, name the columns to read, "
+                        f"without time"
                     )
             elif k == 1 and not times[1] > times[0]:
                 raise DatasetError(
                     f"{path}: line {line}: got times that do not increase; expected regular ones; sort it"
                 )
     return values
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _number(path: Path, line: int, column: str, cell: str) -> float:

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from ncml.checks import check_count, check_finite
 from ncml.data.files import PathLike, whole_file
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
 
@@ -26,6 +28,7 @@ COMPRESSED = {2: "ADPCM", 6: "A-law", 7: "mu-law", 17: "IMA ADPCM", 20: "G.723",
 DTYPES = {(PCM, 8): "u1", (PCM, 16): "<i2", (PCM, 32): "<i4", (FLOAT, 32): "<f4", (FLOAT, 64): "<f8"}
 STREAMED = 0xFFFFFFFF  # the size that programs write who do not know it yet
 MOST_BYTES = 2**32 - 64
+MOST_BLOCK, MOST_PER_SECOND = 2**16 - 1, 2**32 - 1  # bytes, as wide as their fields
 
 
 @dataclass(frozen=True)
@@ -174,11 +177,12 @@ def write_wav(path: PathLike, samples: npt.NDArray[Any], rate: int) -> None:
     Args:
         path: The file.
         samples: ``(T, C)`` or ``(T,)``: int8 (written as 8 bits), int16, or float32, whose full scale is 1.
-        rate: Samples per second.
+        rate: Samples per second, an integer.
 
     Raises:
         ArgumentTypeError: Samples of another type.
-        ArgumentError: No samples, another shape, or too many for a WAV file.
+        ArgumentError: No samples, another shape, too many for a WAV file, NaN or infinity; a rate that is no integer,
+            or more than a WAV file can say.
         DatasetError: It cannot be written.
     """
     x = samples[:, None] if samples.ndim == 1 else samples
@@ -187,11 +191,17 @@ def write_wav(path: PathLike, samples: npt.NDArray[Any], rate: int) -> None:
     if x.ndim != 2 or 0 in x.shape or x.nbytes > MOST_BYTES:
         raise ArgumentError(f"samples: got shape {samples.shape}; expected (T, C) of at most {MOST_BYTES:,} bytes")
     width, floating = x.dtype.itemsize, x.dtype == np.float32
+    channels = x.shape[1]
+    block = channels * width
+    if block > MOST_BLOCK:
+        raise ArgumentError(f"samples: got {channels} channels; expected at most {MOST_BLOCK // width}")
+    if check_count(rate, "rate") * block > MOST_PER_SECOND:
+        raise ArgumentError(f"rate: got {rate}; expected at most {MOST_PER_SECOND // block} with {channels} channels")
+    if floating:
+        check_finite(torch.from_numpy(np.ascontiguousarray(x)), "samples", "mend them")
     if x.dtype == np.int8:
         x = x.view(np.uint8) ^ 0x80
     raw = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("<")).tobytes()
-    channels = x.shape[1]
-    block = channels * width
     # Formats but PCM say how much follows (nothing), and how many frames there are.
     more = struct.pack("<H4sII", 0, b"fact", 4, len(x)) if floating else b""
     layout = (FLOAT if floating else PCM, channels, rate, rate * block, block, 8 * width)

@@ -120,6 +120,7 @@ def cut_windows(
     lattice: Lattice | None = None,
     rate: int | None = None,
     min_std: float = 0.0,
+    remedy: str = "remove it",
 ) -> Windows:
     """Windows of sequences, each from one of them.
 
@@ -130,6 +131,7 @@ def cut_windows(
         hop: Positions from one window to the next; a whole window if None.
         lattice, rate: As for :class:`Windows`.
         min_std: Windows with a smaller standard deviation, in data units, are left out and counted.
+        remedy: What to do about a sequence that is too short, besides a smaller window.
 
     Returns:
         The windows, whose ``remark`` says how many were left out, and how many positions at the ends of sequences lie
@@ -139,14 +141,14 @@ def cut_windows(
         ArgumentError: A sequence that is shorter than a window, or no window that is left; the message names it.
     """
     hop = length if hop is None else hop
-    check_count(length, "window")
-    check_count(hop, "hop")
+    length = check_count(length, "window")
+    hop = check_count(hop, "hop")
     starts, total, unseen = [], 0, 0
     for sequence, name in zip(sequences, names, strict=True):
         if len(sequence) < length:
             raise ArgumentError(
                 f"{name}: got {len(sequence)} positions; expected at least {length}, those of a window; take a smaller "
-                f"window, or remove it"
+                f"window, or {remedy}"
             )
         own = torch.arange(0, len(sequence) - length + 1, hop)
         starts.append(own + total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,11 @@ from ncml.checks import Time
 from ncml.density import AutoregressiveDensity, check_arguments, check_noise, eval_mode
 from ncml.errors import ArgumentError
 from ncml.nn.conditioning import Conditioning
-from ncml.nn.heads import GaussianHead, LogisticHead, MixtureHead
+from ncml.nn.heads import HEADS
 from ncml.nn.masked import MaskedMLP
 from ncml.noise import Lattice, NoiseProcess
 
 __all__ = ["MADE", "MADESettings"]
-
-HEADS: dict[str, type[MixtureHead]] = {"logistic": LogisticHead, "gaussian": GaussianHead}
 
 
 class MADE(AutoregressiveDensity):
@@ -79,6 +77,7 @@ class MADE(AutoregressiveDensity):
             raise ArgumentError(
                 f"order: got shape {tuple(permutation.shape)}; expected a permutation of 0 .. {dims - 1}"
             )
+        self._head = head
         self.head = HEADS[head](components, lattice)
         self.conditioning = Conditioning(process, noise_features, context_features, classes)
         self.net = MaskedMLP(dims, self.head.outputs, hidden, self.conditioning.features, dropout)
@@ -91,6 +90,9 @@ class MADE(AutoregressiveDensity):
         self.register_load_state_dict_pre_hook(_check_order)  # type: ignore[no-untyped-call]
 
     _order: Tensor
+
+    def hidden_settings(self) -> dict[str, Any]:
+        return {"head": self._head, "noise_features": self.conditioning.noise.features}
 
     @property
     def order(self) -> Tensor:

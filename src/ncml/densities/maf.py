@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,10 @@ class MAF(SampleableDensity):
             net.out.weight.data.mul_(0.1)  # start near the identity
             net.out.bias.data.zero_()
         self.nets = nn.ModuleList(nets)
+
+    def hidden_settings(self) -> dict[str, Any]:
+        data_std = None if self.scaling is None else self.scaling.data_std
+        return {"data_std": data_std, "noise_features": self.conditioning.noise.features}
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
         features = self.conditioning(t, context)

@@ -54,7 +54,7 @@ class AlignedTarget(AroundTarget):
     def __init__(self, density: nn.Module | Target, *, within: float = 0.3, levels: int = 5) -> None:
         super().__init__(density)
         check_positive(within, "within")
-        check_count(levels, "levels", minimum=3)
+        levels = check_count(levels, "levels", minimum=3)
         if levels % 2 == 0:
             raise ArgumentError(f"levels: got {levels}; expected an odd number, with the time itself in the middle")
         if not self.inner.has_log_density or not isinstance(self.process, GaussianProcess):

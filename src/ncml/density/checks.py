@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from ncml.checks import Time, check_context, check_count, check_generator, check_input, check_time
+from ncml.checks import Time, check_context, check_count, check_finite, check_generator, check_input, check_time
 from ncml.density.modes import evaluating
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.noise import NoiseProcess
@@ -22,6 +22,7 @@ __all__ = [
     "at_zero_only",
     "check_arguments",
     "check_draw",
+    "check_kept",
     "check_log_density",
     "check_noise",
     "check_score",
@@ -55,11 +56,19 @@ def check_arguments(
     return x, check_time(t, x, density.max_time), check_context(context, x.shape[0], x.device)
 
 
+def check_kept(density: NoiseConditionalDensity, x: Tensor, t: Tensor) -> Tensor:
+    """Check values to keep, ``(B, ...)`` at times ``(B,)``: finite, and on the lattice where data are; returns them."""
+    check_finite(x, "x", "what is kept must be known")
+    if density.lattice is not None:
+        density.lattice.check(x[density.process.on_lattice(t)])
+    return x
+
+
 def check_draw(
     density: NoiseConditionalDensity, n: int, t: Time, context: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor | None]:
     """Check the arguments of a call of ``sample``; returns ``(n,)`` times, and the context."""
-    check_count(n, "n", minimum=0)
+    n = check_count(n, "n", minimum=0)
     check_generator(generator, density.device)
     rows = torch.empty(n, dtype=density.dtype, device=density.device)
     return check_time(t, rows, density.max_time), check_context(context, n, density.device)

@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time
+from ncml.checks import Time, is_whole
 from ncml.density.checks import check_arguments, check_log_density, check_score, checked_resample, checked_sample
 from ncml.density.gradient import gradient
 from ncml.density.lengths import padded
@@ -85,7 +85,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
     ) -> None:
         super().__init__()
         shape = tuple(event_shape) if isinstance(event_shape, Sequence) else ()
-        if not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in shape):
+        if not shape or not all(is_whole(n) and n >= 1 for n in shape):
             raise ArgumentError(f"event_shape: got {event_shape!r}; expected positive integers, as (2,) or (3, 32, 32)")
         if process is not None and not isinstance(process, NoiseProcess):
             raise ArgumentTypeError(
@@ -101,7 +101,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             raise ArgumentError(
                 f"lattice: got {lattice}; expected that of {process}: its noise would leave the density's lattice"
             )
-        self.event_shape: tuple[int, ...] = shape
+        self.event_shape: tuple[int, ...] = tuple(map(int, shape))
         self.process: Any = process  # a NoiseProcess or None: who built the density knows which kind
         self.lattice = lattice
 
@@ -134,6 +134,13 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         With ``create_graph`` it runs eagerly: what is compiled can be differentiated only once.
         """
         return gradient(self, x, t, context, create_graph=create_graph)[1]
+
+    def hidden_settings(self) -> dict[str, Any]:
+        """Settings (JSON data) that the names and shapes of the weights do not show, as the number of attention heads.
+
+        Checkpoints keep them, and weights are refused under others, where they would be another function.
+        """
+        return {}
 
     # The public edge.
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_finite, check_floating, per_example
+from ncml.checks import Time, check_finite, check_floating, is_real, per_example
 from ncml.density.around import AroundTarget
 from ncml.density.target import Target
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
@@ -150,7 +150,7 @@ class PosteriorTarget(GuidedTarget):
             )
         check_finite(operator, "operator", "leave these rows out")
         check_finite(y, "y", "leave these measurements out")
-        if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0.0 <= noise < math.inf:
+        if not is_real(noise) or not 0.0 <= noise < math.inf:
             raise ArgumentError(f"noise: got {noise!r}; expected a standard deviation >= 0")
         rank = int(torch.linalg.matrix_rank(operator.detach().double().flatten(1)))
         if noise == 0.0 and rank < rows:

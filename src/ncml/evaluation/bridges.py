@@ -54,7 +54,7 @@ def ladder_bound(
         UnsupportedError: The process is not Gaussian.
     """
     inner, process = _gaussian(density)
-    check_count(draws, "draws")
+    draws = check_count(draws, "draws")
     x, _, context = check_arguments(inner, x, 0.0, context)
     fit, _, fit_context = check_arguments(inner, fit, 0.0, fit_context)
     check_generator(generator, x.device)
@@ -124,7 +124,7 @@ def kernel_gap(
         ArgumentError: t = 0.
     """
     inner, process = _gaussian(density)
-    check_count(samples, "samples")
+    samples = check_count(samples, "samples")
     if not isinstance(inner, SampleableDensity):
         raise UnsupportedError(
             f"density: got {type(inner).__name__}, which cannot sample; expected a SampleableDensity"

@@ -86,8 +86,8 @@ def train_classifier(
         seed: Seed of the ruler, not of a run: distances compare between runs of one seed.
         progress: Show a progress bar.
     """
-    check_count(steps, "steps")
-    check_count(batch_size, "batch_size")
+    steps = check_count(steps, "steps")
+    batch_size = check_count(batch_size, "batch_size")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(batch(torch.tensor([0])).shape[1], int(labels.max()) + 1)

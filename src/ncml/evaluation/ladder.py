@@ -122,7 +122,7 @@ def flow_log_prob(
     """
     inner = inner_density(density)
     process = _gaussian(inner)
-    check_count(steps, "steps")
+    steps = check_count(steps, "steps")
     y, _, context = check_arguments(inner, x, t_start, context)
     check_generator(generator, y.device)
     dims = y[0].numel() if len(y) else 0

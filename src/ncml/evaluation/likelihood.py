@@ -88,9 +88,9 @@ def bits_per_dim(
     inner = inner_density(density)
     x, more = padded(inner, x, lengths)
     x, times, context = check_batch(inner, x, t, context)
-    check_count(dequantisations, "dequantisations")
+    dequantisations = check_count(dequantisations, "dequantisations")
     check_generator(generator, x.device)
-    check_count(importance, "importance")
+    importance = check_count(importance, "importance")
     on_lattice = times == 0 if inner.process is None else inner.process.on_lattice(times)
     lattice.check(x[on_lattice])
 
@@ -138,7 +138,7 @@ def check_batch(
 
 def batches(n: int, batch_size: int, progress: bool, label: str) -> Iterable[slice]:
     """Slices that cover ``n`` rows, every one of them once, behind a progress bar if wanted."""
-    check_count(batch_size, "batch_size")
+    batch_size = check_count(batch_size, "batch_size")
     return progress_bar([slice(i, i + batch_size) for i in range(0, n, batch_size)], progress, label)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time
+from ncml.checks import Time, is_real
 from ncml.density import evaluating, inner_density, score_of
 from ncml.errors import ArgumentError, ArgumentTypeError, FailedRowsWarning, NonFiniteError
 from ncml.evaluation.likelihood import batches, check_batch, log_prob_in_batches
@@ -190,7 +190,7 @@ def auroc_interval(in_scores: Scores, out_scores: Scores, *, level: float = 0.95
         1.000 [0.439, 1.000]
     """
     inside, outside = _checked_scores(in_scores, "in_scores"), _checked_scores(out_scores, "out_scores")
-    if isinstance(level, bool) or not isinstance(level, float) or not 0.0 < level < 1.0:
+    if not is_real(level) or not 0.0 < level < 1.0:
         raise ArgumentError(f"level: got {level!r}; expected a coverage between 0 and 1, such as 0.95")
     n, m = inside.numel(), outside.numel()
     a, few = _auroc(inside, outside.sort().values), min(n, m)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ncml.checks import check_finite, check_floating, check_generator, check_time, clamp_time
+from ncml.checks import check_finite, check_floating, check_generator, check_time, clamp_time, is_real
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.noise import GaussianProcess, Lattice, LevelNoise, NoiseProcess
 
@@ -86,7 +86,7 @@ def crossing_time(process: NoiseProcess, x: Tensor, lattice: Lattice, *, levels:
 def one_time(t: float | Tensor, T: float) -> float:
     """One time in ``[0, T]`` as a Python float."""
     like = torch.empty(1, dtype=torch.float64, device=t.device if isinstance(t, Tensor) else None)
-    return float(check_time(clamp_time(t, T) if isinstance(t, float) else t, like, T))
+    return float(check_time(clamp_time(float(t), T) if is_real(t) else t, like, T))
 
 
 def _check_values(x: Tensor) -> None:

@@ -331,7 +331,7 @@ class _NoisyData:
         self.x, _, self.context = check_batch(inner_density(density), x, 0.0, context)
         self.lattice.check(self.x)
         check_generator(generator, self.x.device)
-        check_count(draws, "draws")
+        draws = check_count(draws, "draws")
         # Seeds instead of the numbers themselves: these would be as large as the data, per draw.
         seeds = torch.randint(2**62, (draws,), generator=generator, device=self.x.device)
         self.seeds: list[int] = seeds.tolist()

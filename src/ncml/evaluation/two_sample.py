@@ -102,7 +102,7 @@ def energy_test(
     Raises:
         ArgumentError: As :func:`energy_distance`.
     """
-    check_count(permutations, "permutations")
+    permutations = check_count(permutations, "permutations")
     check_generator(generator, torch.device("cpu"))
     a, b = _rows(a, b)
     n, m = len(a), len(b)
@@ -143,8 +143,8 @@ def classifier_test(
     Raises:
         ArgumentError: As :func:`energy_distance`, or fewer than four rows.
     """
-    check_count(hidden, "hidden")
-    check_count(steps, "steps")
+    hidden = check_count(hidden, "hidden")
+    steps = check_count(steps, "steps")
     check_generator(generator, torch.device("cpu"))
     a, b = _rows(a, b, least=4)
     rows = torch.cat([a, b])

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from ncml.checks import HALF, check_count
 from ncml.noise import Lattice
 
-__all__ = ["GaussianHead", "LogisticHead", "MixtureHead"]
+__all__ = ["HEADS", "GaussianHead", "LogisticHead", "MixtureHead"]
 
 CEILING = 7.0
 """Largest log-scale; a scale of e^7 is flat on any data of order one."""
@@ -62,7 +62,7 @@ class MixtureHead(abc.ABC):
     lattice: Lattice | None = None
 
     def __post_init__(self) -> None:
-        check_count(self.components, "components")
+        object.__setattr__(self, "components", check_count(self.components, "components"))
 
     @property
     def outputs(self) -> int:
@@ -212,3 +212,7 @@ class GaussianHead(MixtureHead):
 
     def _quantile(self, u: Tensor) -> Tensor:
         return torch.special.ndtri(u)
+
+
+HEADS: dict[str, type[MixtureHead]] = {"logistic": LogisticHead, "gaussian": GaussianHead}
+"""By their names in settings."""

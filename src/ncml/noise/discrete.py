@@ -71,7 +71,7 @@ class LevelNoise(DiscreteProcess):
         object.__setattr__(self, "T", check_positive(self.T, "T"))
         if self.T > 1.0:
             raise ArgumentError(f"T: got {self.T}; expected a probability, 0 < T <= 1")
-        Lattice(self.levels)  # refuses a bad number of levels
+        object.__setattr__(self, "levels", Lattice(self.levels).levels)
 
     @property
     def lattice(self) -> Lattice:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ncml.checks import check_finite, check_floating, check_generator
+from ncml.checks import check_finite, check_floating, check_generator, is_whole
 from ncml.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["BitsPerDim", "Lattice"]
@@ -51,10 +51,11 @@ class Lattice:
     levels: int = 256
 
     def __post_init__(self) -> None:
-        if isinstance(self.levels, bool) or not isinstance(self.levels, int):
+        if not is_whole(self.levels):
             raise ArgumentError(f"levels: got {self.levels!r}; expected an integer, such as 256")
         if not 2 <= self.levels <= 65_536:
             raise ArgumentError(f"levels: got {self.levels}; expected 2 <= levels <= 65536")
+        object.__setattr__(self, "levels", int(self.levels))
 
     @property
     def width(self) -> float:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_finite, check_floating, check_generator, check_input, check_time, kind_of
+from ncml.checks import Time, check_finite, check_floating, check_generator, check_input, check_time, is_real, kind_of
 from ncml.density import at_zero_only, check_arguments, check_process, inner_density, score_of, unwrapped
 from ncml.density.lengths import padded
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
@@ -107,7 +107,7 @@ class NCMLObjective:
         if self.reduction not in ("mean", "sum", "none"):
             raise ArgumentError(f"reduction: got {self.reduction!r}; expected 'mean', 'sum' or 'none'")
         factor = self.score_matching
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0.0 <= factor < math.inf:
+        if not is_real(factor) or not 0.0 <= factor < math.inf:
             raise ArgumentError(f"score_matching: got {factor!r}; expected a finite factor, at least 0")
         if factor and not isinstance(self.process, GaussianProcess):
             raise UnsupportedError(

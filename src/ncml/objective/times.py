@@ -331,6 +331,6 @@ class WeightedTimes(TimeSampler):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
-        check_count(n, "n", minimum=0)
+        n = check_count(n, "n", minimum=0)
         t, weight = self.times(n, process, generator=generator, device=device, dtype=dtype)
         return t, weight * self.weight(t)

@@ -68,7 +68,7 @@ def complete(
         Completed data ``(B, *event_shape)``: known values bit for bit; of a lattice density clamped and rounded.
 
     Raises:
-        ArgumentError: Masks that do not fit, nothing or everything known.
+        ArgumentError: Masks that do not fit, nothing or everything known, known values off a density's lattice.
         UnsupportedError: The density cannot sample, or not under this process.
 
     Example:
@@ -87,7 +87,9 @@ def complete(
             f"density: got {type(inner).__name__}, which cannot sample; expected a SampleableDensity; refine a start "
             f"of your own: sampler(CompletionTarget(density, x, known), start)"
         )
-    check_count(moves, "moves", minimum=0)
+    if inner.lattice is not None:
+        inner.lattice.check(target.values[target.known.expand_as(target.values)])
+    moves = check_count(moves, "moves", minimum=0)
     check_generator(base.generator, inner.device)
     t = target.process.T if t_start is None else one_time(t_start, "t_start", target.process.T)
     if t == 0.0 and not isinstance(inner, AutoregressiveDensity):

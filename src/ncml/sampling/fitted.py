@@ -85,8 +85,8 @@ def fit_grid(
         >>> len(grid.times), ncml.sampling.DDIM(grid=grid)(density, density.sample(4, 5.0)).shape
         (7, torch.Size([4, 1]))
     """
-    check_count(steps, "steps")
-    check_count(candidates, "candidates")
+    steps = check_count(steps, "steps")
+    candidates = check_count(candidates, "candidates")
     if steps > candidates:
         raise ArgumentError(f"steps: got {steps}; expected at most candidates = {candidates}")
     sampler = MultistepODE(candidates, "log-snr", order=3)

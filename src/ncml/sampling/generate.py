@@ -64,7 +64,7 @@ def generate(
             f"density: got {type(inner).__name__}, which cannot sample; expected a SampleableDensity; "
             f"refine samples of your own with sampler(density, x)"
         )
-    check_count(n, "n", minimum=0)
+    n = check_count(n, "n", minimum=0)
     check_on_failure(on_failure)
     check_generator(generator, inner.device)
     t = process.T if t_start is None else one_time(t_start, "t_start", process.T)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ncml.checks import check_positive
+from ncml.checks import check_positive, is_real
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import GaussianProcess
 
@@ -90,7 +90,7 @@ class Given:
     times: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not all(isinstance(t, (int, float)) and math.isfinite(t) for t in self.times):
+        if not all(is_real(t) and math.isfinite(t) for t in self.times):
             raise ArgumentError(f"times: got {self.times!r}; expected finite numbers")
 
     def __call__(self, process: GaussianProcess, start: float, stop: float, steps: int) -> list[float]:

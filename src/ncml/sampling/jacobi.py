@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import check_count
+from ncml.checks import check_count, is_real
 from ncml.density import (
     AutoregressiveDensity,
     NoiseConditionalDensity,
@@ -91,7 +91,7 @@ def sample_in_parallel(
     noise = inner.draw_noise(n, generator=generator) if noise is None else noise
     check_noise(inner, noise, n)
     if block is not None:
-        check_count(block, "block")
+        block = check_count(block, "block")
     allowed = allowed_difference(inner, times, tolerance)
     order = inner.order
     dims = len(order)
@@ -133,7 +133,7 @@ def allowed_difference(density: NoiseConditionalDensity, times: Tensor, toleranc
     Raises:
         ArgumentError: A tolerance that is negative, or above 0 where there is no noise.
     """
-    if not isinstance(tolerance, (int, float)) or not 0.0 <= tolerance < math.inf:
+    if not is_real(tolerance) or not 0.0 <= tolerance < math.inf:
         raise ArgumentError(
             f"tolerance: got {tolerance!r}; expected a number >= 0, in standard deviations of the noise"
         )

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import check_count, clamp_time
+from ncml.checks import check_count, clamp_time, is_real
 from ncml.density import Target, process_by_name
 from ncml.density.target import OnFailure
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
@@ -351,7 +351,7 @@ def check_on_failure(on_failure: str) -> None:
 
 def one_time(t: float | Tensor, name: str, T: float) -> float:
     """One time for the whole batch, as a Python float; T rounded up to float32 counts as T."""
-    if isinstance(t, bool) or not isinstance(t, (int, float, Tensor)) or (isinstance(t, Tensor) and t.ndim):
+    if t.ndim if isinstance(t, Tensor) else not is_real(t):
         raise ArgumentTypeError(
             f"{name}: got {type(t).__name__}; expected one number: the whole batch is refined together"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ncml.training.noise import FINE_LEVELS, build_process, build_times, resolve
 __all__ = ["DataKind", "build_density", "build_objective", "describe", "load_density", "parameter_count"]
 
 STD_ROWS = 65_536  # rows that the standard deviation of the data is taken of
+STD_VALUES = 2**24  # values read at a time: 128 MB
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,7 @@ class DataKind:
         levels = None if lattice is None else lattice.levels
         std = 0.0
         if levels is None or levels > FINE_LEVELS:
-            x = examples.batch(slice(0, STD_ROWS)).double()
-            std = float(x.var(0, correction=0).mean().sqrt())
+            std = _std(examples)
         return cls(tuple(examples.shape), levels, tuple(examples.classes), std or None, rate)
 
     @property
@@ -78,6 +79,22 @@ class DataKind:
     def size(self) -> str:
         """The shape in words, ``3x32x32``."""
         return "x".join(map(str, self.shape))
+
+
+def _std(examples: DataSet) -> float:
+    """Standard deviation over all values around the mean of each, of rows from everywhere in the data."""
+    n = len(examples)
+    count = min(n, STD_ROWS)
+    rows = torch.arange(count) * n // count  # all of them, if they are not too many
+    mean = variance = torch.zeros((), dtype=torch.float64)
+    done = 0
+    for part in rows.split(max(1, STD_VALUES // math.prod(examples.shape))):  # a mixture of the parts
+        x = examples.batch(part).double()
+        done += len(x)
+        share, step = len(x) / done, x.mean(0) - mean
+        variance = (1 - share) * variance + share * x.var(0, correction=0) + share * (1 - share) * step.square()
+        mean = mean + share * step
+    return float(variance.mean().sqrt())
 
 
 def build_density(config: TrainConfig, kind: DataKind) -> NoiseConditionalDensity:

@@ -21,12 +21,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ncml.density import NoiseConditionalDensity, inner_density, unwrapped
@@ -237,15 +236,21 @@ def step_folders(folder: Path) -> list[Path]:
 
 
 def density_kind(density: NoiseConditionalDensity) -> dict[str, Any]:
-    """What a density's weights belong to, besides their shapes: kept in checkpoints, compared by :func:`check_kind`."""
+    """What a density's weights belong to, besides their shapes: kept in checkpoints, compared by :func:`check_kind`.
+
+    Densities within it are among its parts.
+    """
     levels = None if density.lattice is None else density.lattice.levels
     shape = list(density.event_shape)
     process = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(density.process))  # of functions: not theirs in another run
-    return {"class": type(density).__name__, "event_shape": shape, "process": process, "levels": levels}
+    kind = {"class": type(density).__name__, "event_shape": shape, "process": process, "levels": levels}
+    inner = {name: part for name, part in density.named_children() if isinstance(part, NoiseConditionalDensity)}
+    parts = {name: density_kind(part) for name, part in inner.items()}
+    return {**kind, "settings": density.hidden_settings(), "parts": parts}
 
 
 def check_kind(density: NoiseConditionalDensity, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint of another class, shape, process or lattice; the weights alone might fit.
+    """Refuse a checkpoint of another class, shape, process, lattice or hidden setting; the weights alone might fit.
 
     Raises:
         CheckpointError: They differ; the message says in what.
@@ -253,9 +258,17 @@ def check_kind(density: NoiseConditionalDensity, checkpoint: Checkpoint) -> None
     own, stored = density_kind(density), checkpoint.info.get("density")
     if stored is None:
         raise CheckpointError(f"{checkpoint.folder}: got no description of a density; expected one; use load_state")
-    differences = [f"{key} is {stored.get(key)}, not {value}" for key, value in own.items() if stored.get(key) != value]
-    if differences:
+    if differences := list(_kind_differences(own, stored)):
         raise CheckpointError(f"{checkpoint.folder}: got a checkpoint of another density: {'; '.join(differences)}")
+
+
+def _kind_differences(own: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterator[str]:
+    """In words, of what both have: older checkpoints know less of a density."""
+    for key, value in own.items():
+        if isinstance(value, dict):
+            yield from _kind_differences(value, stored.get(key, {}))
+        elif key in stored and stored[key] != value:
+            yield f"{key} is {stored[key]}, not {value}"
 
 
 def load_into(density: nn.Module, checkpoint: Checkpoint | str | os.PathLike[str]) -> None:
@@ -267,7 +280,8 @@ def load_into(density: nn.Module, checkpoint: Checkpoint | str | os.PathLike[str
             returned.
 
     Raises:
-        CheckpointError: No checkpoint, a damaged one, another class, shape, process, lattice, or other weights.
+        CheckpointError: No checkpoint, a damaged one, another class, shape, process, lattice or hidden setting (see
+            :meth:`ncml.NoiseConditionalDensity.hidden_settings`), or other weights.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
@@ -292,7 +306,8 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str = "ch
     Raises:
         CheckpointError: Something does not fit; the message lists the first ten differences.
     """
-    own = (unwrapped(module) or module).state_dict()
+    inner = unwrapped(module) or module
+    own = inner.state_dict()
     differences = [f"{name} is missing" for name in own.keys() - state.keys()]
     differences += [f"{name} is not in the model" for name in state.keys() - own.keys()]
     for name in own.keys() & state.keys():
@@ -303,9 +318,10 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str = "ch
         shown = "; ".join(sorted(differences)[:10])
         more = f"; and {len(differences) - 10} more" if len(differences) > 10 else ""
         raise CheckpointError(f"{source}: got weights of another model: {shown}{more}; the model is unchanged")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+    try:
+        inner.load_state_dict(dict(state))
+    except ArgumentError as error:  # of a module that looks for itself, such as MADE at its order
+        raise CheckpointError(f"{source}: got weights of another model: {error}") from error
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:

@@ -73,8 +73,8 @@ def fit(
             f"x: got {type(x).__name__}; expected one tensor of all training data: "
             f"torch.as_tensor(numpy.asarray(x)), or the stacked examples of a data set"
         )
-    check_count(steps, "steps")
-    check_count(batch_size, "batch_size")
+    steps = check_count(steps, "steps")
+    batch_size = check_count(batch_size, "batch_size")
     check_positive(learning_rate, "learning_rate")
     check_generator(generator, x.device)
     if x.shape[0] == 0:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from ncml.data import DataSource, source_settings
 from ncml.errors import ArgumentError
 
@@ -29,6 +31,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 -- a field's
         return to_dict(value)
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
     return list(value) if isinstance(value, tuple) else value
 
 

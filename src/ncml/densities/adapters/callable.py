@@ -135,6 +135,9 @@ class CallableDensity(SampleableDensity):
         self.conditioning = Conditioning(process, features, context_features, classes) if features and process else None
         self._looked = self._moves = False
 
+    def hidden_settings(self) -> dict[str, Any]:
+        return {"features": 0 if self.conditioning is None else self.conditioning.noise.features}
+
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
         function = self.module if edges or self._density is None else self._density
         given = self._given(x, t, context)

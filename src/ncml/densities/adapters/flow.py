@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,10 @@ class FlowDensity(SampleableDensity):
             self._probe(probe, conditioning.features)
         self.conditioning = conditioning
         self.scaling = scaling
+
+    def hidden_settings(self) -> dict[str, Any]:
+        data_std = None if self.scaling is None else self.scaling.data_std
+        return {"data_std": data_std, "noise_features": self.conditioning.noise.features}
 
     @abc.abstractmethod
     def flow_log_prob(self, flow: nn.Module, x: Tensor, context: Tensor) -> Tensor:

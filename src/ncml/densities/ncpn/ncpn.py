@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ncml.checks import Time, check_count, check_positive, check_probability
+from ncml.checks import Time, check_count, check_positive, check_probability, is_whole
 from ncml.densities.ncpn.blocks import GatedBlock
 from ncml.densities.ncpn.cache import CachedPass
 from ncml.densities.ncpn.head import PixelHead
 from ncml.densities.ncpn.network import PixelNetwork
 from ncml.densities.ncpn.weight_norm import normalise_weights, standardise_by_data
-from ncml.density import AutoregressiveDensity, check_arguments, check_draw, check_noise, evaluating
+from ncml.density import AutoregressiveDensity, check_arguments, check_draw, check_kept, check_noise, evaluating
 from ncml.errors import ArgumentError
 from ncml.nn.conditioning import NoiseFeatures, label_rows
 from ncml.noise import Lattice, NoiseProcess
@@ -92,13 +92,13 @@ class NCPN(AutoregressiveDensity):
         fourier_scale: float = 1.0,
     ) -> None:
         super().__init__(image_shape, process, Lattice(256) if lattice is None else lattice)
-        _check_sizes(self.event_shape, self.lattice, resolutions, features, heads)
-        check_count(blocks, "blocks")
-        check_count(components, "components")
+        resolutions, features, heads = _check_sizes(self.event_shape, self.lattice, resolutions, features, heads)
+        blocks = check_count(blocks, "blocks")
+        components = check_count(components, "components")
         self.classes = check_count(classes, "classes", minimum=0)
         check_probability(dropout, "dropout")
         check_probability(label_dropout, "label_dropout")
-        self.label_dropout = label_dropout
+        self.label_dropout, self.heads = label_dropout, heads
         channels = self.event_shape[0]
         self.head = PixelHead(channels, components, self.lattice)
         self.noise = NoiseFeatures(process, 2)
@@ -113,6 +113,9 @@ class NCPN(AutoregressiveDensity):
         self.weight_norm = weight_norm
         if weight_norm:
             normalise_weights(self.network)
+
+    def hidden_settings(self) -> dict[str, Any]:
+        return {"heads": self.heads}
 
     @classmethod
     def preset(cls, name: str, image_shape: Sequence[int], process: NoiseProcess, **changes: Any) -> NCPN:  # noqa: ANN401
@@ -250,14 +253,17 @@ class NCPN(AutoregressiveDensity):
         Returns:
             Images with the shape of ``x``, whose first rows are those of ``x`` bit for bit.
         """
-        x, t, context = check_arguments(self, x, t, context)
-        if isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows <= self.event_shape[1]:
+        x, t, context = check_arguments(self, x, t, context, finite=False)
+        if not is_whole(rows) or not 0 <= rows <= self.event_shape[1]:
             raise ArgumentError(f"rows: got {rows!r}; expected a number of rows, 0 to {self.event_shape[1]}")
+        kept = check_kept(self, x.detach()[:, :, :rows], t)
         noise = self.draw_noise(x.shape[0], generator=generator) if noise is None else noise
         check_noise(self, noise, x.shape[0])
         if x.shape[0] == 0:
             return x.clone()
-        return self._continue(x.detach().clone(), rows, noise, t, context, progress)
+        image = torch.zeros_like(x)
+        image[:, :, :rows] = kept
+        return self._continue(image, rows, noise, t, context, progress)
 
     def _continue(
         self, x: Tensor, rows: int, noise: Tensor, t: Tensor, context: Tensor | None, progress: bool
@@ -298,11 +304,13 @@ class NCPN(AutoregressiveDensity):
         return rows
 
 
-def _check_sizes(shape: tuple[int, ...], lattice: Lattice, resolutions: int, features: int, heads: int) -> None:
-    """Refuse sizes that the architecture cannot have."""
-    check_count(resolutions, "resolutions")
-    check_count(features, "features", minimum=2)
-    check_count(heads, "heads", minimum=0)
+def _check_sizes(
+    shape: tuple[int, ...], lattice: Lattice, resolutions: int, features: int, heads: int
+) -> tuple[int, int, int]:
+    """Refuse sizes that the architecture cannot have; returns the last three."""
+    resolutions = check_count(resolutions, "resolutions")
+    features = check_count(features, "features", minimum=2)
+    heads = check_count(heads, "heads", minimum=0)
     step = 2 ** (resolutions - 1)
     if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] % step or shape[2] % step:
         raise ArgumentError(
@@ -313,6 +321,7 @@ def _check_sizes(shape: tuple[int, ...], lattice: Lattice, resolutions: int, fea
         raise ArgumentError(f"lattice: got {lattice.levels} levels; expected 2 to 4096")
     if heads and features % heads:
         raise ArgumentError(f"heads: got {heads}; expected a divisor of features = {features}")
+    return resolutions, features, heads
 
 
 def _pixels(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ r"""Sequences beyond a model's window, of which each value is drawn given those 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -37,11 +37,14 @@ class ExtendedSequence(AutoregressiveDensity):
     """
 
     def __init__(self, model: CausalTransformer, length: int, overlap: int | None = None) -> None:
-        check_count(length, "length")
+        length = check_count(length, "length")
         window, channels = model.event_shape
         super().__init__((length, channels), model.process, model.lattice)
         self.model, self.window = model, window
         self.overlap = check_overlap(overlap, window, length)
+
+    def hidden_settings(self) -> dict[str, Any]:
+        return {"overlap": self.overlap}
 
     @property
     def order(self) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +19,29 @@ from ncml.checks import (
     check_input,
     check_probability,
     check_time,
+    is_whole,
 )
 from ncml.densities.transformer.blocks import Block, Trunk
 from ncml.densities.transformer.cache import CachedPass
 from ncml.densities.transformer.extended import ExtendedSequence, check_overlap
 from ncml.densities.transformer.head import SequenceHead
-from ncml.density import AutoregressiveDensity, check_arguments, check_draw, eval_mode, evaluating, gradient
+from ncml.density import (
+    AutoregressiveDensity,
+    check_arguments,
+    check_draw,
+    check_kept,
+    eval_mode,
+    evaluating,
+    gradient,
+)
 from ncml.density.lengths import check_lengths, counted, positions_that_count
 from ncml.errors import ArgumentError
 from ncml.nn.conditioning import Conditioning, dropped_labels
-from ncml.nn.heads import GaussianHead, LogisticHead, MixtureHead, open_uniforms
+from ncml.nn.heads import HEADS, open_uniforms
 from ncml.noise import Lattice, NoiseProcess
 from ncml.progress import progress_counter
 
 __all__ = ["CausalTransformer"]
-
-HEADS: dict[str, type[MixtureHead]] = {"logistic": LogisticHead, "gaussian": GaussianHead}
 
 
 class CausalTransformer(AutoregressiveDensity):
@@ -51,7 +58,7 @@ class CausalTransformer(AutoregressiveDensity):
     result is exact: ``log_prob`` of the first l positions is that of their marginal distribution. Rows of different
     lengths share a batch by ``lengths=``, one number for each, in ``log_prob``, ``score``, ``sample`` and
     the objective. :meth:`extended` is for sequences longer than L. Positions enter by their distances only, and no
-    parameter depends on L: weights can be loaded into a model of another L.
+    parameter depends on L: ``larger.load_state_dict(model.state_dict())`` gives a model of another L these weights.
 
     Args:
         event_shape: ``(L, C)``.
@@ -101,7 +108,7 @@ class CausalTransformer(AutoregressiveDensity):
         label_dropout: float = 0.1,
     ) -> None:
         super().__init__(event_shape, process, lattice)
-        _check_sizes(self.event_shape, width, layers, heads, dropout, label_dropout)
+        width, layers, heads = _check_sizes(self.event_shape, width, layers, heads, dropout, label_dropout)
         if head not in HEADS:
             raise ArgumentError(f"head: got {head!r}; expected one of {', '.join(map(repr, HEADS))}")
         length, channels = self.event_shape
@@ -110,12 +117,16 @@ class CausalTransformer(AutoregressiveDensity):
         self.embed = nn.Sequential(
             nn.Linear(self.conditioning.features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
+        self._hidden = {"head": head, "heads": heads, "noise_features": self.conditioning.noise.features}
         self.first = nn.Parameter(torch.randn(width))
         self.enter = nn.Linear(channels, width)
         self.trunk = Trunk(length, width, layers, heads, width, dropout)
         self.head = SequenceHead(channels, width, HEADS[head](components, lattice))
 
     # The density.
+
+    def hidden_settings(self) -> dict[str, Any]:
+        return self._hidden
 
     @property
     def order(self) -> Tensor:
@@ -129,8 +140,8 @@ class CausalTransformer(AutoregressiveDensity):
             return self.event_shape
         if not 1 <= x.shape[1] <= length:
             raise ArgumentError(
-                f"x: got {x.shape[1]} positions, shape {tuple(x.shape)}; expected 1 to {length}; build the model with "
-                f"a larger L, into which these weights can be loaded, or take windows"
+                f"x: got {x.shape[1]} positions, shape {tuple(x.shape)}; expected 1 to {length}; take "
+                f"model.extended({x.shape[1]}), or a larger L: larger.load_state_dict(model.state_dict())"
             )
         return (x.shape[1], channels)
 
@@ -275,9 +286,9 @@ class CausalTransformer(AutoregressiveDensity):
     ) -> Tensor:
         r"""Keep the first positions of sequences and draw the rest.
 
-        Up to L positions that is a draw from the model's distribution given what is kept. Beyond, the model
-        continues its own window: the last ``overlap`` positions become the first ones of the next window of L, so that
-        each value is drawn exactly given those of its window that precede it,
+        Up to L positions that is a draw from the model's distribution given what is kept; beyond, from that of
+        :meth:`extended`. Windows begin every L - overlap positions, however many are kept, and each value is drawn
+        exactly given those of the first window with it that precede it,
 
         .. math:: x_i \sim p_t(x_i \mid x_{s:i}), \qquad \text{overlap} \le i - s < L.
 
@@ -295,12 +306,13 @@ class CausalTransformer(AutoregressiveDensity):
             Tensor ``(B, length, C)``, whose first positions are those of ``x`` bit for bit.
         """
         shape = (x.shape[1], self.event_shape[1]) if isinstance(x, Tensor) and x.ndim == 3 else self.event_shape
-        x = check_input(x, shape, self.dtype, self.device)
+        x = check_input(x, shape, self.dtype, self.device, finite=False)
         t, context = check_time(t, x, self.max_time), check_context(context, len(x), x.device)
         check_generator(generator, x.device)
-        if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep <= x.shape[1]:
+        if not is_whole(keep) or not 0 <= keep <= x.shape[1]:
             raise ArgumentError(f"keep: got {keep!r}; expected a number of positions, 0 to {x.shape[1]}, those of x")
-        return self._continued(x.detach()[:, :keep], length, overlap, noise, generator, t, context, progress)
+        x = check_kept(self, x.detach()[:, :keep], t)
+        return self._continued(x, length, overlap, noise, generator, t, context, progress)
 
     def _continued(
         self,
@@ -328,8 +340,9 @@ class CausalTransformer(AutoregressiveDensity):
         # Inference mode cheapens the many small operations.
         with counter as steps, evaluating(self), torch.inference_mode(), autocast:
             conditioning = self._conditioning(t, context)
-            begin = 0 if keep < window else keep - overlap
             while keep < length:
+                # The first window with this position, of those that begin every L - overlap positions.
+                begin = 0 if keep < window else keep - overlap - (keep - overlap) % (window - overlap)
                 stop = min(begin + window, length)
                 cache = CachedPass(self.trunk, conditioning, stop - begin)
                 h = cache.extend(self._inputs(x[:, begin : keep + 1]))
@@ -338,7 +351,7 @@ class CausalTransformer(AutoregressiveDensity):
                     if i + 1 < stop:
                         h = cache.extend(self.enter(x[:, i : i + 1]))
                     steps.update()
-                keep, begin = stop, stop - overlap
+                keep = stop
         return x
 
     def _noise(self, n: int, length: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -373,13 +386,14 @@ class CausalTransformer(AutoregressiveDensity):
 
 def _check_sizes(
     shape: tuple[int, ...], width: int, layers: int, heads: int, dropout: float, label_dropout: float
-) -> None:
-    """Refuse sizes that the architecture cannot have."""
+) -> tuple[int, int, int]:
+    """Refuse sizes that the architecture cannot have; returns width, layers and heads."""
     if len(shape) != 2:
         raise ArgumentError(f"event_shape: got {shape}; expected (L, C), positions and channels")
-    check_count(layers, "layers")
-    check_count(heads, "heads")
-    if check_count(width, "width", minimum=2) % (2 * heads):
+    layers, heads = check_count(layers, "layers"), check_count(heads, "heads")
+    width = check_count(width, "width", minimum=2)
+    if width % (2 * heads):
         raise ArgumentError(f"width: got {width}; expected a multiple of twice the heads, {2 * heads}")
     check_probability(dropout, "dropout")
     check_probability(label_dropout, "label_dropout")
+    return width, layers, heads

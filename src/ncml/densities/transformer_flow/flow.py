@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ncml.checks import Time, check_count, check_probability
+from ncml.checks import Time, check_count, check_probability, is_real
 from ncml.densities.transformer_flow.blocks import AffineBlock, Layer
 from ncml.densities.transformer_flow.guidance import FlowGuidance
 from ncml.densities.transformer_flow.inverse import invert
@@ -92,11 +92,11 @@ class TransformerFlow(SampleableDensity):
     ) -> None:
         super().__init__(event_shape, process)
         self.patches = Patches(self.event_shape, patch)
-        depths = [layers] * check_count(blocks, "blocks") if isinstance(layers, int) else list(layers)
-        _check_sizes(blocks, depths, width, heads, max_scale)
+        depths = list(layers) if isinstance(layers, Iterable) else [layers] * check_count(blocks, "blocks")
+        depths, width, heads = _check_sizes(blocks, depths, width, heads, max_scale)
         check_probability(dropout, "dropout")
         check_probability(label_dropout, "label_dropout")
-        self.label_dropout = label_dropout
+        self.label_dropout, self.max_scale = label_dropout, None if max_scale is None else float(max_scale)
         self.scaling = None if data_std is None else NoiseScaling(process, data_std)
         conditioning = Conditioning(process, noise_features, context_features, classes)
         features = conditioning.features
@@ -117,6 +117,13 @@ class TransformerFlow(SampleableDensity):
         )
 
     # The density.
+
+    def hidden_settings(self) -> dict[str, Any]:
+        data_std = None if self.scaling is None else self.scaling.data_std
+        settings = {"heads": self._layers()[0].heads, "max_scale": self.max_scale, "data_std": data_std}
+        if isinstance(self.conditioning, Conditioning):  # published weights have their own
+            settings["noise_features"] = self.conditioning.noise.features
+        return settings
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
         z, log_det = self._standardised(x, t, context)
@@ -236,14 +243,17 @@ class TransformerFlow(SampleableDensity):
         return cast(Tensor, self.conditioning(t, context)).to(self.dtype)
 
 
-def _check_sizes(blocks: int, depths: list[int], width: int, heads: int, max_scale: float | None) -> None:
-    """Refuse sizes that the architecture cannot have."""
-    for depth in depths:
-        check_count(depth, "layers")
+def _check_sizes(
+    blocks: int, depths: list[int], width: int, heads: int, max_scale: float | None
+) -> tuple[list[int], int, int]:
+    """Refuse sizes that the architecture cannot have; returns depths, width and heads."""
+    depths = [check_count(depth, "layers") for depth in depths]
     if len(depths) != blocks:
         raise ArgumentError(f"layers: got {len(depths)} numbers; expected one for each of the {blocks} blocks")
-    check_count(heads, "heads")
-    if check_count(width, "width") % heads:
+    heads = check_count(heads, "heads")
+    width = check_count(width, "width")
+    if width % heads:
         raise ArgumentError(f"width: got {width}; expected a multiple of the {heads} heads")
-    if max_scale is not None and not 1.0 < max_scale < math.inf:
+    if max_scale is not None and not (is_real(max_scale) and 1.0 < max_scale < math.inf):
         raise ArgumentError(f"max_scale: got {max_scale!r}; expected a number above 1, or None")
+    return depths, width, heads

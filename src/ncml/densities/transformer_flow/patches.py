@@ -31,7 +31,7 @@ class Patches:
     patch: int
 
     def __post_init__(self) -> None:
-        check_count(self.patch, "patch")
+        object.__setattr__(self, "patch", check_count(self.patch, "patch"))
         if len(self.event_shape) not in (2, 3):
             raise ArgumentError(
                 f"event_shape: got {self.event_shape}; expected (C, H, W), images, or (L, C), sequences; give a "

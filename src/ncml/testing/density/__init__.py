@@ -148,7 +148,7 @@ def prepared(
     if process is not None and density.process not in (None, process):
         raise ArgumentError(f"process: got {process}; expected None or {density.process}, the density's own")
     process = density.process if process is None else process
-    check_count(samples, "samples", minimum=100)
+    samples = check_count(samples, "samples", minimum=100)
     if dtype not in (torch.float32, torch.float64):
         raise ArgumentError(f"dtype: got {dtype}; expected torch.float64 or torch.float32")
     if x is None:
