@@ -152,6 +152,22 @@ def test_rows_that_no_level_explains_are_named():
     with pytest.raises(NonFiniteError, match=r"x: got 1 rows .*index 1"):
         time_posterior(density, torch.tensor([[0.0], [5.0]]), [0.0, VP.T])
 
+    def sides(x, t):
+        return torch.where((x[:, 0] > 0.0) == (t > 0.0), 0.0, -math.inf)
+
+    density = CallableDensity(sides, (1,), VP)
+    with pytest.raises(NonFiniteError, match="x: got 2 rows that no time explains together"):
+        time_posterior(density, torch.tensor([[-1.0], [1.0]]), [0.0, VP.T], shared=True)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_levels_that_are_not_finite_are_no_evidence(value):
+    def log_p(x, t):
+        return -x.square().sum(1) + torch.where((x[:, 0] > 1.0) & (t == 0.0), value, 0.0)
+
+    with pytest.raises(NonFiniteError, match="log-density: got NaN or infinity for 1 of 2 .*index 1 with t = 0"):
+        time_posterior(CallableDensity(log_p, (1,), VP), torch.tensor([[0.0], [2.0]]), [0.0, VP.T])
+
 
 # What levels say of each other.
 
