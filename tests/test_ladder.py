@@ -165,7 +165,7 @@ def test_levels_that_are_not_finite_are_no_evidence(value):
     def log_p(x, t):
         return -x.square().sum(1) + torch.where((x[:, 0] > 1.0) & (t == 0.0), value, 0.0)
 
-    with pytest.raises(NonFiniteError, match="log-density: got NaN or infinity for 1 of 2 .*index 1 with t = 0"):
+    with pytest.raises(NonFiniteError, match=r"log-density: got NaN or infinity for 1 of 2 .*index 1 with t = 0"):
         time_posterior(CallableDensity(log_p, (1,), VP), torch.tensor([[0.0], [2.0]]), [0.0, VP.T])
 
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from ncml import VESDE
+from ncml import VESDE, generate
 from ncml.densities import GaussianDensity
-from ncml.density import EventTarget, PosteriorTarget, Target
-from ncml.errors import ArgumentError
+from ncml.density import AlignedTarget, CompletionTarget, ComposedTarget, EventTarget, PosteriorTarget, Target
+from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.sampling import AnnealedSMC, EulerMaruyama
 from tests.problems import seeded
 from tests.statistics import Z, assert_law, normal_cdf
@@ -89,3 +89,66 @@ def test_measurements_without_noise_have_no_density_at_the_data():
     x[:, 0] = 0.5 + math.sqrt(1.5) * torch.randn(n, dtype=F64, generator=seeded(2))  # the posterior's own p_T
     noisy = AnnealedSMC(32)(PosteriorTarget(Target(density, generator=seeded(1)), y, operator, 1.0), x)
     assert float(noisy[:, 0].mean()) == pytest.approx(0.5, abs=2.0 * Z * math.sqrt(0.5 / n))
+
+
+# One inside another.
+
+
+HELD = torch.tensor([True, False])
+
+
+def completion(n: int = 1) -> CompletionTarget:
+    return CompletionTarget(normal(2), torch.linspace(0.0, 1.0, 2 * n, dtype=F64).reshape(n, 2), HELD)
+
+
+AROUND = {
+    "composed": lambda inner: ComposedTarget((1.0, Target(normal(2))), (0.5, inner)),
+    "first": lambda inner: ComposedTarget((1.0, inner)),
+    "measured": lambda inner: PosteriorTarget(inner, torch.ones(1, 1, dtype=F64), torch.ones(1, 2, dtype=F64)),
+    "event": lambda inner: EventTarget(inner, lambda x: x[:, 0]),
+    "aligned": AlignedTarget,
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_values_are_held_by_the_outermost_target(name):
+    """Inside of another it is refused, however deep; around it, known values come back."""
+    around = AROUND[name]
+    for inner in (completion(), CompletionTarget(completion(), torch.ones(1, 2, dtype=F64), ~HELD)):
+        with pytest.raises(UnsupportedError, match="put CompletionTarget outermost"):
+            around(inner)
+    outer = CompletionTarget(around(Target(normal(2))), torch.full((1, 2), 0.3, dtype=F64), HELD)
+    x = EulerMaruyama(4)(outer, torch.randn(3, 2, dtype=F64, generator=seeded(0)), generator=seeded(1))
+    assert x[:, 0].tolist() == [0.3] * 3
+
+
+def test_a_product_hands_its_generator_to_all_parts():
+    """Whatever a part draws; here a part that moves the score of the call by a draw of its own."""
+
+    class Drawing(Target):
+        def bound(self, x, t, *, on_failure="raise"):
+            target, y = super().bound(x, t, on_failure=on_failure)
+            target.shift = torch.randn(1, dtype=F64, generator=self.generator)
+            return target, y
+
+        def score(self, x, t):
+            return super().score(x, t) + self.shift
+
+    product = ComposedTarget((1.0, Target(normal())), (1.0, Drawing(normal())))
+    x = torch.zeros(2, 1, dtype=F64)
+    a, b = (EulerMaruyama(2)(product, x, generator=seeded(0)) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_what_differs_between_particles_is_named():
+    x = torch.zeros(2, 2, dtype=F64)
+    measured = PosteriorTarget(normal(2), x[:, :1] + torch.arange(2.0)[:, None], torch.ones(1, 2, dtype=F64), 1.0)
+    cases = ((measured, "y"), (ComposedTarget((1.0, measured), (1.0, measured)), "y"), (completion(2), "values"))
+    for target, name in cases:
+        with pytest.raises(ArgumentError, match=f"^{name}: got rows that differ"):
+            AnnealedSMC(2)(target, x)
+
+
+def test_a_target_does_not_generate():
+    with pytest.raises(ArgumentTypeError, match=r"density: got a CompletionTarget.*sampler\(target, x_T\)"):
+        generate(completion(), 3)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ncml.checks import Time
 from ncml.density.target import OnFailure, Target
-from ncml.errors import ArgumentError
+from ncml.errors import ArgumentError, UnsupportedError
 
-__all__ = ["AroundTarget"]
+__all__ = ["AroundTarget", "check_free"]
 
 
 class AroundTarget(Target):
@@ -40,9 +40,13 @@ class AroundTarget(Target):
         return self.inner.has_log_density
 
     @property
-    def rows_differ(self) -> bool:
-        own = (getattr(self, name) for name in self.per_row)
-        return self.inner.rows_differ or any(bool((value != value[:1]).any()) for value in own)
+    def differing(self) -> tuple[str, ...]:
+        own = {name: getattr(self, name) for name in self.per_row}
+        return (*self.inner.differing, *(name for name, v in own.items() if not bool((v == v[:1]).all())))
+
+    @property
+    def holds_values(self) -> bool:
+        return self.inner.holds_values
 
     def bound(self, x: Tensor, t: Time, *, on_failure: OnFailure = "raise") -> tuple[Target, Tensor]:
         for name in self.per_row:
@@ -106,3 +110,16 @@ class AroundTarget(Target):
 
     def log_density_and_score(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         return self.inner.log_density_and_score(x, t)
+
+
+def check_free(target: Target, name: str) -> None:
+    """Refuse what holds values inside of what asks for more than its score: it would ask at other values.
+
+    Raises:
+        UnsupportedError: The target holds values.
+    """
+    if target.holds_values:
+        raise UnsupportedError(
+            f"{name}: got a {type(target).__name__} that holds known values, which what is around it would not see; "
+            f"expected one that holds none: put CompletionTarget outermost"
+        )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_finite, check_floating, per_example
-from ncml.density.around import AroundTarget
+from ncml.density.around import AroundTarget, check_free
 from ncml.density.target import Target
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import GaussianProcess
@@ -36,6 +36,7 @@ class GuidedTarget(AroundTarget):
 
     def __init__(self, density: nn.Module | Target) -> None:
         super().__init__(density)
+        check_free(self.inner, "density")
         if not isinstance(self.process, GaussianProcess):
             raise UnsupportedError(
                 f"process: got {type(self.process).__name__}; expected a GaussianProcess, for Tweedie's formula"
