@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time
+from ncml.density.modes import usable
 from ncml.density.target import OnFailure, Target
 from ncml.errors import ArgumentError, UnsupportedError
 
@@ -57,10 +58,11 @@ class AroundTarget(Target):
         target, y = super().bound(x, t, on_failure=on_failure)
         assert isinstance(target, AroundTarget)
         target.inner = self.inner.bound(x, t, on_failure=on_failure)[0].in_call_of(target)
-        for name in self.per_row:
-            value = getattr(self, name).to(y.device)
-            value = value.to(y.dtype) if value.is_floating_point() else value
-            setattr(target, name, value.expand(len(y), *value.shape[1:]))
+        with torch.inference_mode(False):  # tensors that autograd can use
+            for name in self.per_row:
+                value = usable(getattr(self, name)).to(y.device)
+                value = value.to(y.dtype) if value.is_floating_point() else value
+                setattr(target, name, value.expand(len(y), *value.shape[1:]))
         return target, y
 
     def in_call_of(self, other: Target) -> Target:

@@ -69,9 +69,10 @@ class CompletionTarget(AroundTarget):
             x = torch.where(self.known.to(x.device), 0.0, x)
         target, y = super().bound(x, t, on_failure=on_failure)
         assert isinstance(target, CompletionTarget)
-        if self.z is None:
-            target.z = torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=self.generator)
-        return target, target.finished(y, t)
+        with torch.inference_mode(False):  # what a sampler writes to, also under a caller's inference mode
+            if self.z is None:
+                target.z = torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=self.generator)
+            return target, target.finished(y, t)
 
     def rows(self, index: Tensor) -> Target:
         target = super().rows(index)
