@@ -215,3 +215,21 @@ def test_settings_of_chains():
         if name in kind.__dataclass_fields__:
             with pytest.raises(ArgumentError, match=f"{name}: got 0"):
                 kind(**{name: 0})
+
+
+@pytest.mark.parametrize("sampler", [LatticeMetropolis(2, moves=8), LatticeGibbs()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_rows_that_have_failed_leave_the_others_alone(sampler, value):
+    """Failed from the start: NaN at the end and on the path, and no part of the acceptance."""
+    density = correlated(LevelNoise(4))
+    x = density.sample(6, 0.5, generator=seeded(0))
+    bad = torch.cat([x, torch.full((3, 2), value, dtype=F64)])
+    for stop in (0.0, 0.2):
+        kept = sampler.refine(density, bad, 0.5, stop, generator=seeded(1), on_failure="keep", path=True)
+        assert kept.info["failed"].tolist() == [6, 7, 8]
+        assert kept.x[:6].isfinite().all()
+        assert kept.path[-1][0] == stop
+        assert torch.equal(kept.path[-1][1].nan_to_num(9.0), kept.x.nan_to_num(9.0))
+    if isinstance(sampler, LatticeMetropolis):
+        rates = kept.info["acceptance"] * 6 * 8
+        assert torch.allclose(rates, rates.round())  # of six rows with eight moves

@@ -391,6 +391,28 @@ def test_a_shared_prior_counts_once():
     assert torch.allclose(posterior[0], (each + torch.tensor([3.0, 1.0], dtype=F64).log()).softmax(0))
 
 
+def summed(std: float, x: torch.Tensor, sigmas) -> torch.Tensor:
+    """p(sigma | all rows of x) for N(0, std^2) data, by direct sum."""
+    log_p = [torch.distributions.Normal(0.0, math.hypot(std, v)).log_prob(x).sum() for v in sigmas]
+    return torch.stack(log_p).softmax(0)
+
+
+def test_rows_that_disagree_are_weighed_together():
+    """Many values: each row is certain of its own level, and only the sum of log-likelihoods knows which one wins."""
+    g = seeded(0)
+    density = GaussianDensity(VESDE.linear(1.0), torch.zeros(12288, dtype=F64), 0.05)
+    x = density.sample(2, generator=g)
+    x += torch.tensor([[0.1], [0.3]], dtype=F64) * torch.randn(x.shape, dtype=F64, generator=g)
+    restored = restore(density, x, sigmas=[0.1, 0.3], shared=True)
+    assert restored.posterior.tolist() == [[0.0, 1.0], [0.0, 1.0]]
+    density = GaussianDensity(VESDE.linear(1.0), torch.zeros(3072, dtype=F64), 0.05)
+    x = density.sample(9, generator=g)  # eight rows and an outlier
+    x += torch.tensor([0.05] * 8 + [0.5], dtype=F64)[:, None] * torch.randn(x.shape, dtype=F64, generator=g)
+    restored = restore(density, x, shared=True)
+    assert torch.allclose(restored.posterior[0], summed(0.05, x, restored.sigmas.tolist()), atol=1e-9)
+    assert float(restored.noise[0]) == pytest.approx(0.168, abs=0.001)
+
+
 # Bad input.
 
 

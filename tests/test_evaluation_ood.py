@@ -318,3 +318,17 @@ def test_ladder_statistics_are_those_of_the_context():
     assert torch.equal(found["log_ratios"], torch.zeros(5, 1, dtype=torch.float64))
     expected = (x - context).norm(dim=1).log()[:, None].expand(5, 2)
     assert torch.allclose(found["log_score_norms"], expected)
+
+
+def test_statistics_that_do_not_fit_are_refused():
+    g = torch.Generator().manual_seed(0)
+    features = torch.randn(20, 3, generator=g)
+    typical = Typicality.fit(features)
+    for wrong in (features[:, :1], features[:, 0], torch.zeros(3, 4)):  # each would broadcast or fail in torch
+        with pytest.raises(ArgumentError, match=r"features: got shape .*expected \(B, 3\)"):
+            typical(wrong)
+    with pytest.raises(ArgumentError, match="features: got 1 non-finite"):
+        typical(torch.tensor([[0.0, math.nan, 0.0]]))
+    for singular in (features[:, [0, 0]], features[:3]):
+        with pytest.raises(ArgumentError, match=r"shrinkage: got 0.*expected shrinkage > 0"):
+            Typicality.fit(singular, shrinkage=0.0)

@@ -152,6 +152,22 @@ def test_rows_that_no_level_explains_are_named():
     with pytest.raises(NonFiniteError, match=r"x: got 1 rows .*index 1"):
         time_posterior(density, torch.tensor([[0.0], [5.0]]), [0.0, VP.T])
 
+    def sides(x, t):
+        return torch.where((x[:, 0] > 0.0) == (t > 0.0), 0.0, -math.inf)
+
+    density = CallableDensity(sides, (1,), VP)
+    with pytest.raises(NonFiniteError, match="x: got 2 rows that no time explains together"):
+        time_posterior(density, torch.tensor([[-1.0], [1.0]]), [0.0, VP.T], shared=True)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_levels_that_are_not_finite_are_no_evidence(value):
+    def log_p(x, t):
+        return -x.square().sum(1) + torch.where((x[:, 0] > 1.0) & (t == 0.0), value, 0.0)
+
+    with pytest.raises(NonFiniteError, match=r"log-density: got NaN or infinity for 1 of 2 .*index 1 with t = 0"):
+        time_posterior(CallableDensity(log_p, (1,), VP), torch.tensor([[0.0], [2.0]]), [0.0, VP.T])
+
 
 # What levels say of each other.
 
@@ -217,8 +233,41 @@ def test_entropy_obeys_de_bruijn():
             gap = 2.0 * (rise + f + f * along) - residual
             missed.append(abs(float(gap.mean())) / float(gap.std()) * math.sqrt(4000))
         assert (max(missed) < 6.11) == holds
-    audit = audit_ladder(density, density.sample(100, generator=seeded(0)), times, steps=2, generator=seeded(1))
-    assert (audit.entropy[:, 0].abs() < 6.11 * audit.entropy[:, 1]).all()
+
+
+def test_an_audit_reports_entropies():
+    """Of a mixture within 6.11 standard errors of de Bruijn's identity; of a ladder that grows too fast, outside."""
+    times = [0.3 * VP.T, VP.T]
+    for ladder, data, holds in ((mixture(VP), mixture(VP), True), (Widened(gaussian(VP), 0.5), gaussian(VP), False)):
+        x = data.sample(1000, generator=seeded(0))
+        audit = audit_ladder(ladder, x, times, steps=1, generator=seeded(1))
+        missed, error = audit.entropy.abs().T
+        assert bool((missed < 6.11 * error).all()) == holds
+        assert (error > 0.0).all()
+
+
+def test_an_audit_of_a_lattice_begins_where_its_noise_can_be_followed():
+    """The exact ladder is one process; at t = 0 its density is even over bins, which no flow leads to."""
+    density = ToyLattice(VESDE.linear(0.5), PMF.double())
+    x = density.sample(20, generator=seeded(0)).double()
+    assert abs(audit_ladder(density, x, [0.2], steps=64, generator=seeded(1)).flow[0]) < 1e-3
+    little = ToyLattice(VESDE.linear(0.02), PMF.double())  # less noise than that at T: from half of it
+    assert abs(audit_ladder(little, x, [0.01], steps=64, generator=seeded(1)).flow[0]) < 1e-3
+    made = CallableDensity(  # a lattice's flow that goes wrong
+        density, (1,), density.process, lattice=density.lattice, density=lambda x, t: 1.5 * density(x, t, edges=False)
+    )
+    assert abs(audit_ladder(made, x, [0.2], steps=4, generator=seeded(1)).flow[0]) > 0.1
+
+
+def test_an_audit_of_functions_that_cannot_sample():
+    density = gaussian(VP)
+    silent = CallableDensity(density, (1,), VP)
+    audit = audit_ladder(silent, density.sample(20, generator=seeded(0)), steps=2, generator=seeded(1))
+    assert audit.kernel.isnan().all()
+    assert audit.bound.isfinite().all()
+    assert "kernel" not in audit.to_dict()
+    with pytest.raises(ArgumentError, match="times: got none"):
+        audit_ladder(silent, torch.zeros(2, 1, dtype=F64), [])
 
 
 def test_what_cannot_be_bridged():

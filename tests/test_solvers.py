@@ -11,19 +11,24 @@ import torch
 
 from ncml import VESDE, GaussianProcess
 from ncml.densities import GaussianDensity, GaussianMixtureDensity
-from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ncml.density import Target
+from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
 from ncml.sampling import (
     DDIM,
     ERSDE,
     AdaptiveSDE,
     Ancestral,
+    AnnealedSMC,
     DPMSolver2M,
     DPMSolver2MSDE,
     DPMSolverSDE,
     EulerMaruyama,
     HeunODE,
+    LatticeMetropolis,
+    MetropolisLangevin,
     MultistepODE,
     PredictorCorrector,
+    RePaint,
     adaptive,
 )
 from ncml.sampling.er_sde import er_scale, flow_scale, sde_scale
@@ -371,3 +376,39 @@ class _OtherGrid(ERSDE):
 def test_planted_errors_cost_the_order(wrong):
     expected = 1.0 if isinstance(wrong, _NoiseAtTheEnd) else 2.0
     assert all(order < expected - 0.3 for order in orders(wrong, VP, (128, 256, 512)))
+
+
+INSIDE = {
+    "predictor": lambda step: PredictorCorrector(4, predictor=step),
+    "step_by": lambda step: RePaint(4, step_by=step, repeats=2),
+}
+
+
+@dataclass(frozen=True)
+class _Even(EulerMaruyama):
+    """Takes an even number of steps, on a grid that is even in time."""
+
+    def check(self, target, start, stop):
+        if self.steps % 2 or self.grid != "uniform":
+            raise ArgumentError(f"steps, grid: got {self.steps}, {self.grid}; expected an even number, uniform")
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_steps_that_another_sampler_cannot_take(name):
+    """Particles, lattices, scores without a density; what the step refuses, by the steps and grid that it takes."""
+    build, x = INSIDE[name], torch.zeros(3, 1, dtype=F64)
+    with pytest.raises(ArgumentError, match=f"{name}: got AnnealedSMC, whose particles have weights"):
+        build(AnnealedSMC())
+    with pytest.raises(ArgumentError, match=f"{name}: got LatticeMetropolis, for a DiscreteProcess"):
+        build(LatticeMetropolis())
+
+    class ScoreOnly(Target):
+        has_log_density = False
+
+    with pytest.raises(UnsupportedError, match="log-density"):
+        build(MetropolisLangevin())(ScoreOnly(gaussian(VP)), x)
+    assert build(MetropolisLangevin(moves=1))(gaussian(VP), x).isfinite().all()
+    even = replace(build(_Even(3)), grid="uniform")
+    assert even(gaussian(VP), x).isfinite().all()
+    with pytest.raises(ArgumentError, match="steps, grid: got 5, uniform"):
+        replace(even, steps=5)(gaussian(VP), x)

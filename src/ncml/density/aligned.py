@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_count, check_positive, per_example
-from ncml.density.around import AroundTarget
+from ncml.density.around import AroundTarget, check_free
 from ncml.density.target import Target
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.noise import GaussianProcess
@@ -53,6 +53,7 @@ class AlignedTarget(AroundTarget):
 
     def __init__(self, density: nn.Module | Target, *, within: float = 0.3, levels: int = 5) -> None:
         super().__init__(density)
+        check_free(self.inner, "density")
         check_positive(within, "within")
         levels = check_count(levels, "levels", minimum=3)
         if levels % 2 == 0:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time
+from ncml.density.modes import usable
 from ncml.density.target import OnFailure, Target
-from ncml.errors import ArgumentError
+from ncml.errors import ArgumentError, UnsupportedError
 
-__all__ = ["AroundTarget"]
+__all__ = ["AroundTarget", "check_free"]
 
 
 class AroundTarget(Target):
@@ -40,9 +41,13 @@ class AroundTarget(Target):
         return self.inner.has_log_density
 
     @property
-    def rows_differ(self) -> bool:
-        own = (getattr(self, name) for name in self.per_row)
-        return self.inner.rows_differ or any(bool((value != value[:1]).any()) for value in own)
+    def differing(self) -> tuple[str, ...]:
+        own = {name: getattr(self, name) for name in self.per_row}
+        return (*self.inner.differing, *(name for name, v in own.items() if not bool((v == v[:1]).all())))
+
+    @property
+    def holds_values(self) -> bool:
+        return self.inner.holds_values
 
     def bound(self, x: Tensor, t: Time, *, on_failure: OnFailure = "raise") -> tuple[Target, Tensor]:
         for name in self.per_row:
@@ -53,10 +58,11 @@ class AroundTarget(Target):
         target, y = super().bound(x, t, on_failure=on_failure)
         assert isinstance(target, AroundTarget)
         target.inner = self.inner.bound(x, t, on_failure=on_failure)[0].in_call_of(target)
-        for name in self.per_row:
-            value = getattr(self, name).to(y.device)
-            value = value.to(y.dtype) if value.is_floating_point() else value
-            setattr(target, name, value.expand(len(y), *value.shape[1:]))
+        with torch.inference_mode(False):  # tensors that autograd can use
+            for name in self.per_row:
+                value = usable(getattr(self, name)).to(y.device)
+                value = value.to(y.dtype) if value.is_floating_point() else value
+                setattr(target, name, value.expand(len(y), *value.shape[1:]))
         return target, y
 
     def in_call_of(self, other: Target) -> Target:
@@ -106,3 +112,16 @@ class AroundTarget(Target):
 
     def log_density_and_score(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         return self.inner.log_density_and_score(x, t)
+
+
+def check_free(target: Target, name: str) -> None:
+    """Refuse what holds values inside of what asks for more than its score: it would ask at other values.
+
+    Raises:
+        UnsupportedError: The target holds values.
+    """
+    if target.holds_values:
+        raise UnsupportedError(
+            f"{name}: got a {type(target).__name__} that holds known values, which what is around it would not see; "
+            f"expected one that holds none: put CompletionTarget outermost"
+        )

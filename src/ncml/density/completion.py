@@ -27,6 +27,8 @@ class CompletionTarget(AroundTarget):
     with correlation 0.8 and a wide ladder the mean so comes out at 0.61 of what it should be, the variance at 1.51;
     :class:`~ncml.sampling.RePaint` brings them to 0.96 and 1.04, :class:`~ncml.density.PosteriorTarget` to 1.
 
+    Among targets around targets this one is the outermost: the others would not see what it holds.
+
     Args:
         density: A density under a Gaussian process, or a target.
         x: What is known, in data units at t = 0: ``(B, *event_shape)``, or one row for all; other values are ignored.
@@ -56,6 +58,10 @@ class CompletionTarget(AroundTarget):
             )
         self.values, self.known = checked_mask(x, known, self.event_shape)
 
+    @property
+    def holds_values(self) -> bool:
+        return True
+
     def bound(self, x: Tensor, t: Time, *, on_failure: OnFailure = "raise") -> tuple[Target, Tensor]:
         # What stands in the place of known values may be anything, also NaN.
         shape = (len(x), *self.event_shape)
@@ -63,9 +69,10 @@ class CompletionTarget(AroundTarget):
             x = torch.where(self.known.to(x.device), 0.0, x)
         target, y = super().bound(x, t, on_failure=on_failure)
         assert isinstance(target, CompletionTarget)
-        if self.z is None:
-            target.z = torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=self.generator)
-        return target, target.finished(y, t)
+        with torch.inference_mode(False):  # what a sampler writes to, also under a caller's inference mode
+            if self.z is None:
+                target.z = torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=self.generator)
+            return target, target.finished(y, t)
 
     def rows(self, index: Tensor) -> Target:
         target = super().rows(index)

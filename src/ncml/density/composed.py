@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, per_example
+from ncml.density.around import check_free
 from ncml.density.target import OnFailure, Target
 from ncml.errors import ArgumentError
 from ncml.noise import NoiseProcess
@@ -30,6 +31,7 @@ class ComposedTarget(Target):
 
     Raises:
         ArgumentError: No parts, or parts that do not fit together.
+        UnsupportedError: A :class:`~ncml.density.CompletionTarget` among them.
 
     Example:
         >>> process = VPSDE.at_noise(0.5)
@@ -44,6 +46,8 @@ class ComposedTarget(Target):
             raise ArgumentError(f"parts: got {parts!r}; expected pairs of a finite weight and a Target, at least one")
         first = parts[0][1]
         super().__init__(first.density, process=first.process, context=first.context, generator=first.generator)
+        for _, part in parts:
+            check_free(part, "parts")
         for _, part in parts[1:]:
             if part.process != first.process or part.event_shape != first.event_shape:
                 raise ArgumentError(
@@ -59,8 +63,8 @@ class ComposedTarget(Target):
         return all(part.has_log_density for _, part in self.parts)
 
     @property
-    def rows_differ(self) -> bool:
-        return any(part.rows_differ for _, part in self.parts)
+    def differing(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for _, part in self.parts for name in part.differing))
 
     def bound(self, x: Tensor, t: Time, *, on_failure: OnFailure = "raise") -> tuple[Target, Tensor]:
         target, y = super().bound(x, t, on_failure=on_failure)
@@ -74,6 +78,12 @@ class ComposedTarget(Target):
         target = super().in_call_of(other)
         assert isinstance(target, ComposedTarget)
         target.parts = tuple((weight, part.in_call_of(other)) for weight, part in self.parts)
+        return target
+
+    def with_generator(self, generator: torch.Generator | None) -> Target:
+        target = super().with_generator(generator)
+        assert isinstance(target, ComposedTarget)
+        target.parts = tuple((weight, part.with_generator(generator)) for weight, part in self.parts)
         return target
 
     def rows(self, index: Tensor) -> Target:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_finite, check_floating, is_real, per_example
-from ncml.density.around import AroundTarget
+from ncml.density.around import AroundTarget, check_free
 from ncml.density.target import Target
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import GaussianProcess
@@ -36,6 +36,7 @@ class GuidedTarget(AroundTarget):
 
     def __init__(self, density: nn.Module | Target) -> None:
         super().__init__(density)
+        check_free(self.inner, "density")
         if not isinstance(self.process, GaussianProcess):
             raise UnsupportedError(
                 f"process: got {type(self.process).__name__}; expected a GaussianProcess, for Tweedie's formula"
@@ -112,7 +113,7 @@ class PosteriorTarget(GuidedTarget):
         density: A density under a Gaussian process, or a target.
         y: Measurements ``(B, M)``, or ``(1, M)`` for all rows.
         operator: The linear A, ``(M, *event_shape)``.
-        noise: Standard deviation of the measurements' noise; 0 for none.
+        noise: Standard deviation of the measurements' noise; 0 for none, with samplers that need no density at t = 0.
         second_order: Take V from the Hessian, by M backward passes for each score. If False,
             :math:`V = \sigma^2/\alpha^2`, with one: it overstates what is not known of the data, and follows the
             measurements less closely.
@@ -162,6 +163,11 @@ class PosteriorTarget(GuidedTarget):
 
     def likelihood(self, clean: Tensor, slopes: Callable[[Tensor], Tensor], t: Time) -> tuple[Tensor, Tensor]:
         A = self.operator.to(clean).flatten(1)
+        if self.noise == 0.0 and bool((torch.as_tensor(self.sigma(t)) == 0.0).any()):
+            raise ArgumentError(
+                "noise: got 0 for a log-density or score at t = 0, where the posterior has none; expected noise > 0, "
+                "or a sampler that leads to t = 0 by Tweedie's formula, denoise_last=True"
+            )
         sigma, alpha = (v.reshape(-1, 1, 1) if isinstance(v, Tensor) else v for v in (self.sigma(t), self.alpha(t)))
         residual = (self.y - clean.flatten(1) @ A.t()).unsqueeze(-1)
         eye = torch.eye(len(A), dtype=clean.dtype, device=clean.device)
@@ -221,10 +227,14 @@ class EventTarget(GuidedTarget):
         # A model's Hessian may leave none, or less: a thousandth of what a flat density would have.
         least = (flat / (alpha.flatten() if isinstance(alpha, Tensor) else alpha)) * normal.flatten(1).square().sum(1)
         std = torch.maximum(variance, 1e-3 * least).sqrt()
-        u = margin.detach() / std
-        log_p = torch.special.log_ndtr(u)
-        hazard = (-0.5 * u * u - 0.5 * math.log(2.0 * math.pi) - log_p).exp() / std
-        return log_p, per_example(hazard, slope) * slope
+        margin = margin.detach()
+        u = margin / std
+        # phi(u) / Phi(u) by the scaled complement: in logarithms the squares, far outside, would cancel.
+        hazard = math.sqrt(2.0 / math.pi) / torch.special.erfcx(-u / math.sqrt(2.0)) / std
+        # Without noise, or where c is flat, the event is certain or impossible.
+        known = torch.where(margin > 0.0, 0.0, -math.inf).to(u)
+        log_p = torch.where(std > 0.0, torch.special.log_ndtr(u), known)
+        return log_p, per_example(hazard.masked_fill(std == 0.0, 0.0), slope) * slope
 
 
 def _root(covariance: Tensor, floor: Tensor | float) -> Tensor:

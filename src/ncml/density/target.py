@@ -86,9 +86,15 @@ class Target:
         return self._inner.event_shape
 
     @property
-    def rows_differ(self) -> bool:
-        """Whether the context of some row is another than that of the first: rows are then not exchangeable."""
-        return self.context is not None and len(self.context) > 0 and bool((self.context != self.context[:1]).any())
+    def differing(self) -> tuple[str, ...]:
+        """Names of what is not the same for all rows, which are then not exchangeable; empty if all is."""
+        context = self.context
+        return () if context is None or bool((context == context[:1]).all()) else ("context",)
+
+    @property
+    def holds_values(self) -> bool:
+        """Whether some values are held at the noise of each level, so that ``x`` is not what the score is taken at."""
+        return False
 
     # What a call begins with; the checked edge of samplers uses it.
 

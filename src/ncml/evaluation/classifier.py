@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncml.checks import check_count
-from ncml.density import evaluating
+from ncml.density import evaluating, usable
 from ncml.progress import progress_bar
 
 __all__ = ["Classifier", "TrainedClassifier", "train_classifier"]
@@ -88,19 +88,21 @@ def train_classifier(
     """
     steps = check_count(steps, "steps")
     batch_size = check_count(batch_size, "batch_size")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Classifier(batch(torch.tensor([0])).shape[1], int(labels.max()) + 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in progress_bar(range(steps), progress, "classifier"):
-        rows = torch.randint(len(labels), (batch_size,), generator=generator)
-        loss = F.cross_entropy(model(batch(rows)), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    with torch.inference_mode(False), torch.enable_grad():  # it trains, whatever the caller does
+        labels = usable(labels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = Classifier(batch(torch.tensor([0])).shape[1], int(labels.max()) + 1)
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        generator = torch.Generator().manual_seed(seed)
+        for _ in progress_bar(range(steps), progress, "classifier"):
+            rows = torch.randint(len(labels), (batch_size,), generator=generator)
+            loss = F.cross_entropy(model(usable(batch(rows))), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     with evaluating(model), torch.no_grad():
         right = [
             (model(held_out(rows)).argmax(1) == held_out_labels[rows]).double()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_count, check_generator, per_example
-from ncml.density import NoiseConditionalDensity, check_arguments, check_log_density, evaluating, inner_density
+from ncml.density import NoiseConditionalDensity, check_arguments, check_log_density, evaluating, inner_density, usable
 from ncml.density.lengths import padded
 from ncml.errors import ArgumentError
 from ncml.noise import BitsPerDim, Lattice
@@ -133,7 +133,8 @@ def check_batch(
     x, times, context = check_arguments(density, x, t, context)
     if x.shape[0] == 0:
         raise ArgumentError(f"x: got an empty batch, shape {tuple(x.shape)}; expected at least one example")
-    return x, times, context
+    with torch.inference_mode(False):  # scores are asked of these
+        return usable(x), usable(times), None if context is None else usable(context)
 
 
 def batches(n: int, batch_size: int, progress: bool, label: str) -> Iterable[slice]:

@@ -147,6 +147,11 @@ def classifier_test(
     steps = check_count(steps, "steps")
     check_generator(generator, torch.device("cpu"))
     a, b = _rows(a, b, least=4)
+    with torch.inference_mode(False), torch.enable_grad():  # it trains, whatever the caller does
+        return _trained(a.clone(), b.clone(), hidden, steps, generator)
+
+
+def _trained(a: Tensor, b: Tensor, hidden: int, steps: int, generator: torch.Generator | None) -> ClassifierTest:
     rows = torch.cat([a, b])
     low, middle, high = rows.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=rows.dtype, device=rows.device), dim=0)
     scale = torch.where(high > low, high - low, 1.0)
@@ -164,14 +169,13 @@ def classifier_test(
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     sign = torch.tensor([-1.0, 1.0]).repeat_interleave(128)
-    with torch.enable_grad():
-        for _ in range(steps):
-            x = torch.cat([half[torch.randint(len(half), (128,), generator=generator)] for half, _ in parts])
-            loss = F.softplus(sign * net(x)[:, 0]).mean()  # logits are those of a
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    for _ in range(steps):
+        x = torch.cat([half[torch.randint(len(half), (128,), generator=generator)] for half, _ in parts])
+        loss = F.softplus(sign * net(x)[:, 0]).mean()  # logits are those of a
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
     held = min(len(held_out) for _, held_out in parts)
     with torch.no_grad():
         logits = torch.stack([net(held_out[:held])[:, 0] for _, held_out in parts])

@@ -112,7 +112,8 @@ class Typicality:
                 other, or few examples, do no harm.
 
         Raises:
-            ArgumentError: Fewer than 2 rows, or values that are not finite.
+            ArgumentError: Fewer than 2 rows, values that are not finite; without shrinkage, statistics that follow from
+                each other.
         """
         check_floating(features, "features")
         if features.ndim != 2 or features.shape[0] < 2:
@@ -125,9 +126,23 @@ class Typicality:
         z = (f - mean) / std
         identity = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
         correlation = torch.lerp(z.T @ z / (len(f) - 1), identity, shrinkage)
-        return cls(mean, std, torch.linalg.cholesky(correlation))
+        factor, info = torch.linalg.cholesky_ex(correlation)
+        if bool(info) or float(factor.diagonal().min()) < 1e-6:  # or singular but for rounding
+            raise ArgumentError(
+                f"shrinkage: got {shrinkage} for statistics that follow from each other, or too few rows ({len(f)} for "
+                f"{f.shape[1]} statistics); expected shrinkage > 0"
+            )
+        return cls(mean, std, factor)
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Minus the distances of ``(B, F)`` statistics, ``(B,)``: the larger, the more typical."""
+        """Minus the distances of ``(B, F)`` statistics, ``(B,)``: the larger, the more typical.
+
+        Raises:
+            ArgumentError: Another shape, or values that are not finite.
+        """
+        check_floating(features, "features")
+        if features.ndim != 2 or features.shape[1] != len(self.mean):
+            raise ArgumentError(f"features: got shape {tuple(features.shape)}; expected (B, {len(self.mean)})")
+        check_finite(features, "features", "leave out the examples whose statistics are not finite")
         z = (features.double() - self.mean) / self.std
         return -torch.linalg.solve_triangular(self.factor, z.T, upper=False).norm(dim=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -214,13 +213,7 @@ def restore(
     ladder = inner.under(VESDE.linear(top))
     x, _, context = check_arguments(ladder, x, 0.0, context)
     check_finite(x, "x", "complete these values first")
-    posterior = time_posterior(ladder, x, levels, context, prior=prior)
-    if shared and len(x):
-        weights = None if prior is None else torch.tensor(list(prior), dtype=torch.float64).log()
-        # Each row's posterior has the prior in it, which counts once.
-        own = 0.0 if weights is None else weights - weights.logsumexp(0)
-        joint = (posterior.log() - own).nan_to_num(nan=-math.inf).sum(0) + own
-        posterior = joint.softmax(0).expand(len(x), -1)
+    posterior = time_posterior(ladder, x, levels, context, prior=prior, shared=shared)
     y = torch.zeros_like(x)
     if sampler is None:
         for k, sigma in enumerate(levels):

@@ -51,7 +51,7 @@ class LatticeMetropolis(GridSampler):
         self, target: Target, x: Tensor, t: float, s: float, state: list[Tensor] | None
     ) -> tuple[Tensor, list[Tensor]]:
         lattice, n = target.process.lattice, len(x)
-        levels = lattice.nearest(x).flatten(1)
+        levels = _levels(target, x)
         x = lattice.to_unit(levels, dtype=x.dtype).reshape(x.shape)
         log_p = target.log_prob(x, s)
         accepted = torch.zeros_like(log_p)
@@ -66,6 +66,8 @@ class LatticeMetropolis(GridSampler):
             levels, log_p = torch.where(taken[:, None], proposed, levels), torch.where(taken, log_q, log_p)
             x = torch.where(per_example(taken, x), y, x)
             accepted += taken
+        if target.failed is not None:
+            accepted = accepted[~target.failed]
         return x, [*(state or []), accepted.mean() / self.moves]
 
     def info(self, state: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -107,11 +109,11 @@ class LatticeGibbs(Sampler):
     def run(self, target: Target, x: Tensor, start: float, stop: float, keep: Keep) -> tuple[Tensor, dict[str, Any]]:
         lattice = target.process.lattice
         matrix = target.process.transition_matrix(start).to(device=x.device, dtype=x.dtype)
-        noisy = lattice.nearest(x).flatten(1)
+        noisy = _levels(target, x)
         levels = noisy.clone()
         reach = int((matrix > 0.0).sum(0).max())
         rows = torch.arange(len(x), device=x.device)
-        for _ in range(self.sweeps):
+        for sweep in range(1, self.sweeps + 1):
             for i in range(levels.shape[1]):
                 share, origin = matrix.t()[noisy[:, i]].topk(reach, dim=1)  # (n, reach): of what became x_t, and what
                 log_joint = share.log()
@@ -123,7 +125,14 @@ class LatticeGibbs(Sampler):
                 drawn = (cumulated < target.uniform(len(x))[:, None] * cumulated[:, -1:]).sum(1)
                 levels[:, i] = origin[rows, drawn.clamp(max=reach - 1)]
             x = lattice.to_unit(levels, dtype=x.dtype).reshape(x.shape)
-            keep(0.0, x)
-        if stop > 0.0:
-            x = target.process.perturb(x, stop, generator=target.generator)
+            if sweep == self.sweeps and stop > 0.0:
+                x = target.process.perturb(x, stop, generator=target.generator)
+            keep(stop if sweep == self.sweeps else 0.0, x)
         return x, {}
+
+
+def _levels(target: Target, x: Tensor) -> Tensor:
+    """The levels of values, ``(B, D)``; any of them for rows that have failed, which may be NaN."""
+    x = x if target.failed is None else x.masked_fill(per_example(target.failed, x), 0.0)
+    levels: Tensor = target.process.lattice.nearest(x).flatten(1)
+    return levels

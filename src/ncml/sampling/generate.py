@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import check_count, check_generator
-from ncml.density import SampleableDensity, inner_density, process_by_name, process_of
+from ncml.density import SampleableDensity, Target, inner_density, process_by_name, process_of
 from ncml.density.target import OnFailure
 from ncml.errors import ArgumentError, ArgumentTypeError, FailedRowsWarning, UnsupportedError
 from ncml.noise import NoiseProcess
@@ -54,6 +54,11 @@ def generate(
     Raises:
         UnsupportedError: The density cannot sample, or the sampler needs another kind of process.
     """
+    if isinstance(density, Target):
+        raise ArgumentTypeError(
+            f"density: got a {type(density).__name__}, which has a score but no samples; expected a density; draw a "
+            f"start x_T, such as density.sample(n, t=process.T), and call sampler(target, x_T)"
+        )
     inner = inner_density(density)
     process = process_of(density, process)
     sampler = EulerMaruyama() if sampler is None else sampler

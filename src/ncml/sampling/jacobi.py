@@ -95,9 +95,10 @@ def sample_in_parallel(
     allowed = allowed_difference(inner, times, tolerance)
     order = inner.order
     dims = len(order)
-    x = torch.zeros(n, *inner.event_shape, dtype=inner.dtype, device=inner.device)
-    final = torch.zeros(n, dtype=torch.long, device=x.device)  # how many positions are proven, in the order
-    sweeps = torch.zeros_like(final)
+    with torch.inference_mode(False):  # what is written to, also under a caller's inference mode
+        x = torch.zeros(n, *inner.event_shape, dtype=inner.dtype, device=inner.device)
+        final = torch.zeros(n, dtype=torch.long, device=x.device)  # how many positions are proven, in the order
+        sweeps = torch.zeros_like(final)
     place = torch.arange(dims, device=x.device)
     evaluations = 0
     with evaluating(density), progress_counter(progress, "sweeps", dims) as bar:

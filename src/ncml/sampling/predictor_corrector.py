@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ncml.checks import check_count, check_positive
 from ncml.density import Target
-from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.sampling.euler_maruyama import EulerMaruyama
 from ncml.sampling.langevin import langevin_moves
-from ncml.sampling.sampler import GridSampler
+from ncml.sampling.sampler import GridSampler, check_stepper
 
 __all__ = ["PredictorCorrector"]
 
@@ -28,7 +27,8 @@ class PredictorCorrector(GridSampler):
 
     The paper has :math:`\|z\| / \|\nabla\log p_s(x)\|`, averaged over the batch, where this has :math:`\sigma_s`: its
     value for pure noise, and otherwise a lower bound in the mean. So rows do not interact, and a move is as safe as
-    the noise of the level. With ``moves=0`` it is the predictor, bit for bit.
+    the noise of the level. With ``moves=0``, and the predictor's grid and ``denoise_last``, it is the
+    predictor, bit for bit.
 
     Args:
         steps, grid, denoise_last: See :class:`~ncml.sampling.GridSampler`; those of the predictor are not used.
@@ -43,15 +43,7 @@ class PredictorCorrector(GridSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.predictor, GridSampler):
-            raise ArgumentTypeError(
-                f"predictor: got {self.predictor!r}; expected a GridSampler, such as EulerMaruyama()"
-            )
-        if self.predictor.rows_interact:
-            raise ArgumentError(
-                f"predictor: got {type(self.predictor).__name__}, whose particles have weights; expected a sampler of "
-                f"single rows"
-            )
+        check_stepper(self.predictor, "predictor")
         check_count(self.moves, "moves", minimum=0)
         check_positive(self.ratio, "ratio")
 

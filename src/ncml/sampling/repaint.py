@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from ncml.checks import check_count
 from ncml.density import Target
-from ncml.errors import ArgumentTypeError
 from ncml.sampling.euler_maruyama import EulerMaruyama
 from ncml.sampling.grids import Grid
-from ncml.sampling.sampler import GridSampler
+from ncml.sampling.sampler import GridSampler, check_stepper
 
 __all__ = ["RePaint"]
 
@@ -42,13 +41,17 @@ class RePaint(GridSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.step_by, GridSampler):
-            raise ArgumentTypeError(f"step_by: got {self.step_by!r}; expected a GridSampler, such as EulerMaruyama()")
+        check_stepper(self.step_by, "step_by")
         check_count(self.repeats, "repeats")
+
+    @property
+    def needs_log_density(self) -> bool:  # type: ignore[override]
+        """As the sampler whose steps are taken."""
+        return self.step_by.needs_log_density
 
     def check(self, target: Target, start: float, stop: float) -> None:
         super().check(target, start, stop)
-        self.step_by.check(target, start, stop)
+        replace(self.step_by, steps=self.steps, grid=self.grid).check(target, start, stop)
 
     def step(self, target: Target, x: Tensor, t: float, s: float, state: None) -> tuple[Tensor, None]:
         scale, std = target.transition(s, t)

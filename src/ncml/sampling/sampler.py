@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import check_count, clamp_time, is_real
+from ncml.checks import check_count, clamp_time, is_real, per_example
 from ncml.density import Target, process_by_name
 from ncml.density.target import OnFailure
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
@@ -201,7 +201,8 @@ class Sampler(abc.ABC):
             target.advance()
             bar.update()
             if path:
-                kept.append((t, target.finished(x, t).clone()))
+                y = target.finished(x, t).clone()
+                kept.append((t, y if target.failed is None else y.masked_fill(per_example(target.failed, y), math.nan)))
 
         info: dict[str, Any] = {}
         with bar, target.evaluating(), torch.no_grad():
@@ -341,6 +342,17 @@ class GridSampler(Sampler):
                 x, state = result
             keep(s, x)
         return x, self.info(state)
+
+
+def check_stepper(sampler: object, name: str) -> None:
+    """Refuse, inside of another sampler, anything but steps of single rows under a Gaussian process."""
+    if not isinstance(sampler, GridSampler):
+        raise ArgumentTypeError(f"{name}: got {sampler!r}; expected a GridSampler, such as EulerMaruyama()")
+    kind = type(sampler).__name__
+    if sampler.rows_interact:
+        raise ArgumentError(f"{name}: got {kind}, whose particles have weights; expected a sampler of single rows")
+    if not issubclass(GaussianProcess, sampler.needs):
+        raise ArgumentError(f"{name}: got {kind}, for a {sampler.needs.__name__}; expected one for a GaussianProcess")
 
 
 def check_on_failure(on_failure: str) -> None:

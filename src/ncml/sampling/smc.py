@@ -70,10 +70,10 @@ class AnnealedSMC(GridSampler):
 
     def check(self, target: Target, start: float, stop: float) -> None:
         super().check(target, start, stop)
-        if target.rows_differ:
+        if names := target.differing:
             raise ArgumentError(
-                "context: got rows that differ; expected one context for all particles, which take each other's "
-                "places; make one call per context"
+                f"{', '.join(names)}: got rows that differ; expected the same for all particles, which take each "
+                f"other's places; make one call for each"
             )
 
     def run(self, target: Target, x: Tensor, start: float, stop: float, keep: Keep) -> tuple[Tensor, dict[str, Any]]:

@@ -1,0 +1,154 @@
+"""Targets at their edges: far from an event, at t = 0, one inside another."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ncml import VESDE, generate
+from ncml.densities import GaussianDensity
+from ncml.density import AlignedTarget, CompletionTarget, ComposedTarget, EventTarget, PosteriorTarget, Target
+from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from ncml.sampling import AnnealedSMC, EulerMaruyama
+from tests.problems import seeded
+from tests.statistics import Z, assert_law, normal_cdf
+
+F64 = torch.float64
+UNIT = VESDE.linear(1.0)
+
+
+def normal(dims: int = 1, dtype: torch.dtype = F64) -> GaussianDensity:
+    """N(0, I) under sigma = t."""
+    return GaussianDensity(UNIT, torch.zeros(dims, dtype=dtype), 1.0)
+
+
+# Events.
+
+
+@pytest.mark.parametrize("u", [-1e4, -300.0, -20.0, -2.0, 0.0, 3.0, 300.0])
+def test_far_from_an_event_the_gradient_keeps_its_digits(u):
+    """In float32, against the hazard's continued fraction far out and the quotient of densities near."""
+    target, x = EventTarget(normal(dtype=torch.float32), lambda x: x[:, 0]).bound(torch.zeros(1, 1), 1.0)
+    std = math.sqrt(0.5)  # of x_0 given x_1, with mean x_1 / 2
+    x[:] = 2.0 * std * u
+    with target.evaluating():
+        got = float(target.score(x, 1.0) + 0.5 * x)
+    if u < -10.0:
+        hazard = -u + 1.0 / (-u + 2.0 / (-u + 3.0 / -u))
+    else:
+        hazard = math.exp(-0.5 * u * u) / math.sqrt(2.0 * math.pi) / (0.5 * math.erfc(-u / math.sqrt(2.0)))
+    assert got == pytest.approx(0.5 * hazard / std, rel=2e-5, abs=1e-30)
+
+
+def test_rows_from_far_outside_come_to_an_event():
+    """Data of one width in a thousand of the noise, so that u is 1e4 at the start: cancelled, it leads to 1e8."""
+    density = GaussianDensity(UNIT, torch.zeros(1), 1e-3)
+    target = EventTarget(density, lambda x: x[:, 0] - 10.0)
+    x = EulerMaruyama(64)(target, density.sample(200, 1.0, generator=seeded(0)), generator=seeded(1))
+    assert float((x - 10.0).abs().max()) < 1.0
+
+
+def test_particles_follow_an_event_to_the_data():
+    """The half of the normal distribution beyond 0, by weights at t = 0 that are 0 or 1."""
+    density, n = normal(), 20_000
+    target = EventTarget(Target(density, generator=seeded(1)), lambda x: x[:, 0])
+    g = seeded(0)
+    start = density.sample(n, generator=g).abs() + torch.randn(n, 1, dtype=F64, generator=g)  # the event's own p_T
+    refined = AnnealedSMC().refine(target, start)
+    assert float(refined.x.min()) > 0.0
+    # Resampled particles depend on each other: as if a third of them did not.
+    assert_law(refined.x[::3, 0], lambda v: (2.0 * normal_cdf(0.0, 1.0)(v) - 1.0).clip(0.0, 1.0))
+    with target.bound(refined.x, 0.0)[0].evaluating():
+        at_zero, x = target.bound(torch.tensor([[-1.0], [0.0], [2.0]], dtype=F64), 0.0)
+        assert at_zero.log_likelihood(x, 0.0).tolist() == [-math.inf, -math.inf, 0.0]
+        assert torch.equal(at_zero.score(x, 0.0), -x)
+
+
+def test_an_event_that_is_flat_here_pulls_nowhere():
+    target, x = EventTarget(normal(), lambda x: (x[:, 0] - 1.0).relu()).bound(torch.zeros(1, 1, dtype=F64), 0.5)
+    with target.evaluating():
+        log_p, score = target.log_density_and_score(x, 0.5)
+    assert log_p.tolist() == [-math.inf]
+    assert torch.equal(score, torch.zeros(1, 1, dtype=F64))
+
+
+# Measurements.
+
+
+def test_measurements_without_noise_have_no_density_at_the_data():
+    """Particles end by Tweedie's formula, or the measurement has noise: mean 1/2 given y = 1 with noise 1."""
+    density, n, y = normal(2), 20_000, torch.tensor([[1.0]], dtype=F64)
+    operator = torch.tensor([[1.0, 0.0]], dtype=F64)
+    x = density.sample(n, 1.0, generator=seeded(0))
+    exact = PosteriorTarget(Target(density, generator=seeded(1)), y, operator)
+    with pytest.raises(ArgumentError, match=r"noise: got 0 .*noise > 0.*denoise_last=True"):
+        AnnealedSMC(4)(exact, x)
+    assert torch.allclose(AnnealedSMC(4, denoise_last=True)(exact, x)[:, 0], y[0])
+    x[:, 0] = 0.5 + math.sqrt(1.5) * torch.randn(n, dtype=F64, generator=seeded(2))  # the posterior's own p_T
+    noisy = AnnealedSMC(32)(PosteriorTarget(Target(density, generator=seeded(1)), y, operator, 1.0), x)
+    assert float(noisy[:, 0].mean()) == pytest.approx(0.5, abs=2.0 * Z * math.sqrt(0.5 / n))
+
+
+# One inside another.
+
+
+HELD = torch.tensor([True, False])
+
+
+def completion(n: int = 1) -> CompletionTarget:
+    return CompletionTarget(normal(2), torch.linspace(0.0, 1.0, 2 * n, dtype=F64).reshape(n, 2), HELD)
+
+
+AROUND = {
+    "composed": lambda inner: ComposedTarget((1.0, Target(normal(2))), (0.5, inner)),
+    "first": lambda inner: ComposedTarget((1.0, inner)),
+    "measured": lambda inner: PosteriorTarget(inner, torch.ones(1, 1, dtype=F64), torch.ones(1, 2, dtype=F64)),
+    "event": lambda inner: EventTarget(inner, lambda x: x[:, 0]),
+    "aligned": AlignedTarget,
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_values_are_held_by_the_outermost_target(name):
+    """Inside of another it is refused, however deep; around it, known values come back."""
+    around = AROUND[name]
+    for inner in (completion(), CompletionTarget(completion(), torch.ones(1, 2, dtype=F64), ~HELD)):
+        with pytest.raises(UnsupportedError, match="put CompletionTarget outermost"):
+            around(inner)
+    outer = CompletionTarget(around(Target(normal(2))), torch.full((1, 2), 0.3, dtype=F64), HELD)
+    x = EulerMaruyama(4)(outer, torch.randn(3, 2, dtype=F64, generator=seeded(0)), generator=seeded(1))
+    assert x[:, 0].tolist() == [0.3] * 3
+
+
+def test_a_product_hands_its_generator_to_all_parts():
+    """Whatever a part draws; here a part that moves the score of the call by a draw of its own."""
+
+    class Drawing(Target):
+        def bound(self, x, t, *, on_failure="raise"):
+            target, y = super().bound(x, t, on_failure=on_failure)
+            target.shift = torch.randn(1, dtype=F64, generator=self.generator)
+            return target, y
+
+        def score(self, x, t):
+            return super().score(x, t) + self.shift
+
+    product = ComposedTarget((1.0, Target(normal())), (1.0, Drawing(normal())))
+    x = torch.zeros(2, 1, dtype=F64)
+    a, b = (EulerMaruyama(2)(product, x, generator=seeded(0)) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_what_differs_between_particles_is_named():
+    x = torch.zeros(2, 2, dtype=F64)
+    measured = PosteriorTarget(normal(2), x[:, :1] + torch.arange(2.0)[:, None], torch.ones(1, 2, dtype=F64), 1.0)
+    cases = ((measured, "y"), (ComposedTarget((1.0, measured), (1.0, measured)), "y"), (completion(2), "values"))
+    for target, name in cases:
+        with pytest.raises(ArgumentError, match=f"^{name}: got rows that differ"):
+            AnnealedSMC(2)(target, x)
+
+
+def test_a_target_does_not_generate():
+    with pytest.raises(ArgumentTypeError, match=r"density: got a CompletionTarget.*sampler\(target, x_T\)"):
+        generate(completion(), 3)
