@@ -20,12 +20,14 @@ TITLES = {
     "checks": "Checks of the public calls",
     "transformer": "The causal transformer, against torch's layers",
     "tarflow": "The transformer flow, against TarFlow",
+    "parallel": "Direct samples in parallel, against cached sampling",
     "tables": "Tables, against the flows of zuko and nflows",
 }
 OPTIONS = {
     "ncpn": " --pixel-cnn-pp PATH",
     "samplers": " --score-sde PATH --azula PATH --before PATH",
     "tarflow": " --tarflow PATH --itarflow PATH",
+    "parallel": "Direct samples in parallel, against cached sampling",
     "tables": " --data PATH",
 }
 
