@@ -27,7 +27,6 @@ OPTIONS = {
     "ncpn": " --pixel-cnn-pp PATH",
     "samplers": " --score-sde PATH --azula PATH --before PATH",
     "tarflow": " --tarflow PATH --itarflow PATH",
-    "parallel": "Direct samples in parallel, against cached sampling",
     "tables": " --data PATH",
 }
 
