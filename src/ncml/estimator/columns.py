@@ -276,7 +276,15 @@ def _line(x: Array, y: Array) -> tuple[float, float] | None:
     slope = float(a @ b) / float(a @ a)
     if slope == 0.0 or np.abs(b - slope * a).max() > 1e-6 * np.abs(b).max():
         return None
-    return slope, float(y.mean() - slope * x.mean())
+    # Any columns that share a huge value, such as a code for missing ones, pass that: now by what is usual for y, with
+    # every value once, however frequent the code.
+    first = np.unique(x, return_index=True)[1]
+    rest = y - slope * x
+    intercept = float(np.median(rest[first]))
+    size = np.abs(y - np.median(y[first]))
+    if (np.abs(rest - intercept) > 1e-6 * (size + np.median(size[first]))).any():
+        return None
+    return slope, intercept
 
 
 def _tied(column: Array) -> float:
