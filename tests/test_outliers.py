@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,19 @@ def test_a_shifted_column_is_found():
     assert shift.p_values_[2] > 0.1
     assert shift.p_values_[3] == 1.0
     assert shift.statistic_[3] == 0.0
+
+
+def test_the_shift_test_keeps_names():
+    """Bounds by name, names in warnings, and a density that takes the frames again."""
+    X, Y = (pd.DataFrame(np.exp(correlated(40, seed)), columns=["left", "right"]).assign(same=1) for seed in (0, 1))
+    estimator = NCMLDensityEstimator(Correlated, max_steps=1, bounds={"right": (0.0, None)})
+    with pytest.warns(UserWarning, match="constant columns are set aside: same"):
+        shift = FeatureShift(estimator, resamples=1, steps=1, random_state=0).fit(X, Y)
+    assert shift.names_ == ("left", "right", "same")
+    assert shift.estimator_.columns_.low.tolist() == [-np.inf, 0.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isfinite(shift.estimator_.score_samples(Y)).all()
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):

@@ -138,7 +138,10 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         estimator.set_params(missing=False, categories=codes or None)
         if estimator.random_state is None:
             estimator.set_params(random_state=int(random.randint(2**31 - 1)))
-        self.estimator_: NCMLDensityEstimator = estimator.fit(rows[random.permutation(len(rows))])
+        table = rows[random.permutation(len(rows))]
+        if form.frame is not None and hasattr(self, "feature_names_in_"):
+            table = type(form.frame)(table, columns=self.feature_names_in_)
+        self.estimator_: NCMLDensityEstimator = estimator.fit(table)
         columns, density = self.estimator_.columns_, self.estimator_.density_
         self.names_ = tuple(getattr(self, "feature_names_in_", columns.names))
         process = density.process
@@ -148,12 +151,12 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
             )
         t = float(process.time_at(float(self.noise)))
         objective = TableObjective(process, LadderTimes((t,)), columns=columns)
-        table = torch.from_numpy(columns.standardise(rows)).to(density.device, torch.float32)
+        standard = torch.from_numpy(columns.standardise(rows)).to(density.device, torch.float32)
         deals = [np.arange(len(rows)), *(random.permutation(len(rows)) for _ in range(self.resamples))]
         seeds = random.randint(2**31 - 1, size=len(deals)).tolist()
         found = []
         for deal, seed in progress_bar(list(zip(deals, seeds, strict=True)), bool(self.verbose), "feature shift"):
-            parts = table[deal[: len(first)]], table[deal[len(first) :]]
+            parts = standard[deal[: len(first)]], standard[deal[len(first) :]]
             found.append(self._compare(density, objective, parts, t, seed))
         values = np.stack(found)
         kept = columns.kept
