@@ -90,6 +90,24 @@ def test_broken_constants_and_copies_are_odd():
     assert pulls[2].argmax() == 3
 
 
+@pytest.mark.parametrize("slope", [2.0, -30.0])
+def test_pulls_of_broken_rows_are_differences(slope):
+    """Of the log-densities, in scales, weighted by the noise: of a constant, of a copy, and of what it copies."""
+    X = correlated(300)
+    X = np.column_stack([X, np.full(300, 4.0), slope * X[:, 0] + 1.0])
+    with pytest.warns(UserWarning, match="set aside"):
+        model = detector(X, calibration=0.0)
+    scale = model.estimator_.columns_.scale
+    scales = np.array([*scale, 4.0, abs(slope) * scale[0]])
+    rows = X[:5] + np.array([0.3, -0.2, 1.5, 0.7 * slope])
+    expected = np.empty_like(rows)
+    for j in range(4):
+        step = 1e-4 * scales[j] * np.eye(4)[j]
+        slopes = (model.log_densities(rows + step) - model.log_densities(rows - step)) / 2e-4
+        expected[:, j] = (slopes * LEVELS)[:, 1:].mean(1)
+    np.testing.assert_allclose(model.explain(rows), expected, rtol=1e-6)
+
+
 def outside(p, n, rate, level=1e-6):
     """Whether false alarms lie outside what one calibration set of n rows allows, with probability ``level``."""
     k = int(rate * (n + 1))

@@ -239,6 +239,15 @@ class Columns:
         r[~(np.abs(r) >= 1e-6)] = 0.0  # rounding, and gaps
         return r
 
+    def repair(self, X: Array) -> Array:
+        """The way on which half the squared :meth:`residuals` fall fastest, in scales, ``(n, d)``."""
+        r = self.residuals(X)
+        way = -r
+        for j, (i, slope, _) in self.duplicates.items():
+            way[:, j] = -r[:, j] / np.sqrt(2.0)
+            way[:, i] += np.sign(slope) * r[:, j] / np.sqrt(2.0)
+        return way
+
     def warn(self) -> None:
         """Say which columns the density does not see."""
         if self.constant:

@@ -176,14 +176,15 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
 
         over the levels above 0. By Tweedie's formula :math:`\sigma^2 \partial_j \log p_t` is the way from x to where
         its column is expected given the others, so that e is this way in units of the noise: positive where the value
-        is too small for the rest of the row. It is 0 for missing values.
+        is too small for the rest of the row. It is 0 for missing values. A broken copy pulls on itself and on the
+        column that it copied.
         """
         check_is_fitted(self)
         rows = self._validated(X, self.estimator_.form, reset=False)
-        residuals = self.estimator_.columns_.residuals(rows)
+        repair = self.estimator_.columns_.repair(rows)
         levels = [(sigma, t) for sigma, t in zip(self.levels, self._times, strict=True) if sigma > 0.0]
         table = self.estimator_.table_of(rows)
-        pulls = [sigma * self.estimator_.gradient_of(table, t) - residuals / sigma for sigma, t in levels]
+        pulls = [sigma * self.estimator_.gradient_of(table, t) + repair / sigma for sigma, t in levels]
         return cast(Array, np.mean(pulls, axis=0))
 
     def to_pyod(self, X: Any) -> PyODDetector:  # noqa: ANN401 -- any table
