@@ -12,6 +12,7 @@ it is the probability itself. Missing values are NaN; c, s, w and the rest are t
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ class Columns:
         width[coded], origin[coded] = 1.0, 0.0
         tied = np.array([_tied(column) > TIES for column in values]) & (width == 0.0)
         width = np.where(tied, TIED_WIDTH * scale, width)
-        low, high = _bounds(bounds, names, kept, values, width)
+        low, high = _bounds(bounds, names, X, kept, duplicates, width)
         low[coded], high[coded] = -0.5, np.array([codes.get(j, 0) for j in kept])[coded] - 0.5
         columns = cls(
             tuple(names),
@@ -322,27 +323,33 @@ def _lattice(column: Array) -> tuple[float, float]:
 
 
 def _bounds(
-    bounds: Bounds | None, names: Sequence[str], kept: list[int], columns: Sequence[Array], width: Array
+    bounds: Bounds | None,
+    names: Sequence[str],
+    X: Array,
+    kept: list[int],
+    duplicates: Mapping[int, tuple[int, float, float]],
+    width: Array,
 ) -> tuple[Array, Array]:
-    """Lower and upper bounds of the kept columns' jittered values."""
+    """Lower and upper bounds of the kept columns' jittered values; those of a copy are of the column that it copies."""
     low, high = np.full(len(kept), -np.inf), np.full(len(kept), np.inf)
     for key, ends in (bounds or {}).items():
         j = list(names).index(key) if key in names else key
-        if not isinstance(j, int) or not 0 <= j < len(names):
+        if isinstance(j, bool) or not isinstance(j, numbers.Integral) or not 0 <= j < len(names):
             raise ArgumentError(f"bounds: got {key!r}; expected names of columns, or indices below {len(names)}")
-        if j not in kept:
+        i, slope, intercept = duplicates.get(int(j), (int(j), 1.0, 0.0))
+        if i not in kept:
             continue
-        k = kept.index(j)
-        a, b = ends
-        low[k], high[k] = (-np.inf if a is None else a), (np.inf if b is None else b)
-        step = 0.5 * width[k]
-        low[k], high[k] = low[k] - step, high[k] + step
-        values = columns[k]
-        if not (values - step >= low[k]).all() or not (values + step <= high[k]).all():
+        k = kept.index(i)
+        a, b = (-np.inf if ends[0] is None else ends[0]), (np.inf if ends[1] is None else ends[1])
+        values = np.where(np.isnan(X[:, j]), slope * X[:, i] + intercept, X[:, j])
+        values = values[~np.isnan(values)]
+        if not (values >= a).all() or not (values <= b).all():
             raise ArgumentError(f"bounds: got {ends} for {names[j]}; expected an interval that its values lie in")
-        if width[k] == 0.0 and ((values == low[k]).any() or (values == high[k]).any()):
+        if width[k] == 0.0 and ((values == a).any() or (values == b).any()):
             raise ArgumentError(
                 f"bounds: got {ends} for {names[j]}, some of whose values lie on a bound; expected them inside, where "
                 f"the logarithm is finite; widen the bounds"
             )
-    return low, high
+        first, last = sorted(((a - intercept) / slope, (b - intercept) / slope))
+        low[k], high[k] = max(low[k], first), min(high[k], last)
+    return low - 0.5 * width, high + 0.5 * width

@@ -60,7 +60,7 @@ class TableForm:
         given = categories if isinstance(categories, Mapping) else dict.fromkeys(_listed(categories))
         for key, values in given.items() if labels else ():
             j = labels.index(key) if key in labels else key
-            if isinstance(j, bool) or not isinstance(j, int) or not 0 <= j < len(labels):
+            if isinstance(j, bool) or not isinstance(j, numbers.Integral) or not 0 <= j < len(labels):
                 raise ArgumentError(
                     f"categories: got {key!r}; expected names of columns, or indices below {len(labels)}"
                 )
