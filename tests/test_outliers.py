@@ -15,9 +15,9 @@ from scipy.stats import betabinom
 from torch.distributions import MultivariateNormal
 
 import ncml.estimator
-from ncml import LinearVESDE, NoiseConditionalDensity
+from ncml import LevelNoise, LinearVESDE, NoiseConditionalDensity
 from ncml.densities import MADE, CallableDensity
-from ncml.errors import ArgumentError, MissingExtraError
+from ncml.errors import ArgumentError, MissingExtraError, UnsupportedError
 from ncml.estimator import FeatureShift, NCMLDensityEstimator, NCMLOutlierDetector, shift_statistic
 from ncml.estimator.shift import max_p_values
 
@@ -203,6 +203,24 @@ def test_wrong_settings(settings, message):
     estimator = NCMLDensityEstimator(Correlated, max_steps=1)
     with pytest.raises(ArgumentError, match=message):
         NCMLOutlierDetector(estimator, **settings).fit(correlated(50))
+
+
+@pytest.mark.parametrize("name", ["levels", "noise"])
+def test_noise_that_the_process_has_not_is_refused_before_training(name):
+    def untrained(event_shape, process):
+        raise AssertionError("the training began")
+
+    def fit(process):
+        estimator = NCMLDensityEstimator(untrained, process=process)
+        if name == "levels":
+            NCMLOutlierDetector(estimator).fit(correlated(50))
+        else:
+            FeatureShift(estimator, noise=1.5).fit(correlated(50), correlated(50))
+
+    with pytest.raises(ArgumentError, match=rf"^{name}: got .*; expected noise levels from 0 to 1,"):
+        fit(LinearVESDE(1.0))
+    with pytest.raises(UnsupportedError, match=f"^{name}: got noise levels under LevelNoise"):
+        fit(LevelNoise(5))
 
 
 def test_p_values_need_calibration():
