@@ -12,7 +12,6 @@ it is the probability itself. Missing values are NaN; c, s, w and the rest are t
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ncml.checks import is_whole
 from ncml.errors import ArgumentError
 
 __all__ = ["Bounds", "Columns"]
@@ -263,6 +263,15 @@ class Columns:
         return torch.as_tensor(values, dtype=like.dtype, device=like.device)
 
 
+def column_of(key: Any, labels: Sequence[Any], name: str) -> int:  # noqa: ANN401 -- a name or an index
+    """Index of the column that the parameter ``name`` gave by its name or index."""
+    if key in labels:
+        return list(labels).index(key)
+    if not is_whole(key) or not 0 <= key < len(labels):
+        raise ArgumentError(f"{name}: got {key!r}; expected names of columns, or indices below {len(labels)}")
+    return int(key)
+
+
 def _spread(column: Array) -> float:
     """Standard deviation of the middle 99 %, or of all rows where these are alike."""
     low, high = np.quantile(column, [0.005, 0.995])
@@ -333,10 +342,8 @@ def _bounds(
     """Lower and upper bounds of the kept columns' jittered values; those of a copy are of the column that it copies."""
     low, high = np.full(len(kept), -np.inf), np.full(len(kept), np.inf)
     for key, ends in (bounds or {}).items():
-        j = list(names).index(key) if key in names else key
-        if isinstance(j, bool) or not isinstance(j, numbers.Integral) or not 0 <= j < len(names):
-            raise ArgumentError(f"bounds: got {key!r}; expected names of columns, or indices below {len(names)}")
-        i, slope, intercept = duplicates.get(int(j), (int(j), 1.0, 0.0))
+        j = column_of(key, names, "bounds")
+        i, slope, intercept = duplicates.get(j, (j, 1.0, 0.0))
         if i not in kept:
             continue
         k = kept.index(i)

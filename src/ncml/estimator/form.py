@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import ArgumentError
-from ncml.estimator.columns import Array
+from ncml.estimator.columns import Array, column_of
 
 __all__ = ["Categories", "TableForm", "is_frame", "rows_of"]
 
@@ -59,11 +59,7 @@ class TableForm:
             labels = list(range(X.shape[1] if getattr(X, "ndim", 0) == 2 else 0))
         given = categories if isinstance(categories, Mapping) else dict.fromkeys(_listed(categories))
         for key, values in given.items() if labels else ():
-            j = labels.index(key) if key in labels else key
-            if isinstance(j, bool) or not isinstance(j, numbers.Integral) or not 0 <= j < len(labels):
-                raise ArgumentError(
-                    f"categories: got {key!r}; expected names of columns, or indices below {len(labels)}"
-                )
+            j = column_of(key, labels, "categories")
             if values is None:
                 known.setdefault(j, _in_order(_column(X, j)))
                 continue
