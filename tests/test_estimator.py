@@ -222,6 +222,12 @@ def test_pipelines_searches_and_pickles():
     assert (again.score_samples(X) == search.best_estimator_.score_samples(X)).all()
 
 
+def test_searches_over_numbers_of_numpy():
+    X = REAL[:120].reshape(60, 2)
+    search = GridSearchCV(FAST, {"batch_size": np.array([16, 32])}, cv=2, error_score="raise").fit(X)
+    assert search.best_params_["batch_size"] in (16, 32)
+
+
 def test_categories_by_an_encoder():
     """Codes are integers: their probabilities are near their shares, and sum to one nearly."""
     colours = np.array(["blue", "green", "red"])[np.random.default_rng(0).choice(3, p=[0.2, 0.7, 0.1], size=1000)]

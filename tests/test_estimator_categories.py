@@ -115,6 +115,38 @@ def test_arrays_there_and_back(kind):
         assert {type(v) for v in drawn[:, 0]} == {int}
 
 
+TYPES = {
+    "uint8": (0, 255),
+    "int8": (-128, 127),
+    "UInt8": (0, 255),
+    "Int8": (-128, 127),
+    "uint64": (0, 2**64),
+    "Int64": (-(2**63), 2**63),
+    "bool": (0, 1),
+    "boolean": (0, 1),
+    "Sparse[uint8]": (0, 255),
+}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_draws_beyond_a_type_are_its_ends(dtype):
+    """The density has mass outside of what a type can hold, and between its numbers."""
+    frame = pd.DataFrame({"a": pd.Series([0, 1, 1] * 20, dtype=dtype), "kind": pd.Categorical(["x", "y", "y"] * 20)})
+    form = TableForm.of(frame, None)
+    drawn = form.decode(np.array([[-1e30, 0.0], [-0.2, 1.0], [0.9999999, 1.0], [1e30, 0.0]]))
+    assert drawn.dtypes.equals(frame.dtypes)
+    low, high = TYPES[dtype]
+    assert [int(v) for v in drawn["a"][:3]] == [low, 0, 1]
+    assert int(drawn["a"][3]) == pytest.approx(high, rel=1e-15)
+
+
+def test_draws_beyond_an_array_are_its_ends():
+    X = np.array([[0, 1], [5, 2]] * 10, dtype=np.uint8)
+    drawn = TableForm.of(X, [1]).decode(np.array([[-3.0, 0.0], [4.0, 1.0], [300.0, 1.0]]))
+    assert drawn.dtype == np.uint8
+    assert drawn.tolist() == [[0, 1], [4, 2], [255, 2]]
+
+
 def test_lists_keep_numbers_beside_strings():
     rows = [[1.5, "a"], [2.5, "b"], [0.5, "b"]] * 5
     assert np.isfinite(fitted(rows, categories=[1]).score_samples(rows)).all()

@@ -126,7 +126,7 @@ CALLS: dict[str, Callable[[], object]] = {
         for result in results
     ],
     "delta_log_p": lambda: (
-        evaluation.delta_log_p(made(lattice=Lattice(17)), Lattice(17).quantize(data()), 0.5, generator=seeded(1)).delta
+        evaluation.delta_log_p(made(lattice=Lattice(17)), Lattice(17).quantize(data()), 0.5, generator=seeded(1)).signed
     ),
     "train_classifier": lambda: (
         evaluation.train_classifier(

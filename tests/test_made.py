@@ -83,7 +83,7 @@ def test_conditionals_depend_on_earlier_positions_only(order, t):
     times = torch.tensor([t], dtype=F64)
 
     def log_conditionals(flat):
-        values = made._ordered(flat.reshape(1, 2, 2))
+        values = made.ordered(flat.reshape(1, 2, 2))
         outputs = made.net(values, made.conditioning(times))
         return made.head.log_prob(outputs, values)[0]
 

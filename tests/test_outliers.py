@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from scipy.stats import betabinom
 from torch.distributions import MultivariateNormal
 
 import ncml.estimator
-from ncml import LinearVESDE, NoiseConditionalDensity
+from ncml import LevelNoise, LinearVESDE, NoiseConditionalDensity
 from ncml.densities import MADE, CallableDensity
-from ncml.errors import ArgumentError, MissingExtraError
+from ncml.errors import ArgumentError, MissingExtraError, UnsupportedError
 from ncml.estimator import FeatureShift, NCMLDensityEstimator, NCMLOutlierDetector, shift_statistic
 from ncml.estimator.shift import max_p_values
 
@@ -87,6 +88,24 @@ def test_broken_constants_and_copies_are_odd():
     assert pulls[0, 2] == pulls[0, 3] == 0.0
     assert pulls[1].argmin() == 2
     assert pulls[2].argmax() == 3
+
+
+@pytest.mark.parametrize("slope", [2.0, -30.0])
+def test_pulls_of_broken_rows_are_differences(slope):
+    """Of the log-densities, in scales, weighted by the noise: of a constant, of a copy, and of what it copies."""
+    X = correlated(300)
+    X = np.column_stack([X, np.full(300, 4.0), slope * X[:, 0] + 1.0])
+    with pytest.warns(UserWarning, match="set aside"):
+        model = detector(X, calibration=0.0)
+    scale = model.estimator_.columns_.scale
+    scales = np.array([*scale, 4.0, abs(slope) * scale[0]])
+    rows = X[:5] + np.array([0.3, -0.2, 1.5, 0.7 * slope])
+    expected = np.empty_like(rows)
+    for j in range(4):
+        step = 1e-4 * scales[j] * np.eye(4)[j]
+        slopes = (model.log_densities(rows + step) - model.log_densities(rows - step)) / 2e-4
+        expected[:, j] = (slopes * LEVELS)[:, 1:].mean(1)
+    np.testing.assert_allclose(model.explain(rows), expected, rtol=1e-6)
 
 
 def outside(p, n, rate, level=1e-6):
@@ -186,6 +205,24 @@ def test_wrong_settings(settings, message):
         NCMLOutlierDetector(estimator, **settings).fit(correlated(50))
 
 
+@pytest.mark.parametrize("name", ["levels", "noise"])
+def test_noise_that_the_process_has_not_is_refused_before_training(name):
+    def untrained(event_shape, process):
+        raise AssertionError("the training began")
+
+    def fit(process):
+        estimator = NCMLDensityEstimator(untrained, process=process)
+        if name == "levels":
+            NCMLOutlierDetector(estimator).fit(correlated(50))
+        else:
+            FeatureShift(estimator, noise=1.5).fit(correlated(50), correlated(50))
+
+    with pytest.raises(ArgumentError, match=rf"^{name}: got .*; expected noise levels from 0 to 1,"):
+        fit(LinearVESDE(1.0))
+    with pytest.raises(UnsupportedError, match=f"^{name}: got noise levels under LevelNoise"):
+        fit(LevelNoise(5))
+
+
 def test_p_values_need_calibration():
     with pytest.raises(ArgumentError, match="calibration"):
         detector(correlated(50), calibration=0.0).p_values(correlated(5))
@@ -238,6 +275,19 @@ def test_a_shifted_column_is_found():
     assert shift.p_values_[2] > 0.1
     assert shift.p_values_[3] == 1.0
     assert shift.statistic_[3] == 0.0
+
+
+def test_the_shift_test_keeps_names():
+    """Bounds by name, names in warnings, and a density that takes the frames again."""
+    X, Y = (pd.DataFrame(np.exp(correlated(40, seed)), columns=["left", "right"]).assign(same=1) for seed in (0, 1))
+    estimator = NCMLDensityEstimator(Correlated, max_steps=1, bounds={"right": (0.0, None)})
+    with pytest.warns(UserWarning, match="constant columns are set aside: same"):
+        shift = FeatureShift(estimator, resamples=1, steps=1, random_state=0).fit(X, Y)
+    assert shift.names_ == ("left", "right", "same")
+    assert shift.estimator_.columns_.low.tolist() == [-np.inf, 0.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isfinite(shift.estimator_.score_samples(Y)).all()
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):

@@ -448,11 +448,15 @@ def test_bad_settings(tmp_path, parts, message):
         trainer(tmp_path, changed(**parts))
 
 
-def test_another_network_is_refused_whole(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [({"features": 12}, "weights of another model"), ({"features": 12, "heads": 3}, "heads is 2, not 3")],
+)
+def test_another_network_is_refused_whole(tmp_path, model, message):
     trainer(tmp_path / "a").run()
-    other = trainer(tmp_path / "b", changed(model={"features": 12, "heads": 3}))
+    other = trainer(tmp_path / "b", changed(model=model))
     before = [p.detach().clone() for p in other.density.parameters()]
-    with pytest.raises(CheckpointError, match="weights of another model"):
+    with pytest.raises(CheckpointError, match=message):
         other.load(open_checkpoint(tmp_path / "a"))
     assert all(torch.equal(p, q) for p, q in zip(other.density.parameters(), before, strict=True))
     assert other.step == 0

@@ -102,7 +102,7 @@ class MADE(AutoregressiveDensity):
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
         on_lattice = self.process.on_lattice(t) if edges and self.lattice is not None else None
         features, hidden = self.conditioning(t, context), self._hidden(context)
-        values = _zeroed(self._ordered(x), hidden)
+        values = _zeroed(self.ordered(x), hidden)
         outputs = self.net(values, features)
         return _zeroed(self.head.log_prob(outputs, values, on_lattice), hidden).sum(1)
 
@@ -117,7 +117,7 @@ class MADE(AutoregressiveDensity):
             self.lattice.check(x[on_lattice])
         with eval_mode(self):
             features, hidden = self.conditioning(t, context), self._hidden(context)
-            values = _zeroed(self._ordered(x), hidden)
+            values = _zeroed(self.ordered(x), hidden)
             outputs = self.net(values, features)
             return self._restored(_zeroed(self.head.log_prob(outputs, values, on_lattice), hidden))
 
@@ -128,7 +128,7 @@ class MADE(AutoregressiveDensity):
     def resample(self, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
         check_noise(self, noise, x.shape[0])
         features, hidden = self.conditioning(t, context), self._hidden(context)
-        outputs = self.net(_zeroed(self._ordered(x), hidden), features)
+        outputs = self.net(_zeroed(self.ordered(x), hidden), features)
         return self._restored(_zeroed(self.head.sample(outputs, noise, self.process.on_lattice(t)), hidden))
 
     def sample(
@@ -158,7 +158,8 @@ class MADE(AutoregressiveDensity):
         """Which values, in the order of sampling, are no part of the event, bool ``(B, D)``; None if all are."""
         return None
 
-    def _ordered(self, x: Tensor) -> Tensor:
+    def ordered(self, x: Tensor) -> Tensor:
+        """The values of ``x`` in the order in which they are sampled, ``(B, D)``."""
         flat = x.flatten(1)
         return flat if self._row_major else flat[:, self._order]
 

@@ -72,4 +72,4 @@ class MarginalMADE(MADE):
         hidden = context == 0
         if not bool((hidden | (context == 1)).all()):
             raise ArgumentError("context: got values other than 0 and 1; expected the mask, 1 for what is observed")
-        return self._ordered(hidden)
+        return self.ordered(hidden)

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ncml.checks import is_whole
 from ncml.errors import ArgumentError
 
 __all__ = ["Bounds", "Columns"]
@@ -119,7 +120,7 @@ class Columns:
         width[coded], origin[coded] = 1.0, 0.0
         tied = np.array([_tied(column) > TIES for column in values]) & (width == 0.0)
         width = np.where(tied, TIED_WIDTH * scale, width)
-        low, high = _bounds(bounds, names, kept, values, width)
+        low, high = _bounds(bounds, names, X, kept, duplicates, width)
         low[coded], high[coded] = -0.5, np.array([codes.get(j, 0) for j in kept])[coded] - 0.5
         columns = cls(
             tuple(names),
@@ -239,6 +240,15 @@ class Columns:
         r[~(np.abs(r) >= 1e-6)] = 0.0  # rounding, and gaps
         return r
 
+    def repair(self, X: Array) -> Array:
+        """The way on which half the squared :meth:`residuals` fall fastest, in scales, ``(n, d)``."""
+        r = self.residuals(X)
+        way = -r
+        for j, (i, slope, _) in self.duplicates.items():
+            way[:, j] = -r[:, j] / np.sqrt(2.0)
+            way[:, i] += np.sign(slope) * r[:, j] / np.sqrt(2.0)
+        return way
+
     def warn(self) -> None:
         """Say which columns the density does not see."""
         if self.constant:
@@ -251,6 +261,15 @@ class Columns:
     @staticmethod
     def _as(values: Array, like: Tensor) -> Tensor:
         return torch.as_tensor(values, dtype=like.dtype, device=like.device)
+
+
+def column_of(key: Any, labels: Sequence[Any], name: str) -> int:  # noqa: ANN401 -- a name or an index
+    """Index of the column that the parameter ``name`` gave by its name or index."""
+    if key in labels:
+        return list(labels).index(key)
+    if not is_whole(key) or not 0 <= key < len(labels):
+        raise ArgumentError(f"{name}: got {key!r}; expected names of columns, or indices below {len(labels)}")
+    return int(key)
 
 
 def _spread(column: Array) -> float:
@@ -276,7 +295,15 @@ def _line(x: Array, y: Array) -> tuple[float, float] | None:
     slope = float(a @ b) / float(a @ a)
     if slope == 0.0 or np.abs(b - slope * a).max() > 1e-6 * np.abs(b).max():
         return None
-    return slope, float(y.mean() - slope * x.mean())
+    # Any columns that share a huge value, such as a code for missing ones, pass that: now by what is usual for y, with
+    # every value once, however frequent the code.
+    first = np.unique(x, return_index=True)[1]
+    rest = y - slope * x
+    intercept = float(np.median(rest[first]))
+    size = np.abs(y - np.median(y[first]))
+    if (np.abs(rest - intercept) > 1e-6 * (size + np.median(size[first]))).any():
+        return None
+    return slope, intercept
 
 
 def _tied(column: Array) -> float:
@@ -305,27 +332,31 @@ def _lattice(column: Array) -> tuple[float, float]:
 
 
 def _bounds(
-    bounds: Bounds | None, names: Sequence[str], kept: list[int], columns: Sequence[Array], width: Array
+    bounds: Bounds | None,
+    names: Sequence[str],
+    X: Array,
+    kept: list[int],
+    duplicates: Mapping[int, tuple[int, float, float]],
+    width: Array,
 ) -> tuple[Array, Array]:
-    """Lower and upper bounds of the kept columns' jittered values."""
+    """Lower and upper bounds of the kept columns' jittered values; those of a copy are of the column that it copies."""
     low, high = np.full(len(kept), -np.inf), np.full(len(kept), np.inf)
     for key, ends in (bounds or {}).items():
-        j = list(names).index(key) if key in names else key
-        if not isinstance(j, int) or not 0 <= j < len(names):
-            raise ArgumentError(f"bounds: got {key!r}; expected names of columns, or indices below {len(names)}")
-        if j not in kept:
+        j = column_of(key, names, "bounds")
+        i, slope, intercept = duplicates.get(j, (j, 1.0, 0.0))
+        if i not in kept:
             continue
-        k = kept.index(j)
-        a, b = ends
-        low[k], high[k] = (-np.inf if a is None else a), (np.inf if b is None else b)
-        step = 0.5 * width[k]
-        low[k], high[k] = low[k] - step, high[k] + step
-        values = columns[k]
-        if not (values - step >= low[k]).all() or not (values + step <= high[k]).all():
+        k = kept.index(i)
+        a, b = (-np.inf if ends[0] is None else ends[0]), (np.inf if ends[1] is None else ends[1])
+        values = np.where(np.isnan(X[:, j]), slope * X[:, i] + intercept, X[:, j])
+        values = values[~np.isnan(values)]
+        if not (values >= a).all() or not (values <= b).all():
             raise ArgumentError(f"bounds: got {ends} for {names[j]}; expected an interval that its values lie in")
-        if width[k] == 0.0 and ((values == low[k]).any() or (values == high[k]).any()):
+        if width[k] == 0.0 and ((values == a).any() or (values == b).any()):
             raise ArgumentError(
                 f"bounds: got {ends} for {names[j]}, some of whose values lie on a bound; expected them inside, where "
                 f"the logarithm is finite; widen the bounds"
             )
-    return low, high
+        first, last = sorted(((a - intercept) / slope, (b - intercept) / slope))
+        low[k], high[k] = max(low[k], first), min(high[k], last)
+    return low - 0.5 * width, high + 0.5 * width

@@ -156,7 +156,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         codes = {j: len(values) for j, values in self._form.categories.items()}
         self.columns_ = Columns.of(rows, self._names(), self.bounds, codes)
         self.columns_.warn()
-        process = LinearVESDE(2.0) if self.process is None else self.process
+        process = self.process_or_default
         times = LogUniformTimes(0.02, p_zero=0.3) if self.times is None else self.times
         objective = TableObjective(process, times, columns=self.columns_)
         held = min(int(self.validation_fraction * len(rows)), MOST_HELD)
@@ -299,6 +299,11 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             return table, None
         gaps = table.isnan()
         return table.masked_fill(gaps, 0.0), gaps.logical_not().to(table.dtype)
+
+    @property
+    def process_or_default(self) -> NoiseProcess:
+        """The process that ``fit`` trains."""
+        return LinearVESDE(2.0) if self.process is None else self.process
 
     @property
     def form(self) -> TableForm:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import ArgumentError
-from ncml.estimator.columns import Array
+from ncml.estimator.columns import Array, column_of
 
 __all__ = ["Categories", "TableForm", "is_frame", "rows_of"]
 
@@ -59,11 +59,7 @@ class TableForm:
             labels = list(range(X.shape[1] if getattr(X, "ndim", 0) == 2 else 0))
         given = categories if isinstance(categories, Mapping) else dict.fromkeys(_listed(categories))
         for key, values in given.items() if labels else ():
-            j = labels.index(key) if key in labels else key
-            if isinstance(j, bool) or not isinstance(j, int) or not 0 <= j < len(labels):
-                raise ArgumentError(
-                    f"categories: got {key!r}; expected names of columns, or indices below {len(labels)}"
-                )
+            j = column_of(key, labels, "categories")
             if values is None:
                 known.setdefault(j, _in_order(_column(X, j)))
                 continue
@@ -131,14 +127,19 @@ class TableForm:
             codes = np.rint(rows[:, j]).astype(int)
             columns[j] = np.array([values[code] for code in codes], dtype=object)
         if self.frame is not None:
-            frame = type(self.frame)(columns).astype(dict(enumerate(self.frame.dtypes)))
+            kinds = dict(enumerate(self.frame.dtypes))
+            held = {j: column if j in self.categories else _held(column, kinds[j]) for j, column in columns.items()}
+            frame = type(self.frame)(held).astype(kinds)
             frame.columns = self.frame.columns
             return frame
         if not self.categories:
             return rows
         table = np.empty(rows.shape, dtype=object)
         for j, column in columns.items():
-            table[:, j] = column.astype(np.int64).astype(object) if j in self.whole else column
+            if j in self.whole:
+                kind = self.dtype if getattr(self.dtype, "kind", "O") in "biu" else np.dtype(np.int64)
+                column = _held(column, kind).astype(kind).astype(object)
+            table[:, j] = column
         return table.astype(self.dtype)
 
     def _of_another_form(self, X: Any) -> bool:  # noqa: ANN401 -- array or data frame
@@ -192,6 +193,19 @@ def _column(X: Any, j: int) -> Objects:  # noqa: ANN401 -- array or data frame
     values: Objects = column.to_numpy(object, copy=True)
     values[column.isna().to_numpy(bool)] = None
     return values
+
+
+def _held(column: Array, dtype: Any) -> Array:  # noqa: ANN401 -- a type of numpy or pandas
+    """Numbers rounded and put into the range of an integer type; as they are for others."""
+    kind = getattr(dtype, "kind", "O")
+    if kind not in "biu":
+        return column
+    if kind == "b":
+        return np.rint(column.clip(0.0, 1.0))
+    whole = np.iinfo(getattr(dtype, "numpy_dtype", getattr(dtype, "subtype", dtype)))
+    # The largest 64-bit integer is no float: the next float below it is.
+    high = float(whole.max) if float(whole.max) == whole.max else float(np.nextafter(float(whole.max), 0.0))
+    return np.rint(column.clip(float(whole.min), high))
 
 
 def _missing(value: Any) -> bool:  # noqa: ANN401 -- a cell

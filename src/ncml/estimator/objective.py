@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ncml.checks import kind_of
 from ncml.densities import MADE, MarginalMADE
 from ncml.density import NoiseConditionalDensity
+from ncml.errors import ArgumentError, UnsupportedError
 from ncml.estimator.columns import Columns
-from ncml.noise import NoiseProcess
+from ncml.noise import GaussianProcess, NoiseProcess
 from ncml.objective import NCMLObjective
 
-__all__ = ["TableObjective", "default_density", "is_marginal", "marginal_density", "seeded"]
+__all__ = ["TableObjective", "default_density", "is_marginal", "marginal_density", "seeded", "times_of"]
 
 
 def default_density(event_shape: Sequence[int], process: NoiseProcess) -> MADE:
@@ -84,6 +86,28 @@ def is_marginal(density: NoiseConditionalDensity) -> bool:
     except Exception:  # whatever a density raises that takes no such context
         return False
     return bool((there == other).all()) and bool((nothing == 0.0).all())
+
+
+def times_of(process: NoiseProcess, levels: Sequence[float], name: str) -> list[float]:
+    """The times at which a process has noise levels, which the parameter ``name`` gave.
+
+    Raises:
+        ArgumentError: The process does not reach them.
+        UnsupportedError: It is not Gaussian.
+    """
+    if not isinstance(process, GaussianProcess):
+        raise UnsupportedError(
+            f"{name}: got noise levels under {kind_of(process)}; expected process=None or a GaussianProcess, which has "
+            f"a sigma"
+        )
+    low, high = float(process.sigma(0.0)), float(process.sigma(process.T))
+    try:
+        return [float(process.time_at(float(level))) for level in levels]
+    except ArgumentError as error:
+        raise ArgumentError(
+            f"{name}: got {', '.join(f'{level:g}' for level in levels)}; expected noise levels from {low:g} to "
+            f"{high:.6g}, which is all that {process} has; fit an estimator whose process has more noise at its end"
+        ) from error
 
 
 @contextmanager

@@ -24,12 +24,12 @@ from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError
 from ncml.estimator.columns import Array
 from ncml.estimator.density import NCMLDensityEstimator
 from ncml.estimator.form import TableForm, rows_of
+from ncml.estimator.objective import times_of
 from ncml.estimator.usual import Usual, correlated_pairs
-from ncml.noise import GaussianProcess
 
 __all__ = ["NCMLOutlierDetector", "PyODDetector"]
 
@@ -113,6 +113,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         """
         self._check_parameters()
         estimator = NCMLDensityEstimator() if self.estimator is None else clone(self.estimator)
+        self._times = times_of(estimator.process_or_default, self.levels, "levels")
         form = TableForm.of(X, estimator.categories)
         rows = self._validated(X, form, reset=True)
         random = check_random_state(self.random_state)
@@ -125,12 +126,6 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         if estimator.missing is None and np.isnan(rows).any():
             estimator.set_params(missing=True)  # those left for training may have none
         self.estimator_: NCMLDensityEstimator = estimator.fit(rows_of(X, order[held:]))
-        process = self.estimator_.density_.process
-        if not isinstance(process, GaussianProcess):
-            raise UnsupportedError(
-                f"process: got {type(process).__name__}; expected a GaussianProcess, which has a sigma"
-            )
-        self._times = [float(process.time_at(float(sigma))) for sigma in self.levels]
         self._usual = self._fit_usual(rows[order[held:]][:ROWS], random)
         complete = np.ones_like(self._observed(rows[:1]))
         self.mean_, self.std_ = (part[0] for part in self._usual.of(complete))
@@ -176,14 +171,15 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
 
         over the levels above 0. By Tweedie's formula :math:`\sigma^2 \partial_j \log p_t` is the way from x to where
         its column is expected given the others, so that e is this way in units of the noise: positive where the value
-        is too small for the rest of the row. It is 0 for missing values.
+        is too small for the rest of the row. It is 0 for missing values. A broken copy pulls on itself and on the
+        column that it copied.
         """
         check_is_fitted(self)
         rows = self._validated(X, self.estimator_.form, reset=False)
-        residuals = self.estimator_.columns_.residuals(rows)
+        repair = self.estimator_.columns_.repair(rows)
         levels = [(sigma, t) for sigma, t in zip(self.levels, self._times, strict=True) if sigma > 0.0]
         table = self.estimator_.table_of(rows)
-        pulls = [sigma * self.estimator_.gradient_of(table, t) - residuals / sigma for sigma, t in levels]
+        pulls = [sigma * self.estimator_.gradient_of(table, t) + repair / sigma for sigma, t in levels]
         return cast(Array, np.mean(pulls, axis=0))
 
     def to_pyod(self, X: Any) -> PyODDetector:  # noqa: ANN401 -- any table

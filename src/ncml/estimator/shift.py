@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from ncml.checks import Time, check_count
 from ncml.density import NoiseConditionalDensity, inner_density
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError
 from ncml.estimator.columns import Array
 from ncml.estimator.density import NCMLDensityEstimator
 from ncml.estimator.form import TableForm
-from ncml.estimator.objective import TableObjective, seeded
-from ncml.noise import GaussianProcess
+from ncml.estimator.objective import TableObjective, seeded, times_of
 from ncml.objective import LadderTimes
 from ncml.progress import progress_bar
 from ncml.training import fit
@@ -130,6 +129,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         if not self.noise >= 0.0:  # NaN fails too
             raise ArgumentError(f"noise: got {self.noise!r}; expected a noise level >= 0")
         estimator = NCMLDensityEstimator() if self.estimator is None else clone(self.estimator)
+        (t,) = times_of(estimator.process_or_default, (self.noise,), "noise")
         form = TableForm.of(X, estimator.categories)
         first = validate_data(self, form.encode(X), dtype=np.float64, ensure_min_samples=2)
         rows = np.concatenate([first, validate_data(self, form.encode(Y), reset=False, dtype=np.float64)])
@@ -138,22 +138,19 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         estimator.set_params(missing=False, categories=codes or None)
         if estimator.random_state is None:
             estimator.set_params(random_state=int(random.randint(2**31 - 1)))
-        self.estimator_: NCMLDensityEstimator = estimator.fit(rows[random.permutation(len(rows))])
+        table = rows[random.permutation(len(rows))]
+        if form.frame is not None and hasattr(self, "feature_names_in_"):
+            table = type(form.frame)(table, columns=self.feature_names_in_)
+        self.estimator_: NCMLDensityEstimator = estimator.fit(table)
         columns, density = self.estimator_.columns_, self.estimator_.density_
         self.names_ = tuple(getattr(self, "feature_names_in_", columns.names))
-        process = density.process
-        if not isinstance(process, GaussianProcess):
-            raise UnsupportedError(
-                f"process: got {type(process).__name__}; expected a GaussianProcess, which has a sigma"
-            )
-        t = float(process.time_at(float(self.noise)))
-        objective = TableObjective(process, LadderTimes((t,)), columns=columns)
-        table = torch.from_numpy(columns.standardise(rows)).to(density.device, torch.float32)
+        objective = TableObjective(estimator.process_or_default, LadderTimes((t,)), columns=columns)
+        standard = torch.from_numpy(columns.standardise(rows)).to(density.device, torch.float32)
         deals = [np.arange(len(rows)), *(random.permutation(len(rows)) for _ in range(self.resamples))]
         seeds = random.randint(2**31 - 1, size=len(deals)).tolist()
         found = []
         for deal, seed in progress_bar(list(zip(deals, seeds, strict=True)), bool(self.verbose), "feature shift"):
-            parts = table[deal[: len(first)]], table[deal[len(first) :]]
+            parts = standard[deal[: len(first)]], standard[deal[len(first) :]]
             found.append(self._compare(density, objective, parts, t, seed))
         values = np.stack(found)
         kept = columns.kept
