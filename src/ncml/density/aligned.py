@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_count, check_positive, per_example
+from ncml.checks import Time, check_count, check_positive
 from ncml.density.around import AroundTarget, check_free
 from ncml.density.target import Target
 from ncml.errors import ArgumentError, UnsupportedError
@@ -99,6 +99,5 @@ class AlignedTarget(AroundTarget):
     def _stepping(self, x: Tensor, t: Time, times: Tensor, score: Tensor) -> Tensor:
         """The score at t by which Tweedie's formula leads where ``score`` leads from ``times``."""
         clean = (x + self.sigma(times) ** 2 * score) / self.alpha(times)
-        if isinstance(t, Tensor):
-            return (per_example(self.process.alpha(t).to(x), x) * clean - x) / self.sigma(t) ** 2
-        return clean.mul(self.alpha(t)).sub_(x).div_(self.sigma(t) ** 2)
+        aligned: Tensor = (self.alpha(t) * clean - x) / self.sigma(t) ** 2
+        return aligned

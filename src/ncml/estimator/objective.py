@@ -22,17 +22,20 @@ from ncml.objective import NCMLObjective
 __all__ = ["TableObjective", "default_density", "is_marginal", "marginal_density", "seeded", "times_of"]
 
 
+SIZE: dict[str, Any] = {"hidden": (128, 128), "components": 8, "dropout": 0.1}  # of the default densities
+
+
 def default_density(event_shape: Sequence[int], process: NoiseProcess) -> MADE:
     """The density of a table unless another is asked for: a small :class:`~ncml.densities.MADE`.
 
     Mixtures of logistics have several modes in every column, as columns of integers and codes do, and heavy tails.
     """
-    return MADE(event_shape, process, hidden=(128, 128), components=8, dropout=0.1)
+    return MADE(event_shape, process, **SIZE)
 
 
 def marginal_density(event_shape: Sequence[int], process: NoiseProcess) -> MarginalMADE:
     """The density of a table with gaps unless another is asked for, of the same size."""
-    return MarginalMADE(event_shape, process, hidden=(128, 128), components=8, dropout=0.1)
+    return MarginalMADE(event_shape, process, **SIZE)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def fit_grid(
         steps: Number of steps.
         t_start, t_end: As for a sampler; T and 0 if None.
         context: Conditioning with a row per sample, or None.
-        candidates: Times to choose among; scores of x to spend.
+        candidates: Times to choose among; twice as many scores of x are spent.
 
     Returns:
         The grid, which ignores the sampler's ``steps``.
