@@ -21,6 +21,7 @@ TITLES = {
     "transformer": "The causal transformer, against torch's layers",
     "tarflow": "The transformer flow, against TarFlow",
     "parallel": "Direct samples in parallel, against cached sampling",
+    "aligned": "Fitted grids and aligned scores (errors, not times)",
     "tables": "Tables, against the flows of zuko and nflows",
 }
 OPTIONS = {
