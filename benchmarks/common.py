@@ -237,6 +237,21 @@ def without_grad(function: Callable[[], object]) -> Callable[[], object]:
     return torch.no_grad()(function)
 
 
+def score_sde_modules(checkout: str | None) -> tuple[ModuleType, ModuleType] | None:
+    """score_sde_pytorch's sde_lib and sampling; None without a checkout."""
+    if not checkout:
+        return None
+    # Its sampling.py imports its models, and with them CUDA extensions, for three names.
+    models, utils = ModuleType("models"), ModuleType("models.utils")
+    utils.from_flattened_numpy = lambda x, shape: torch.from_numpy(x.reshape(shape))  # type: ignore[attr-defined]
+    utils.to_flattened_numpy = lambda x: x.detach().numpy().reshape(-1)  # type: ignore[attr-defined]
+    utils.get_score_fn = lambda sde, model, **_: model  # type: ignore[attr-defined]
+    models.utils = utils  # type: ignore[attr-defined]
+    sys.modules.update({"models": models, "models.utils": utils})
+    sde_lib, sampling = optional("sde_lib", checkout), optional("sampling", checkout)
+    return (sde_lib, sampling) if sde_lib and sampling else None
+
+
 def with_backward(module: nn.Module, log_prob: Callable[[], Tensor]) -> Callable[[], object]:
     """Log-likelihood and its gradient to the parameters, as in a training step."""
 

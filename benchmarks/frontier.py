@@ -10,7 +10,8 @@ For samplers that draw, the relative error of the variance on Gaussian data is e
 they make of the start and of each normal that they draw is read off, without sampling.
 
 Peers: azula and the schedulers of diffusers, as installed (``pip install --no-deps azula diffusers``, with what they
-import but torchvision); missing ones are skipped.
+import but torchvision), and score_sde_pytorch's flow, from a checkout: an adaptive Runge-Kutta method, with the
+tolerance that spends the most within the budget, on times of its own. Missing ones are skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import RESULTS, Figure, Report, environment, optional, parser, show
+from common import RESULTS, Figure, Report, environment, optional, parser, score_sde_modules, show
 from ncml import VESDE, VPSDE, GaussianProcess, NCMLObjective, NoiseConditionalDensity
 from ncml.densities import MADE, CausalTransformer, GaussianDensity, GaussianMixtureDensity
 from ncml.density import Target
@@ -214,6 +215,41 @@ def diffusers_solvers(diffusers: Any) -> dict[str, tuple[Solver, int]]:
     }
 
 
+def score_sde_solver(modules: tuple[Any, Any]) -> dict[str, tuple[Solver, int]]:
+    """The flow of score_sde_pytorch, whose tensors are 4-D, and float32 between scores."""
+    sde_lib, sampling = modules
+
+    def run(denoise: Any, process: GaussianProcess, x: Tensor, times: list[float]) -> Tensor:
+        shape = (len(x), math.prod(x.shape[1:]), 1, 1)
+
+        class Process(sde_lib.SDE):
+            T = process.T
+
+            def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+                return x * float(process.drift_coefficient(t[0])), process.diffusion(t)
+
+            marginal_prob = prior_sampling = prior_logp = None
+
+        def score(y: Tensor, t: Tensor) -> Tensor:
+            time, noisy = float(t[0]), y.to(x.dtype).reshape(x.shape)
+            alpha, sigma = float(process.alpha(time)), float(process.sigma(time))
+            return ((alpha * denoise(noisy, time) - noisy) / sigma**2).reshape(shape).to(y.dtype)
+
+        best = x.new_full(x.shape, math.nan)
+        for k in range(17):  # tolerances from 1 down; the first that spends too much ends the search
+            rtol = 10.0 ** (-0.5 * k)
+            solver = sampling.get_ode_sampler(
+                Process(N=1), shape, lambda y: y, rtol=rtol, atol=rtol, eps=times[-1], device=x.device
+            )
+            y, spent = solver(score, x.reshape(shape))
+            if spent > len(times) - 1:
+                break
+            best = y.to(x.dtype).reshape(x.shape)
+        return best
+
+    return {"score_sde RK45": (run, 1)}
+
+
 # Measurement.
 
 
@@ -309,6 +345,8 @@ def run(args: argparse.Namespace) -> tuple[Report, dict[str, Any]]:
             peers.update(diffusers_solvers(diffusers))
         except (ImportError, RuntimeError) as error:
             print(f"diffusers: its schedulers cannot be imported ({error}); skipped", file=sys.stderr)
+    if modules := score_sde_modules(args.score_sde):
+        peers.update(score_sde_solver(modules))
     report, data = Report("frontier"), {}
     chosen = problems(args.quick, args.only)
     for name, (density, x, scale) in chosen.items():
@@ -335,13 +373,13 @@ def draw(data: dict[str, Any], path: Path) -> None:
 
     columns = max(2, math.ceil(len(data["problems"]) / 2))
     figure, axes = pyplot.subplots(2, columns, figsize=(4 * columns, 6.5), sharex=True, constrained_layout=True)
-    families = ("ncml DDIM", "ncml HeunODE", "ncml DPMSolver2M", "ncml MultistepODE", "azula", "diffusers")
+    families = ("ncml DDIM", "ncml HeunODE", "ncml DPMSolver2M", "ncml MultistepODE", "azula", "diffusers", "score_sde")
     for axis, (name, problem) in zip(axes.flat, data["problems"].items(), strict=False):
         for family in families:
             grids = [row for key, rows in problem["errors"].items() if key.startswith(family) for row in rows.values()]
             if grids:
-                values = [min(v for v in column if math.isfinite(v)) for column in zip(*grids, strict=True)]
-                style = "--" if family in ("azula", "diffusers") else "-"
+                values = [min(filter(math.isfinite, column), default=math.nan) for column in zip(*grids, strict=True)]
+                style = "-" if family.startswith("ncml") else "--"
                 axis.loglog(EVALUATIONS, values, style, marker="o", ms=3, label=family.removeprefix("ncml "))
         axis.set_title(name, fontsize=9)
         axis.set_xticks(EVALUATIONS, [str(n) for n in EVALUATIONS])
@@ -350,6 +388,31 @@ def draw(data: dict[str, Any], path: Path) -> None:
     figure.supxlabel("scores per sample")
     figure.supylabel("distance from the exact flow, in standard deviations of the data")
     figure.savefig(path, dpi=110)
+
+
+def readable(name: str) -> str:
+    """A solver's name as the page has it: MultistepODE(2, True, data), karras: order, corrector, polynomial, grid."""
+    kind, _, rest = name.partition("(")
+    if name.startswith("score_sde"):  # whose times are its own
+        return name.partition(",")[0]
+    if kind != "MultistepODE":
+        return name.replace("(lower final)", ", lower final")
+    settings, _, grid = rest.partition("), ")
+    order, corrector, *others = settings.split(", ")
+    without = [] if corrector == "True" else ["no corrector"]
+    return ", ".join([kind, f"order {order}", *others[:1], *without, *others[1:], grid])
+
+
+def page(figures: list[dict[str, Any]]) -> str:
+    """The table of docs/howto/samplers.md, from the notes of the figures."""
+    lines, last = ["| problem | scores | ncml | error | peer | error |", "| --- | --- | --- | --- | --- | --- |"], ""
+    for figure in figures:
+        problem, _, scores = figure["name"].removesuffix(" scores: ncml / best peer").rpartition(", ")
+        cells = [part.partition(" by ") for part in figure["note"].split("; ")]
+        shown = [cell for error, _, name in cells for cell in (readable(name), f"{float(error):.3g}")]
+        lines.append(f"| {' | '.join([problem if problem != last else '', scores, *shown])} |")
+        last = problem
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -372,7 +435,9 @@ def main() -> None:
     versions = {**environment(), "clock": "none: errors, not times"}
     record = {"benchmark": "frontier", "environment": versions, "scores": EVALUATIONS, "figures": figures, **data}
     path.write_text(json.dumps(record, indent=1) + "\n")
-    draw(data, Path(__file__).parents[1] / "docs" / "results" / "frontier.png")
+    results = Path(__file__).parents[1] / "docs" / "results"
+    draw(data, results / "frontier.png")
+    (results / "frontier.table.txt").write_text(page(figures))
 
 
 if __name__ == "__main__":

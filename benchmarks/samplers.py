@@ -12,14 +12,13 @@ import contextlib
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from common import Figure, Remote, Report, main, optional, settle_heap, without_grad
+from common import Figure, Remote, Report, main, optional, score_sde_modules, settle_heap, without_grad
 from ncml import VPSDE
 from ncml.densities import GaussianDensity
 from ncml.density import gradient
@@ -32,15 +31,10 @@ D, STEPS, START, STOP, VARIANCE = 64, 50, 1.0, 1e-3, 0.25
 
 def score_sde_steps(checkout: str | None, batch: int) -> Callable[[], object] | None:
     """``STEPS`` Euler-Maruyama steps of score_sde_pytorch."""
-    if not checkout:
+    modules = score_sde_modules(checkout)
+    if modules is None:
         return None
-    # Its sampling.py imports its models, and with them CUDA extensions, for three names that are not needed.
-    models, utils = types.ModuleType("models"), types.ModuleType("models.utils")
-    utils.from_flattened_numpy = utils.to_flattened_numpy = utils.get_score_fn = models.utils = utils
-    sys.modules.update({"models": models, "models.utils": utils})
-    sde_lib, sampling = optional("sde_lib", checkout), optional("sampling", checkout)
-    if not (sde_lib and sampling):
-        return None
+    sde_lib, sampling = modules
     sde = sde_lib.VPSDE(N=STEPS)
 
     def score(x: Tensor, t: Tensor) -> Tensor:

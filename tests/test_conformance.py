@@ -54,6 +54,7 @@ from ncml.sampling import (
     GridSampler,
     HeunODE,
     MetropolisLangevin,
+    ParallelTempering,
     RePaint,
     Sampler,
     Tweedie,
@@ -186,8 +187,11 @@ def test_six_dimensions_take_less_than_a_minute():
 
 
 KINDS = [getattr(ncml.sampling, name) for name in ncml.sampling.__all__]
-SHORTER = {AnnealedLangevin: AnnealedLangevin(steps=64, moves=16, step_size=0.15)}
-"""A quarter of the scores; that its defaults keep the kit's tolerance is shown exactly, in test_refine.py."""
+SHORTER = {
+    AnnealedLangevin: AnnealedLangevin(steps=64, moves=16, step_size=0.15),
+    ParallelTempering: ParallelTempering(rounds=6),
+}
+"""A quarter of the scores. That Langevin's defaults keep the kit's tolerance is shown exactly, in test_refine.py."""
 
 SAMPLERS = [
     SHORTER.get(kind, kind())

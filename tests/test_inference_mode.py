@@ -77,6 +77,7 @@ SAMPLERS = {
     "metropolis": sampling.MetropolisLangevin(2),
     "multistep": sampling.MultistepODE(4),
     "pc": sampling.PredictorCorrector(4),
+    "parallel-tempering": sampling.ParallelTempering(3, rounds=2),
     "repaint": sampling.RePaint(4, repeats=2),
     "smc": sampling.AnnealedSMC(4),
     "tweedie": sampling.Tweedie(),

@@ -19,6 +19,7 @@ from ncml.sampling.predictor_corrector import PredictorCorrector
 from ncml.sampling.repaint import RePaint
 from ncml.sampling.sampler import GridSampler, Refined, Sampler
 from ncml.sampling.smc import AnnealedSMC
+from ncml.sampling.tempering import ParallelTempering
 from ncml.sampling.tweedie import Tweedie
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "MetropolisLangevin",
     "MultistepODE",
     "ParallelSamples",
+    "ParallelTempering",
     "PredictorCorrector",
     "RePaint",
     "Refined",

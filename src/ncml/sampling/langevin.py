@@ -14,7 +14,7 @@ from ncml.density import Target
 from ncml.sampling.grids import Grid
 from ncml.sampling.sampler import GridSampler
 
-__all__ = ["HMC", "AnnealedLangevin", "MetropolisLangevin", "langevin_moves"]
+__all__ = ["HMC", "AnnealedLangevin", "MetropolisLangevin", "Place", "langevin_moves", "share"]
 
 
 def langevin_moves(target: Target, x: Tensor, s: float, epsilon: float, moves: int) -> Tensor:
@@ -23,6 +23,29 @@ def langevin_moves(target: Target, x: Tensor, s: float, epsilon: float, moves: i
         score = target.score(x, s)
         x = x.add_(score, alpha=epsilon).add_(target.normal(x), alpha=math.sqrt(2.0 * epsilon))
     return x
+
+
+@dataclass(frozen=True)
+class Place:
+    """Samples at a noise level, ``(B, *event_shape)``, with their log-densities ``(B,)`` and scores there."""
+
+    x: Tensor
+    log_p: Tensor
+    score: Tensor
+
+    def where(self, kept: Tensor, other: Place) -> Place:
+        """These rows where ``kept`` ``(B,)``, and the other's elsewhere."""
+        rows = per_example(kept, self.x)
+        return Place(
+            torch.where(rows, self.x, other.x),
+            torch.where(kept, self.log_p, other.log_p),
+            torch.where(rows, self.score, other.score),
+        )
+
+
+def share(target: Target, counts: Tensor) -> Tensor:
+    """The mean over the rows that have not failed."""
+    return counts.mean() if target.failed is None else counts[~target.failed].mean()
 
 
 @dataclass(frozen=True)
@@ -107,17 +130,19 @@ class MetropolisLangevin(_Annealed):
         x, epsilon = self.carried(target, x, t, s)
         if epsilon == 0.0:
             return x, rates
-        log_p, score = target.log_density_and_score(x, s)
-        accepted = torch.zeros_like(log_p)
+        place, accepted = self.moved(target, Place(x, *target.log_density_and_score(x, s)), s)
+        return place.x, [*rates, accepted]
+
+    def moved(self, target: Target, place: Place, s: float) -> tuple[Place, Tensor]:
+        """Samples at ``s`` after some moves there, and the share of moves accepted."""
+        epsilon = self.step_size * target.sigma(s) ** 2
+        accepted = torch.zeros_like(place.log_p)
         for _ in range(self.moves):
-            y, log_q, score_y, gain = self.proposal(target, x, s, epsilon, score)
-            taken = target.uniform(len(x)).log() < log_q - log_p + gain
-            x = torch.where(per_example(taken, x), y, x)
-            log_p, score = torch.where(taken, log_q, log_p), torch.where(per_example(taken, x), score_y, score)
+            y, log_q, score_y, gain = self.proposal(target, place.x, s, epsilon, place.score)
+            taken = target.uniform(len(y)).log() < log_q - place.log_p + gain
+            place = place.where(~taken, Place(y, log_q, score_y))
             accepted += taken
-        if target.failed is not None:
-            accepted = accepted[~target.failed]
-        return x, [*rates, accepted.mean() / self.moves]
+        return place, share(target, accepted) / self.moves
 
     def proposal(
         self, target: Target, x: Tensor, s: float, epsilon: float, score: Tensor

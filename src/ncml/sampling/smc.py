@@ -13,6 +13,7 @@ from ncml.checks import check_probability
 from ncml.density import Target
 from ncml.errors import ArgumentError, NonFiniteError
 from ncml.sampling.grids import Grid
+from ncml.sampling.kernels import Kernels
 from ncml.sampling.sampler import GridSampler, Keep
 
 __all__ = ["AnnealedSMC"]
@@ -102,15 +103,10 @@ class AnnealedSMC(GridSampler):
         state = self._first(target, x, t) if state is None else state
         if state.sizes and state.sizes[-1] < self.threshold:
             x = self._resampled(target, x, state)
-        scale, std = target.transition(s, t)
-        z = target.normal(x).clone()
-        y = x.add(state.score, alpha=std**2).add_(z, alpha=std).div_(scale)
+        kernels = Kernels.between(target, s, t)
+        y = kernels.back(x, state.score, target.normal(x))
         log_p, score = target.log_density_and_score(y, s)
-        dims = x[0].numel()
-        # log K_f - log K_b; their normalising constants differ by the scale.
-        forward = -0.5 * ((x - scale * y) / std).flatten(1).square().sum(1)
-        backward = -0.5 * z.flatten(1).square().sum(1) + dims * math.log(scale)
-        gain = log_p + forward - state.log_p - backward
+        gain = log_p - state.log_p + kernels.log_ratio(y, x, state.score)
         weights = (state.log_weights + gain).nan_to_num(-math.inf, -math.inf, -math.inf)
         if not float(weights.max()) > -math.inf:
             raise NonFiniteError(

@@ -1,0 +1,148 @@
+r"""Parallel tempering over the ladder of exact densities."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ncml.checks import check_count
+from ncml.density import Target
+from ncml.errors import ArgumentTypeError
+from ncml.sampling.er_sde import ERSDE
+from ncml.sampling.grids import Grid, as_grid, checked_times
+from ncml.sampling.kernels import Kernels
+from ncml.sampling.langevin import MetropolisLangevin, Place, share
+from ncml.sampling.sampler import GridSampler, Keep, Sampler, check_stepper
+
+__all__ = ["ParallelTempering"]
+
+
+@dataclass(frozen=True)
+class ParallelTempering(Sampler):
+    r"""A Markov chain at every noise level at once, whose neighbours exchange samples (Swendsen and Wang, 1986).
+
+    Every row has a ladder of its own: the sample at ``t_start`` is first taken down to all levels. A round moves the
+    chain of each level by Metropolis' rule, then exchanges pairs of neighbours s < t, even and odd pairs in turn (Syed
+    et al., 2022). Where noise levels are annealed once, a sample stays in the mode that it fell into; here it climbs
+    again to where modes are one, and so their weights come right.
+
+    Samples are not swapped as they are, which would rarely be accepted in many dimensions, but along the process. With
+    its kernels :math:`K_f(x_t \mid x_s) = N(a\,x_s, v)` and
+    :math:`K_b(x_s \mid x_t) = N((x_t + v\,\nabla\log p_t(x_t))/a, v/a^2)`,
+
+    .. math:: y_s \sim K_b(\cdot \mid x_t), \quad y_t \sim K_f(\cdot \mid x_s), \quad
+              \text{accepted with}\ \min\left(1, \frac{w(x_t, y_s)}{w(y_t, x_s)}\right), \quad
+              w(x_t, x_s) = \frac{p_s(x_s)\, K_f(x_t \mid x_s)}{p_t(x_t)\, K_b(x_s \mid x_t)},
+
+    where w is 1 for small steps of a ladder that is one process. The stationary law is the product of all
+    :math:`p_t` exactly, whatever the score, the steps and the levels; which takes likelihoods. A path
+    (``refine(path=True)``) has the chain at ``t_end`` after each round.
+
+    ``info`` has ``acceptance``, the share of moves accepted at each level from ``t_start`` down (NaN at t = 0 without
+    noise, where there are none), ``exchanges``, the share accepted between each level and the next, and ``arrivals``,
+    how many samples each row has had at ``t_end`` that had been at ``t_start`` since the last: few or none mean that
+    levels are missing, or rounds: a way down takes one per level at least. Coming to a level takes the predictor's
+    evaluations and one more, a round ``chain.moves`` (times leaps) per level and two per pair.
+
+    Args:
+        levels: Noise levels, at least 2; ``t_start`` and ``t_end`` are among them.
+        grid: How the levels are spread, as for :class:`~ncml.sampling.GridSampler`.
+        rounds: Rounds of moves and exchanges.
+        chain: The moves, :class:`~ncml.sampling.MetropolisLangevin` or :class:`~ncml.sampling.HMC`; its ``moves``,
+            ``step_size`` and ``leaps`` are used.
+        predictor: Any :class:`~ncml.sampling.GridSampler`, by whose steps samples first come to the levels.
+    """
+
+    levels: int = 13
+    grid: Grid | str = "karras"
+    rounds: int = 16
+    chain: MetropolisLangevin = field(default_factory=lambda: MetropolisLangevin(moves=2))
+    predictor: GridSampler = field(default_factory=ERSDE)
+
+    needs_log_density: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_count(self.levels, "levels", minimum=2)
+        check_count(self.rounds, "rounds")
+        as_grid(self.grid)
+        check_stepper(self.predictor, "predictor")
+        if not isinstance(self.chain, MetropolisLangevin):
+            raise ArgumentTypeError(
+                f"chain: got {self.chain!r}; expected moves with Metropolis' test: MetropolisLangevin() or HMC()"
+            )
+
+    def expected_steps(self) -> int:
+        return self.levels - 1 + self.rounds
+
+    def check(self, target: Target, start: float, stop: float) -> None:
+        super().check(target, start, stop)
+        checked_times(self.grid, target.process, start, stop, self.levels - 1)
+        replace(self.predictor, steps=self.levels - 1, grid=self.grid).check(target, start, stop)
+
+    def run(self, target: Target, x: Tensor, start: float, stop: float, keep: Keep) -> tuple[Tensor, dict[str, Any]]:
+        times = checked_times(self.grid, target.process, start, stop, self.levels - 1)
+        kernels = [Kernels.between(target, s, t) for t, s in itertools.pairwise(times)]
+        places = [Place(x, *target.log_density_and_score(x, start))]
+        state = self.predictor.begin(times)
+        for t, s in itertools.pairwise(times):
+            x, state = self.predictor.step(target, places[-1].x.clone(), t, s, state)
+            places.append(Place(x, *target.log_density_and_score(x, s)))
+            keep(s, x)
+        moves: list[Tensor] = []
+        exchanges: list[list[Tensor]] = [[] for _ in kernels]
+        visits = Visits(len(times), x)
+        for i in range(self.rounds):
+            moved = [
+                self.chain.moved(target, place, s) if target.sigma(s) > 0.0 else (place, x.new_tensor(math.nan))
+                for place, s in zip(places, times, strict=True)
+            ]
+            places = [place for place, _ in moved]
+            moves.append(torch.stack([accepted for _, accepted in moved]))
+            for k in range(i % 2, len(kernels), 2):
+                places[k], places[k + 1], taken = exchanged(
+                    target, kernels[k], (places[k], times[k]), (places[k + 1], times[k + 1])
+                )
+                exchanges[k].append(share(target, taken.to(x.dtype)))
+                visits.exchange(k, taken)
+            keep(stop, places[-1].x)
+        shares = [torch.stack(those).mean() if those else x.new_tensor(math.nan) for those in exchanges]
+        info = {"acceptance": torch.stack(moves).mean(0), "exchanges": torch.stack(shares), "arrivals": visits.arrivals}
+        return places[-1].x, info
+
+
+def exchanged(
+    target: Target, kernels: Kernels, upper: tuple[Place, float], lower: tuple[Place, float]
+) -> tuple[Place, Place, Tensor]:
+    """Samples at t and at s < t after an exchange, and which rows accepted it."""
+    (x_t, t), (x_s, s) = upper, lower
+    y = kernels.back(x_t.x, x_t.score, target.normal(x_t.x))
+    y_s = Place(y, *target.log_density_and_score(y, s))
+    y = kernels.forth(x_s.x, target.normal(x_s.x))
+    y_t = Place(y, *target.log_density_and_score(y, t))
+    gain = y_s.log_p - x_t.log_p + kernels.log_ratio(y_s.x, x_t.x, x_t.score)
+    loss = x_s.log_p - y_t.log_p + kernels.log_ratio(x_s.x, y_t.x, y_t.score)
+    taken = target.uniform(len(y)).log() < gain - loss
+    return x_t.where(~taken, y_t), x_s.where(~taken, y_s), taken
+
+
+class Visits:
+    """Which samples of each row have been at the uppermost level since they were at the lowest."""
+
+    def __init__(self, levels: int, x: Tensor) -> None:
+        self.been = torch.zeros(levels, len(x), dtype=torch.bool, device=x.device)
+        self.been[0] = True
+        self.arrivals = torch.zeros(len(x), dtype=torch.long, device=x.device)
+
+    def exchange(self, k: int, taken: Tensor) -> None:
+        """Rows ``taken`` have exchanged their samples at levels k and k + 1."""
+        upper, lower = self.been[k].clone(), self.been[k + 1].clone()
+        self.been[k] = torch.where(taken, lower, upper)
+        self.been[k + 1] = torch.where(taken, upper, lower)
+        self.arrivals += self.been[-1]
+        self.been[-1] = False
+        self.been[0] = True
