@@ -1,23 +1,26 @@
 """Direct samples in parallel: passes against positions, and time against our own cached sampling.
 
-A MADE on handwritten digits (64 values of 17 levels, and as real numbers), and a causal transformer on smooth paths of
-256 values, trained here for a minute each. Passes are the mean over samples; each position takes one by the sequential
-way. Times are CPU time for one batch of 1 and one of 512 samples (the transformer: 32), of both in turn.
+A MADE on handwritten digits (64 values of 17 levels, and as real numbers), a transformer flow on them (64 patches of
+one value), and a causal transformer on smooth paths of 256 values, trained here for a minute each. Passes are the mean
+over samples (of the flow, over blocks too); each position takes one by the sequential way. Times are CPU time for one
+batch of 1 and one of 512 samples (the transformers: 32), of both in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 
 import torch
 from torch import Tensor
 
 from common import Figure, Report, main, settle_heap
 from ncml import VESDE, AutoregressiveDensity, Lattice, NCMLObjective
-from ncml.densities import MADE, CausalTransformer
-from ncml.sampling import sample_in_parallel
+from ncml.densities import MADE, CausalTransformer, TransformerFlow
+from ncml.sampling import ParallelSamples, sample_in_parallel
 from ncml.training import fit
 
+Density = AutoregressiveDensity | TransformerFlow
 PROCESS = VESDE.linear(1.0)
 LENGTH = 256
 NOISES = (0.0, 0.1)
@@ -40,20 +43,38 @@ def paths(n: int) -> Tensor:
     return (noise @ torch.linalg.cholesky(kernel).T).float().unsqueeze(2)
 
 
-def problems(quick: bool) -> dict[str, tuple[AutoregressiveDensity, int]]:
+def problems(quick: bool) -> dict[str, tuple[Density, int]]:
     """Trained densities, and the larger of the two batches."""
     torch.manual_seed(0)
     steps = 2 if quick else 1000
-    trained: dict[str, tuple[AutoregressiveDensity, int]] = {}
+    trained: dict[str, tuple[Density, int]] = {}
     for name, lattice in (("MADE, 64 levels of digits", Lattice(17)), ("MADE, 64 real values of digits", None)):
         made = MADE((64,), PROCESS, lattice=lattice, hidden=(256, 256), components=4)
         fit(made, NCMLObjective(PROCESS), digits(lattice is not None), steps=steps, batch_size=128, learning_rate=2e-3)
         trained[name] = made, 16 if quick else 512
-    model = CausalTransformer((LENGTH, 1), PROCESS, width=32, layers=2, heads=4, components=4)
     few = 2 if quick else 400
+    flow = TransformerFlow((64, 1), PROCESS, patch=1, width=32, blocks=4, layers=1, heads=4)
+    fit(flow, NCMLObjective(PROCESS), digits(False).unsqueeze(2), steps=few, batch_size=64, learning_rate=2e-3)
+    trained["transformer flow, 64 real values of digits"] = flow, 4 if quick else 32
+    model = CausalTransformer((LENGTH, 1), PROCESS, width=32, layers=2, heads=4, components=4)
     fit(model, NCMLObjective(PROCESS), paths(2000), steps=few, batch_size=16, learning_rate=4e-3)
     trained[f"causal transformer, paths of {LENGTH} values"] = model, 4 if quick else 32
     return trained
+
+
+def noise_of(density: Density, n: int) -> Tensor:
+    """What n samples are drawn from."""
+    generator = torch.Generator().manual_seed(1)
+    if isinstance(density, TransformerFlow):
+        return torch.randn(n, *density.event_shape, generator=generator)
+    return density.draw_noise(n, generator=generator)
+
+
+def in_parallel(density: Density, n: int, t: float, noise: Tensor) -> ParallelSamples:
+    """Samples by passes over all positions."""
+    if isinstance(density, TransformerFlow):
+        return density.sample_in_parallel(n, t, noise=noise)
+    return sample_in_parallel(density, n, t, noise=noise)
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -62,18 +83,18 @@ def run(args: argparse.Namespace) -> Report:
     settle_heap()
     for name, (density, many) in problems(args.quick).items():
         density.eval()
-        dims = len(density.order)
+        blocks = len(density.blocks) if isinstance(density, TransformerFlow) else 1
+        dims = math.prod(density.event_shape)
         for t in NOISES:
-            noise = density.draw_noise(many, generator=torch.Generator().manual_seed(1))
-            drawn = sample_in_parallel(density, many, t, noise=noise)
-            passes = float(drawn.sweeps.double().mean())
+            noise = noise_of(density, many)
+            passes = float(in_parallel(density, many, t, noise).sweeps.double().mean()) / blocks
             figure = f"{name}, noise {t:g}: positions / passes"
             report.figures.append(Figure(figure, dims / passes, 3.0, at_least=True, note=f"{passes:.1f} of {dims}"))
             for n in (1, many):
                 rows, label = noise[:n], f"{name}, noise {t:g}, batch {n}"
                 report.time(
                     {
-                        f"parallel, {label}": lambda d=density, n=n, t=t, r=rows: sample_in_parallel(d, n, t, noise=r),
+                        f"parallel, {label}": lambda d=density, n=n, t=t, r=rows: in_parallel(d, n, t, r),
                         f"cached, {label}": lambda d=density, n=n, t=t, r=rows: d.sample(n, t, noise=r),
                     },
                     1 if args.quick else 5,

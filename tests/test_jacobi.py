@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ncml import VESDE, AutoregressiveDensity, Lattice, LevelNoise
-from ncml.densities import MADE, MAF, NCPN
+from ncml.densities import MADE, MAF, NCPN, TransformerFlow, maf
 from ncml.errors import ArgumentError, UnsupportedError
-from ncml.sampling import sample_in_parallel
+from ncml.sampling import jacobi, sample_in_parallel
 from tests.problems import SDES, gaussian, seeded
 
 F64 = torch.float64
@@ -139,27 +139,61 @@ def test_what_is_asked_for_in_vain():
     assert sample_in_parallel(density, 0).x.shape == (0, 3)
 
 
+def flows(data_std):
+    """With the positions of all layers."""
+    maf = MAF((12,), VP, transforms=3, hidden=(32,), data_std=data_std)
+    sizes = {"width": 16, "blocks": 3, "layers": 2, "heads": 2}
+    transformer = TransformerFlow((1, 8, 12), VP, patch=2, data_std=data_std, **sizes)
+    return {"maf": (maf, 3 * 12), "transformer": (transformer, 3 * 24)}
+
+
 @pytest.mark.parametrize("data_std", [None, 0.4])
-def test_layers_of_a_flow_are_inverted_in_parallel(data_std):
+@pytest.mark.parametrize("name", ["maf", "transformer"])
+def test_layers_of_a_flow_are_inverted_in_parallel(name, data_std):
     """Those of the sequential inverse, in fewer passes; with a tolerance, in fewer still and nearly the same."""
     torch.manual_seed(0)
-    maf = perturbed(MAF((12,), VP, transforms=3, hidden=(32,), data_std=data_std)).double()
+    flow, positions = flows(data_std)[name]
+    flow = perturbed(flow, 0.2).double()
     t = VP.T
-    expected = maf.sample(40, t, generator=seeded(1))
-    drawn = maf.sample_in_parallel(40, t, generator=seeded(1))
+    expected = flow.sample(40, t, generator=seeded(1))
+    drawn = flow.sample_in_parallel(40, t, generator=seeded(1))
     assert torch.allclose(drawn.x, expected, rtol=0, atol=1e-10)
-    assert int(drawn.sweeps.max()) <= 3 * 12
-    assert float(drawn.sweeps.double().mean()) < 3 * 12
+    assert int(drawn.sweeps.max()) <= positions
+    assert float(drawn.sweeps.double().mean()) < positions
     assert drawn.evaluations == int(drawn.sweeps.sum())
-    near = maf.sample_in_parallel(40, t, generator=seeded(1), tolerance=0.05)
+    near = flow.sample_in_parallel(40, t, generator=seeded(1), tolerance=0.05)
     assert near.evaluations < drawn.evaluations
     assert float((near.x - expected).abs().mean()) < 0.1 * float(VP.sigma(t))
     rows = torch.linspace(0.1, 1.0, 40, dtype=F64) * t  # a time for each row
-    assert torch.allclose(
-        maf.sample_in_parallel(40, rows, generator=seeded(2)).x, maf.sample(40, rows, generator=seeded(2)), atol=1e-10
-    )
+    found = flow.sample_in_parallel(40, rows, generator=seeded(2)).x
+    assert torch.allclose(found, flow.sample(40, rows, generator=seeded(2)), atol=1e-10)
+    assert flow.sample_in_parallel(0, t).x.shape == (0, *flow.event_shape)
     with pytest.raises(ArgumentError, match="tolerance: got"):
-        maf.sample_in_parallel(3, 0.0, tolerance=0.1)
+        flow.sample_in_parallel(3, 0.0, tolerance=0.1)
+
+
+def test_a_flow_by_patches_takes_labels_and_noise():
+    torch.manual_seed(0)
+    flow = perturbed(TransformerFlow((6, 2), VP, patch=1, width=16, blocks=2, layers=1, heads=2, classes=3)).double()
+    noise, labels = torch.randn(6, 6, 2, dtype=F64, generator=seeded(0)), torch.arange(6) % 3
+    drawn = flow.sample_in_parallel(6, 0.0, labels, noise=noise)
+    assert torch.allclose(drawn.x, flow.sample(6, 0.0, labels, noise=noise), atol=1e-10)
+    assert not torch.allclose(drawn.x, flow.sample(6, 0.0, labels.flip(0), noise=noise), atol=1e-3)
+    with pytest.raises(ArgumentError, match="noise: got shape"):
+        flow.sample_in_parallel(5, noise=noise)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_layer_that_is_stopped_early_is_seen(passes, monkeypatch):
+    """Planted: fewer passes than positions, and no look at what they change."""
+    torch.manual_seed(0)
+    flow = perturbed(MAF((12,), VP, transforms=1, hidden=(32,))).double()
+    expected = flow.sample(40, VP.T, generator=seeded(1))
+    monkeypatch.setattr(
+        maf, "fixed_point", lambda redraw, x, allowed, dims: jacobi.fixed_point(redraw, x, allowed, passes)
+    )
+    wrong = flow.sample_in_parallel(40, VP.T, generator=seeded(1)).x
+    assert not torch.allclose(wrong, expected, rtol=0, atol=1e-10)
 
 
 def test_a_progress_bar_is_shown_where_asked_for_only(capsys):

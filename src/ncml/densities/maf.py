@@ -15,7 +15,7 @@ from ncml.density import SampleableDensity, check_draw
 from ncml.nn.conditioning import Conditioning, NoiseScaling
 from ncml.nn.masked import MaskedMLP
 from ncml.noise import Lattice, NoiseProcess
-from ncml.sampling import ParallelSamples, allowed_difference
+from ncml.sampling.jacobi import ParallelSamples, allowed_difference, fixed_point
 
 __all__ = ["MAF", "MAFSettings"]
 
@@ -145,25 +145,17 @@ class MAF(SampleableDensity):
         if self.scaling is not None:  # the layers see scaled data
             unit = torch.ones(n, *self.event_shape, dtype=z.dtype, device=z.device)
             allowed = allowed * self.scaling(unit, times)[0].flatten(1)[:, 0]
-        sweeps = torch.zeros(n, dtype=torch.long, device=z.device)
-        evaluations = 0
+        sweeps, evaluations = torch.zeros(n, dtype=torch.long, device=z.device), 0
         with torch.autocast(z.device.type, enabled=False):
             for net in reversed(self.nets):
-                x = torch.zeros_like(z)
-                live = torch.arange(n, device=z.device)
-                for _ in range(dims):
-                    if not live.numel():
-                        break
-                    raw, shift = net(x[live], features[live]).mT.unbind(1)
-                    new = (z[live] - shift) / _bounded(raw).exp()
-                    # Ahead of what is final a network may run away: those values only serve as a start.
-                    new = torch.where(new.isfinite(), new, x[live])
-                    moves = ((new - x[live]).abs() > allowed[live, None]).any(1)
-                    x[live] = new
-                    sweeps[live] += 1
-                    evaluations += len(live)
-                    live = live[moves]
-                z = x.flip(1)
+
+                def redraw(x: Tensor, rows: Tensor, net: nn.Module = net, z: Tensor = z) -> Tensor:
+                    raw, shift = net(x, features[rows]).mT.unbind(1)
+                    return cast(Tensor, (z[rows] - shift) / _bounded(raw).exp())
+
+                layer = fixed_point(redraw, torch.zeros_like(z), allowed, dims)
+                sweeps, evaluations = sweeps + layer.sweeps, evaluations + layer.evaluations
+                z = layer.x.flip(1)
         x = z.reshape(n, *self.event_shape)
         return ParallelSamples(x if self.scaling is None else self.scaling.inverse(x, times), sweeps, evaluations)
 

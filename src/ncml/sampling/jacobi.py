@@ -10,6 +10,7 @@ first position that does not, is proven and stays.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,11 @@ from ncml.errors import ArgumentError, UnsupportedError
 from ncml.noise import GaussianProcess
 from ncml.progress import progress_counter
 
-__all__ = ["ParallelSamples", "allowed_difference", "sample_in_parallel"]
+__all__ = ["ParallelSamples", "allowed_difference", "fixed_point", "sample_in_parallel"]
+
+
+ROUNDING = 32
+"""What a pass of a layer may change, in units of rounding of a row's largest value: the last digits settle last."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,38 @@ def sample_in_parallel(
             x[live] = y.reshape(-1, *inner.event_shape)
             bar.update()
     return ParallelSamples(x, sweeps, evaluations)
+
+
+def fixed_point(
+    redraw: Callable[[Tensor, Tensor], Tensor], start: Tensor, allowed: Tensor, passes: int
+) -> ParallelSamples:
+    """The fixed point of an autoregressive layer, by Jacobi iteration until a pass changes nothing beyond rounding.
+
+    Args:
+        redraw: From some rows as they are, and their numbers, to the rows with every position given those before it.
+        start: Where to start, ``(n, ...)``; written to.
+        allowed: What a pass may still change in a row, ``(n,)``.
+        passes: Passes after which every position is final: their number.
+
+    Returns:
+        The rows, with their passes.
+    """
+    sweeps = torch.zeros(len(start), dtype=torch.long, device=start.device)
+    live = torch.arange(len(start), device=start.device)
+    evaluations, rounding = 0, ROUNDING * torch.finfo(start.dtype).eps
+    for _ in range(passes):
+        if not live.numel():
+            break
+        old = start[live]
+        new = redraw(old, live)
+        # Ahead of what is final a network may run away: those values only serve as a start.
+        new = torch.where(new.isfinite(), new, old)
+        start[live] = new
+        sweeps[live] += 1
+        evaluations += len(live)
+        change, size = (v.abs().flatten(1).amax(1) for v in (new - old, new))
+        live = live[change > allowed[live] + rounding * size]
+    return ParallelSamples(start, sweeps, evaluations)
 
 
 def allowed_difference(density: NoiseConditionalDensity, times: Tensor, tolerance: float) -> Tensor:

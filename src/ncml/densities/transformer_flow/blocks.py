@@ -109,6 +109,12 @@ class AffineBlock(nn.Module):
             x: Patches, ``(B, T, P)``.
             features: Of noise level and label, ``(B, F)``.
         """
+        log_scale, mean = self.parameters_given(x, features)
+        with torch.autocast(x.device.type, enabled=False):
+            return (x - mean) * torch.exp(-log_scale), -log_scale.sum((1, 2))
+
+    def parameters_given(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-scale a and mean of every patch given those before it, ``(B, T, P)``; arguments as for the call."""
         with torch.autocast(x.device.type, enabled=False):  # the values keep their digits
             c = self.embed(features)
             h = self.enter(x[:, :-1].contiguous()) + self.positions + c[:, None]
@@ -116,9 +122,7 @@ class AffineBlock(nn.Module):
             again = self.recompute and torch.is_grad_enabled()
             h = checkpoint(layer, h, use_reentrant=False) if again else layer(h)
         with torch.autocast(x.device.type, enabled=False):
-            outputs = torch.cat([self.first(c)[:, None], self.leave(h.to(x.dtype))], dim=1)
-            log_scale, mean = self.parameters_of(outputs)
-            return (x - mean) * torch.exp(-log_scale), -log_scale.sum((1, 2))
+            return self.parameters_of(torch.cat([self.first(c)[:, None], self.leave(h.to(x.dtype))], dim=1))
 
     def parameters_of(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Log-scale a and mean of the values, from the outputs of a position, ``(..., 2 P)``."""
