@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from ncml import VESDE, generate
+from ncml import VESDE, GaussianProcess, generate
 from ncml.densities import GaussianDensity
 from ncml.density import AlignedTarget, CompletionTarget, ComposedTarget, EventTarget, PosteriorTarget, Target
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.sampling import AnnealedSMC, EulerMaruyama
-from tests.problems import seeded
+from tests.problems import each_process, gaussian, seeded
 from tests.statistics import Z, assert_law, normal_cdf
 
 F64 = torch.float64
@@ -152,3 +152,48 @@ def test_what_differs_between_particles_is_named():
 def test_a_target_does_not_generate():
     with pytest.raises(ArgumentTypeError, match=r"density: got a CompletionTarget.*sampler\(target, x_T\)"):
         generate(completion(), 3)
+
+
+COEFFICIENTS = ("alpha", "sigma", "drift_coefficient", "diffusion")
+
+
+@each_process
+@pytest.mark.parametrize("ahead", [True, False])
+def test_coefficients_are_those_of_the_process_whether_asked_for_ahead_or_not(process, ahead):
+    """Among the times of a call, outside of them, at repeated ones; and pairs that are neighbours or not."""
+    target, times = Target(gaussian(process)), [process.T * u for u in (1.0, 0.7, 0.2, 0.0)]
+    if ahead:
+        target.prepare([*times, 0.0])
+    for t in (*times, 0.3 * process.T):
+        found = [getattr(target, name)(t) for name in COEFFICIENTS]
+        assert all(isinstance(value, float) for value in found)
+        expected = [float(getattr(process, name)(t)) for name in COEFFICIENTS]
+        assert found == pytest.approx(expected, rel=1e-14)
+    for s, t in ((times[1], times[0]), (0.0, times[2]), (times[2], times[0]), (times[1], times[1])):
+        assert target.transition(s, t) == pytest.approx([float(v) for v in process.transition(s, t)], rel=1e-12)
+
+
+class _Counting(GaussianProcess):
+    """Remembers for how many times its alpha was asked, call by call; nothing shrinks."""
+
+    def __init__(self) -> None:
+        self.asked = []
+        super().__init__(lambda t: torch.ones(()), lambda t: t)
+
+    def alpha(self, t):
+        self.asked.append(torch.as_tensor(t).numel())
+        return super().alpha(t)
+
+
+@pytest.mark.parametrize("around", [lambda d: Target(d), AlignedTarget, lambda d: ComposedTarget((1.0, Target(d)))])
+def test_a_call_asks_for_a_coefficient_once(around):
+    """A constant, too, and through targets around targets."""
+    process = _Counting()
+    density = GaussianDensity(process, torch.zeros(1, dtype=torch.float64), 0.3)
+    target, _ = around(density).bound(torch.zeros(2, 1, dtype=torch.float64), 1.0)
+    times = [1.0, 0.5, 0.25]
+    target.prepare(times)
+    for each in {target, getattr(target, "inner", target), *(part for _, part in getattr(target, "parts", ()))}:
+        process.asked.clear()
+        assert [each.alpha(t) for t in times] == [1.0] * 3
+        assert process.asked == [3]

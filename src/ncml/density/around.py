@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -83,6 +84,10 @@ class AroundTarget(Target):
         target.inner = self.inner.rows(index)
         target._take(index)
         return target
+
+    def prepare(self, times: Sequence[float]) -> None:
+        super().prepare(times)
+        self.inner.prepare(times)
 
     def reorder(self, rows: Tensor) -> None:
         self.inner.reorder(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,11 @@ class ComposedTarget(Target):
         assert isinstance(target, ComposedTarget)
         target.parts = tuple((weight, part.rows(index)) for weight, part in self.parts)
         return target
+
+    def prepare(self, times: Sequence[float]) -> None:
+        super().prepare(times)
+        for _, part in self.parts:
+            part.prepare(times)
 
     def reorder(self, rows: Tensor) -> None:
         for _, part in self.parts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -75,7 +76,8 @@ class Target:
         self._inner, self._index = inner, None
         self._counts = _Counts()
         self._buffer: Tensor | None = None
-        self._time: tuple[float, Tensor] | None = None
+        self._places: dict[float, int] = {}
+        self._columns: dict[str, list[Any]] = {}
         self._size = 0
 
     _index: Tensor | None
@@ -136,6 +138,13 @@ class Target:
     def finished(self, x: Tensor, t: Time) -> Tensor:
         """What a call gives back for samples ``x`` at ``t``: targets that hold some values put them in place."""
         return x
+
+    def prepare(self, times: Sequence[float]) -> None:
+        """Say at which times, decreasing, a call will ask for coefficients: they are then worked out together.
+
+        One by one they cost small batches more than the rest of a step.
+        """
+        self._places, self._columns = {t: i for i, t in enumerate(dict.fromkeys(times))}, {}
 
     def rows(self, index: Tensor) -> Target:
         """The same target for some of its rows: their context with them, counts and failures shared."""
@@ -214,15 +223,27 @@ class Target:
 
     def transition(self, s: float, t: float) -> tuple[float, float]:
         """Scale and standard deviation of :math:`x_t` given :math:`x_s`, for ``s <= t``."""
-        scale, std = self.process.transition(s, t)
-        return float(scale), float(std)
+        place = self._places.get(t)
+        if place is None or self._places.get(s) != place + 1:
+            scale, std = self.process.transition(s, t)
+            return float(scale), float(std)
+        if (column := self._columns.get("transition")) is None:
+            times = torch.tensor(list(self._places), dtype=torch.float64, device="cpu")
+            pairs = (part.expand(len(times) - 1).tolist() for part in self.process.transition(times[1:], times[:-1]))
+            self._columns["transition"] = column = list(zip(*pairs, strict=True))
+        found: tuple[float, float] = column[place]
+        return found
 
     def _coefficient(self, coefficient: Any, t: Time) -> Any:  # noqa: ANN401
-        if not isinstance(t, Tensor):
-            if self._time is None or self._time[0] != t:  # a step asks for several coefficients at one time
-                self._time = (t, as_time(t))
-            return float(coefficient(self._time[1]))
-        return coefficient(t).to(self.dtype).reshape(-1, *([1] * len(self._inner.event_shape)))
+        if isinstance(t, Tensor):
+            return coefficient(t).to(self.dtype).reshape(-1, *([1] * len(self._inner.event_shape)))
+        place = self._places.get(t)
+        if place is None:
+            return float(coefficient(as_time(t)))
+        if (column := self._columns.get(coefficient.__name__)) is None:
+            times = torch.tensor(list(self._places), dtype=torch.float64, device="cpu")
+            self._columns[coefficient.__name__] = column = coefficient(times).expand(len(times)).tolist()
+        return column[place]
 
     # Randomness.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ncml.density import Target
@@ -77,7 +78,8 @@ class ERSDE(GridSampler):
 
     def check(self, target: Target, start: float, stop: float) -> None:
         super().check(target, start, stop)
-        noise = [target.sigma(t) / target.alpha(t) for t in self.times(target.process, start, stop)]
+        times = torch.tensor(self.times(target.process, start, stop), dtype=torch.float64)
+        noise = (target.process.sigma(times) / target.process.alpha(times)).tolist()
         ratios = [self.scale(s) / s for s in noise if s > 0.0]
         if any(later > earlier * (1.0 + 1e-9) for earlier, later in itertools.pairwise(ratios)):
             raise ArgumentError(

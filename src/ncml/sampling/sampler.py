@@ -328,6 +328,7 @@ class GridSampler(Sampler):
 
     def run(self, target: Target, x: Tensor, start: float, stop: float, keep: Keep) -> tuple[Tensor, dict[str, Any]]:
         times = self.times(target.process, start, stop)
+        target.prepare(times)
         state = self.begin(times)
         tweedie_last = self.denoise_last and start > stop and clean_at_zero(target.process)
         for t, s in itertools.pairwise(times):

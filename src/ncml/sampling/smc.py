@@ -80,6 +80,7 @@ class AnnealedSMC(GridSampler):
     def run(self, target: Target, x: Tensor, start: float, stop: float, keep: Keep) -> tuple[Tensor, dict[str, Any]]:
         state = self._first(target, x, start)
         times = self.times(target.process, start, stop)
+        target.prepare(times)
         for i, s in enumerate(times[1:]):
             if s == 0.0 and self.denoise_last and target.sigma(0.0) == 0.0:
                 x = target.denoise(x, times[i])

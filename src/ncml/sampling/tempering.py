@@ -86,6 +86,7 @@ class ParallelTempering(Sampler):
 
     def run(self, target: Target, x: Tensor, start: float, stop: float, keep: Keep) -> tuple[Tensor, dict[str, Any]]:
         times = checked_times(self.grid, target.process, start, stop, self.levels - 1)
+        target.prepare(times)
         kernels = [Kernels.between(target, s, t) for t, s in itertools.pairwise(times)]
         places = [Place(x, *target.log_density_and_score(x, start))]
         state = self.predictor.begin(times)
