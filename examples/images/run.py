@@ -40,8 +40,8 @@ WAYS = {"ml": "--noise.times zero", "ncml": "--noise.times log-uniform --noise.p
 NOISE = (0.02, 0.05, 0.1, 0.2)  # where two-part samples start, in data units: from -1 to 1
 SOLVERS: dict[str, Sampler] = {
     "Tweedie": Tweedie(),
-    "DPM++ 2M, 8 steps": DPMSolver2M(steps=8),
-    "Euler-Maruyama, 24 steps": EulerMaruyama(steps=24),
+    "DPM++ 2M, 6 steps": DPMSolver2M(steps=6),
+    "Euler-Maruyama, 16 steps": EulerMaruyama(steps=16),
 }
 LEVELS = Lattice(256)
 BATCH = 250
@@ -83,7 +83,7 @@ def evaluate(run: Path, rulers: Features, few: int, many: int, seed: int) -> dic
     assert isinstance(density, SampleableDensity)
     process, generator = density.process, torch.Generator().manual_seed(seed + 1)
     train, test = config.data.load(train=True), config.data.load(train=False)
-    held, real = train.batch(slice(0, few)), test.batch(slice(0, many))
+    held, real = train.batch(slice(0, few // 2)), test.batch(slice(0, many))
     own = None if density.lattice is not None else LEVELS
     likelihood = bits_per_dim(density, test.batch(slice(0, few)), lattice=own, generator=generator)
     result: dict[str, Any] = {"bits per dim": likelihood.mean, "standard error": likelihood.standard_error}
@@ -96,7 +96,8 @@ def evaluate(run: Path, rulers: Features, few: int, many: int, seed: int) -> dic
     parts, choices = [], []
     for sigma in NOISE:
         t = float(process.time_at(sigma))
-        noisy, start = process.perturb(held, t, generator=generator), drawn(density, few, t, generator)
+        noisy = process.perturb(held, t, generator=generator)
+        start = drawn(density, len(held), t, generator)
         part = {"sigma": sigma, "draws at sigma against noisy data": Distances(first, noisy)(start)["classifier"]}
         for name, sampler in SOLVERS.items():
             real_refined = images(refined(density, noisy, t, sampler, generator))
