@@ -375,7 +375,7 @@ KILLED = textwrap.dedent("""
     second = time.monotonic()
     save_checkpoint(folder / "warmer", 0, {}, big, big)
     one = time.monotonic() - second
-    for round in range(200):
+    for round in range(100):
         child = os.fork()
         if child == 0:
             step = max([int(p.name[5:]) for p in folder.glob("step_*")], default=0)
@@ -410,12 +410,12 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_its_own(tmp_path, monkey
 
 
 def test_killed_while_saving(tmp_path):
-    """200 kills at random instants of a process that does nothing but save: what is there can be read."""
+    """Kills at random instants of a process that does nothing but save: what is there can be read."""
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     opened, interrupted = map(int, done.stdout.split())
-    assert opened >= 150
-    assert interrupted >= 20  # power: many of the kills did hit a save
+    assert opened >= 75
+    assert interrupted >= 10  # power: many of the kills did hit a save
 
 
 def test_errors_are_ncml_errors():

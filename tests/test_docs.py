@@ -285,18 +285,35 @@ def test_the_readme_quotes_the_recorded_benchmarks():
     assert f"a step takes {attending[0]:.2f}x and {attending[1]:.2f}x of that" in page
 
 
+ONE_AFTER_THE_OTHER = """
+import runpy, sys
+for line in sys.stdin.read().splitlines():
+    _, *sys.argv = line.split()
+    if sys.argv[0] != "-m":
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        continue
+    del sys.argv[0]
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except SystemExit as done:
+        if done.code:
+            raise
+"""
+"""Runs commands of Python as a shell would, in one process, since each start costs seconds."""
+
+
 def test_the_model_of_the_page_on_own_classes_trains(tmp_path):
-    """As the page says: one file outside the package, its data, and the commands, in a process of their own."""
+    """As the page says: one file outside the package, its data, and the commands, from their folder."""
     page = ROOT / "docs" / "howto" / "own.md"
     (model,) = (block for block in blocks(page) if block.lstrip().startswith("# chain.py"))
     (data,) = (block for block in blocks(page) if block.lstrip().startswith("# waves.npy"))
     (tmp_path / "chain.py").write_text(model.lstrip())
     (tmp_path / "data.py").write_text(data.lstrip())
     lines = [line for line in page.read_text().splitlines() if line.startswith("python -m ncml ")]
-    for line in ["python data.py", *lines]:
-        command = [sys.executable, *line.split()[1:]]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+    assert [line.split()[3] for line in lines] == ["train", "sample", "evaluate"]
+    command, given = [sys.executable, "-c", ONE_AFTER_THE_OTHER], "\n".join(["python data.py", *lines])
+    result = subprocess.run(command, cwd=tmp_path, input=given, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     config = json.loads((tmp_path / "runs" / "chain" / "config.json").read_text())
     assert (config["model"]["name"], config["model"]["width"]) == ("chain:chain", 64)
     assert json.loads((tmp_path / "runs" / "chain" / "evaluation" / "report.json").read_text())

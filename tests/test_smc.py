@@ -28,7 +28,7 @@ class HalfScore(Target):
         return log_p, 0.5 * score
 
 
-def estimates(sampler: AnnealedSMC, density, kind=Target, runs: int = 300, particles: int = 100, stop=0.0):
+def estimates(sampler: AnnealedSMC, density, kind=Target, runs: int = 150, particles: int = 100, stop=0.0):
     """Z of many runs, and the mean effective sample size at their ends."""
     process, z, sizes = density.process, [], []
     for i in range(runs):
