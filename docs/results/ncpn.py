@@ -26,7 +26,12 @@ STATISTICS = {
     "log_p": r"$\log p$",
     "log_p_plus_log_score_norm": r"$\log p + \log\lVert\nabla\log p\rVert$ (paper)",
     "minus_score_norm": r"$-\lVert\nabla\log p\rVert$",
+    "typical_log_p": r"typical $\log p$",
+    "typical_likelihood_ratios": "typical ratios between levels",
+    "typical_score_norms": "typical score norms over levels",
+    "typical_ladder": "typical ratios and norms",
 }
+"""Of the tables of outliers; typical: how near to training data. Older records lack the last four."""
 
 
 def record(name: str, folder: Path, commit: str) -> None:
@@ -51,6 +56,7 @@ def record(name: str, folder: Path, commit: str) -> None:
     (HERE / f"{name}.json").write_text(json.dumps({"commit": commit, "runs": runs}, indent=1) + "\n")
     draw(name, runs)
     draw_samples(name, folder)
+    draw_completions(name, folder)
 
 
 def draw_samples(name: str, folder: Path) -> None:
@@ -70,6 +76,22 @@ def draw_samples(name: str, folder: Path) -> None:
                 rows.append(Lattice(256).to_unit(levels))
     if rows:
         save_grid(torch.cat(rows), HERE / f"{name}-samples.png", columns=SHOWN, scale=3)
+
+
+def draw_completions(name: str, folder: Path) -> None:
+    """The completions of every run that has some, side by side."""
+    from PIL import Image
+
+    paths = [folder / key / "completions" / "completions.png" for key in NAMES]
+    grids = [Image.open(path).convert("RGB") for path in paths if path.exists()]
+    if grids:
+        gap = 12
+        size = sum(grid.width + gap for grid in grids) - gap, max(grid.height for grid in grids)
+        joined, left = Image.new("RGB", size, "white"), 0
+        for grid in grids:
+            joined.paste(grid, (left, 0))
+            left += grid.width + gap
+        joined.save(HERE / f"{name}-completions.png")
 
 
 def relative(settings: dict[str, Any]) -> dict[str, Any]:
@@ -183,8 +205,13 @@ def results(data: dict[str, Any], claims: dict[str, list[str]]) -> list[str]:
     rows = []
     for outliers in evaluations[0]["auroc"]:
         for key, label in STATISTICS.items():
-            values = [e["auroc"][outliers][key]["value"] for e in evaluations]
-            rows.append((f"{outliers}, {label}", best(values, lower=False)))
+            found = [e["auroc"].get(outliers, {}).get(key) for e in evaluations]
+            if not any(found):
+                continue
+            width = max(0.5 * (f["high"] - f["low"]) for f in found if f)
+            cells = iter(best([f["value"] for f in found if f], lower=False))
+            label += f" (± {width:.3f})" if width >= 5e-4 else ""
+            rows.append((f"{outliers}, {label}", [next(cells) if f else "-" for f in found]))
             if key == "log_p_plus_log_score_norm" and f"AUROC {outliers}" in claims:
                 rows.append((f"... paper, {OTHER}", claims[f"AUROC {outliers}"]))
     lines += table("AUROC, test images against ... (higher is better)", keys, rows)
