@@ -31,7 +31,7 @@ DensityFactory = Callable[[Sequence[int], NoiseProcess], NoiseConditionalDensity
 EVERY = 25  # steps between two looks at the held-out rows
 DECAY = 0.99  # of the moving average: its memory of a hundred steps is short against the training
 MOST_HELD = 1000  # rows held out to stop early
-ROWS = 8192  # evaluated at once
+ROWS = 1024  # evaluated at once: what comes between stays in the cache
 
 
 class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
