@@ -21,17 +21,19 @@ HERE = Path(__file__).parent
 NAMES = {"ml": "ML", "vp": "NCML, VP", "sub-vp": "NCML, sub-VP", "ve": "NCML, VE"}
 COLOURS = {"ml": "#D55E00", "vp": "#0072B2", "sub-vp": "#009E73", "ve": "#CC79A7"}
 OTHER = "CIFAR-10, large network: not comparable"
+FOLDERS = ("folder", "cache", "ood", "out", "run", "claims")
 SHOWN = 16  # samples in a row of the picture
 STATISTICS = {
     "log_p": r"$\log p$",
     "log_p_plus_log_score_norm": r"$\log p + \log\lVert\nabla\log p\rVert$ (paper)",
     "minus_score_norm": r"$-\lVert\nabla\log p\rVert$",
+    "score_sum": "sum of the score",
     "typical_log_p": r"typical $\log p$",
     "typical_likelihood_ratios": "typical ratios between levels",
     "typical_score_norms": "typical score norms over levels",
     "typical_ladder": "typical ratios and norms",
 }
-"""Of the tables of outliers; typical: how near to training data. Older records lack the last four."""
+"""Of the tables of outliers; typical: how near to training data. Older records lack the last five."""
 
 
 def record(name: str, folder: Path, commit: str) -> None:
@@ -44,11 +46,12 @@ def record(name: str, folder: Path, commit: str) -> None:
         training = json.loads((run / "report.json").read_text())
         evaluation = json.loads((run / "evaluation" / "report.json").read_text())
         model = evaluation.pop("model")
+        evaluation["settings"] = {k: v for k, v in evaluation["settings"].items() if k not in FOLDERS}
         runs[key] = {
             "settings": relative(training["settings"]),
             "environment": training["environment"],
             "parameters": training["parameters"],
-            "training_images": training["training_images"],
+            "training_examples": training["training_examples"],
             "training_seconds": training["training_seconds"],
             "step": model["step"],
             "evaluation": evaluation,
@@ -96,7 +99,7 @@ def draw_completions(name: str, folder: Path) -> None:
 
 def relative(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the names of folders only."""
-    data = {k: Path(v).name if k in ("folder", "cache") and v else v for k, v in settings["data"].items()}
+    data = {k: Path(v).name if k in FOLDERS and v else v for k, v in settings["data"].items()}
     return {**settings, "data": data}
 
 
@@ -227,17 +230,23 @@ def results(data: dict[str, Any], claims: dict[str, list[str]]) -> list[str]:
     return lines
 
 
+def either(values: dict[str, Any], new: str, old: str) -> Any:
+    """A value by its name, or by the one that it had in version 0.1."""
+    return values[new if new in values else old]
+
+
 def conditions(data: dict[str, Any]) -> list[str]:
     """How the runs were made."""
     run = next(iter(data["runs"].values()))
-    optim, network, noise = (run["settings"][part] for part in ("optim", "network", "noise"))
-    machine = run["environment"]
+    settings, machine = run["settings"], run["environment"]
+    optim, noise, network = settings["optim"], settings["noise"], either(settings, "model", "network")
+    levels, tested = either(noise, "std_in_levels", "levels"), either(run["evaluation"], "test_examples", "test_images")
     minutes = ", ".join(f"{r['training_seconds'] / 60:.0f}" for r in data["runs"].values())
     return [
         f"NCPN `{network['preset']}` ({run['parameters']:,} parameters), {run['step']} steps of {optim['batch_size']}",
-        f"of {run['training_images']:,} images, learning rate {optim['learning_rate']:g},",
-        f"seed {run['settings']['run']['seed']}; noise up to {noise['levels']:g} levels, a share of",
-        f"{noise['p_zero']:g} of each batch at t = 0 (all of it for ML). {run['evaluation']['test_images']:,} test",
+        f"of {either(run, 'training_examples', 'training_images'):,} images, learning rate {optim['learning_rate']:g},",
+        f"seed {settings['run']['seed']}; noise up to {levels:g} levels, a share of",
+        f"{noise['p_zero']:g} of each batch at t = 0 (all of it for ML). {tested:,} test",
         f"images. torch {machine['torch']}, {machine['device']}, {machine['threads']} thread(s); training took",
         f"{minutes} minutes, with other work on the machine. Commit {data['commit']}.",
     ]
