@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -579,3 +580,31 @@ def test_configurations_survive_json(tmp_path):
 def test_tensorboard(tmp_path):
     assert main(["train", "--out", str(tmp_path), *SMALL, "--run.loggers", "tensorboard", "--optim.steps", "2"]) == 0
     assert any("tfevents" in p.name for p in tmp_path.rglob("*"))
+
+
+def test_a_run_can_be_recorded_for_a_page(run, tmp_path):
+    """By the script of the results pages: tables, figures and pictures, and no folder of the machine."""
+    runs = tmp_path / "runs"
+    shutil.copytree(run, runs / "vp")
+    few = ["--images", "10", "--curve-images", "4", "--curve-times", "2", "--ood-images", "8", "--ood-levels", "1"]
+    assert main(["evaluate", str(runs / "vp"), *few, "--threads", "1"]) == 0
+    assert main(["complete", str(runs / "vp"), "--images", "1", "--draws", "1", "--steps", "2"]) == 0
+    assert (
+        main(["sample", str(runs / "vp"), "--images", "2", "--noise", "0", "--out", str(runs / "vp" / "direct")]) == 0
+    )
+    script = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "results" / "ncpn.py"))
+    here = tmp_path / "page"
+    here.mkdir()
+    script["record"].__globals__["HERE"] = here
+    script["record"]("digits", runs, "0000000")
+    assert {path.name for path in here.iterdir()} == {
+        "digits.json",
+        "digits.png",
+        "digits-samples.png",
+        "digits-completions.png",
+    }
+    text = (here / "digits.json").read_text()
+    assert str(tmp_path) not in text
+    data = json.loads(text)
+    assert any("typical ratios" in line for line in script["results"](data, {}))
+    assert "8 steps of 8" in " ".join(script["conditions"](data))
