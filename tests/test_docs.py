@@ -251,6 +251,18 @@ def test_the_figure_of_the_readme_is_that_of_its_script_and_runs():
         assert picture.text["Source"] == script["source"](), "run python docs/hero.py"
 
 
+def test_the_page_of_images_says_what_its_runs_show():
+    """It is what its script writes; NCML is likelier in every seed, and two parts are no better than one."""
+    folder = ROOT / "docs" / "results"
+    script = runpy.run_path(str(folder / "images.py"))
+    data = json.loads((folder / "images.json").read_text())
+    assert script["page"](data, (folder / "images.page.txt").read_text()) == (folder / "images.md").read_text()
+    ml, ncml = ([run for run in data["mnist-flow"] if run["way"] == way] for way in ("ml", "ncml"))
+    assert [run["seed"] for run in ml] == [run["seed"] for run in ncml] == [0, 1, 2]
+    assert max(run["bits per dim"] for run in ncml) < min(run["bits per dim"] for run in ml)
+    assert all(run["two-part"]["classifier"] > run["direct"]["classifier"] for run in ncml)
+
+
 @pytest.mark.parametrize("name", ["benchmarks", "adbench"])
 def test_page_of_benchmarks_is_what_its_script_writes(name):
     folder = ROOT / "docs" / "results"
