@@ -63,22 +63,19 @@ def record(name: str, folder: Path, commit: str) -> None:
 
 
 def draw_samples(name: str, folder: Path) -> None:
-    """Samples of every run that has some, a row for direct and one for two-part samples."""
+    """Samples of every run that has some, a row for direct and one for two-part samples; of a single run, all."""
     import numpy as np
     import torch
 
     from ncml import Lattice
     from ncml.evaluation import save_grid
 
-    rows = []
-    for key in NAMES:
-        for way in ("direct", "two-part"):
-            path = folder / key / way / "samples.npy"
-            if path.exists():
-                levels = torch.from_numpy(np.load(path, allow_pickle=False)[:SHOWN])
-                rows.append(Lattice(256).to_unit(levels))
-    if rows:
-        save_grid(torch.cat(rows), HERE / f"{name}-samples.png", columns=SHOWN, scale=3)
+    paths = [folder / key / way / "samples.npy" for key in NAMES for way in ("direct", "two-part")]
+    found = [torch.from_numpy(np.load(path, allow_pickle=False)) for path in paths if path.exists()]
+    if found:
+        shown, columns = (None, 10) if len(found) == 1 else (SHOWN, SHOWN)  # labels go round by ten
+        rows = torch.cat([Lattice(256).to_unit(levels[:shown]) for levels in found])
+        save_grid(rows, HERE / f"{name}-samples.png", columns=columns, scale=3)
 
 
 def draw_completions(name: str, folder: Path) -> None:
