@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -181,6 +183,79 @@ def test_a_flow_by_patches_takes_labels_and_noise():
     assert not torch.allclose(drawn.x, flow.sample(6, 0.0, labels.flip(0), noise=noise), atol=1e-3)
     with pytest.raises(ArgumentError, match="noise: got shape"):
         flow.sample_in_parallel(5, noise=noise)
+
+
+def chain(gain: float, dims: int, large: float):
+    """Each value is gain times the one before it and some noise, but for a first one, which is alone and large."""
+
+    def redraw(x, rows):
+        new = z[rows].clone()
+        new[:, 2:] += gain * x[:, 1:-1]
+        new[:, 0] += large
+        return new
+
+    z = torch.randn(8, dims, generator=seeded(0))
+    expected = z.clone()
+    expected[:, 0] += large
+    for i in range(2, dims):
+        expected[:, i] += gain * expected[:, i - 1]
+    return redraw, expected
+
+
+@pytest.mark.parametrize("large", [0.0, 1e4, 1e6])
+def test_values_beside_a_large_one_settle_as_well(large):
+    """float32; and where each hangs little on the one before it, rounding does not keep it from ending early."""
+    for gain, most in ((0.9, 64), (0.3, 20)):
+        redraw, expected = chain(gain, 64, large)
+        found = jacobi.fixed_point(redraw, torch.zeros(8, 64), torch.zeros(8), 64)
+        assert torch.allclose(found.x[:, 1:], expected[:, 1:], rtol=0, atol=3e-5)
+        assert int(found.sweeps.max()) <= most
+        assert found.evaluations == int(found.sweeps.sum())
+
+
+def test_what_a_pass_may_change_is_each_rows_own():
+    redraw, expected = chain(0.9, 64, 0.0)
+    allowed = torch.tensor([1.0, 0.0] * 4)
+    found = jacobi.fixed_point(redraw, torch.zeros(8, 64), allowed, 64)
+    error = (found.x - expected).abs().amax(1)
+    assert float(error[1::2].max()) < 3e-5
+    assert float(error[::2].min()) > 0.05
+    assert int(found.sweeps[::2].max()) < int(found.sweeps[1::2].min())
+
+
+def test_what_overflows_ahead_of_the_proven_values_is_a_start_only():
+    def redraw(x, rows):
+        new = torch.ones_like(x)
+        new[:, 1:] = torch.where(x[:, :-1] == 1.0, 1.0, torch.nan)
+        return new
+
+    found = jacobi.fixed_point(redraw, torch.zeros(2, 5), torch.zeros(2), 5)
+    assert torch.equal(found.x, torch.ones(2, 5))
+    assert found.sweeps.tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("name", ["maf", "transformer"])
+def test_a_tolerance_is_one_of_the_data_not_of_what_the_layers_see(name):
+    """Data of size 0.01 are seen at size 1: a tenth of the noise of 0.078 is far more there than here."""
+    torch.manual_seed(0)
+    wide, narrow = (flows(std)[name][0] for std in (None, 0.01))
+    allowed = []
+
+    def noting(redraw, start, given, passes):
+        allowed.append(given)
+        return jacobi.fixed_point(redraw, start, given, passes)
+
+    for flow in (wide, narrow):
+        module = sys.modules[type(flow).__module__]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                module, "fixed_point", lambda redraw, x, a, n: allowed.append(a) or jacobi.fixed_point(redraw, x, a, n)
+            )
+            flow.sample_in_parallel(3, VP.T, tolerance=0.1, generator=seeded(0))
+    unit = torch.ones(1, *narrow.event_shape)
+    scale = float(narrow.scaling(unit, torch.full((1,), VP.T))[0].flatten()[0])
+    assert scale > 5.0
+    assert torch.allclose(allowed[-1], scale * allowed[0])
 
 
 @pytest.mark.parametrize("passes", [1, 3])

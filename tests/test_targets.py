@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 
-from ncml import VESDE, GaussianProcess, generate
+from ncml import VESDE, VPSDE, GaussianProcess, generate
 from ncml.densities import GaussianDensity
 from ncml.density import AlignedTarget, CompletionTarget, ComposedTarget, EventTarget, PosteriorTarget, Target
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from ncml.sampling import AnnealedSMC, EulerMaruyama
+from ncml.sampling import DDIM, Ancestral, AnnealedSMC, EulerMaruyama, ParallelTempering
 from tests.problems import each_process, gaussian, seeded
 from tests.statistics import Z, assert_law, normal_cdf
 
@@ -163,6 +164,8 @@ def test_coefficients_are_those_of_the_process_whether_asked_for_ahead_or_not(pr
     """Among the times of a call, outside of them, at repeated ones; and pairs that are neighbours or not."""
     target, times = Target(gaussian(process)), [process.T * u for u in (1.0, 0.7, 0.2, 0.0)]
     if ahead:
+        target.prepare([process.T, 0.5 * process.T])
+        [getattr(target, name)(process.T) for name in COEFFICIENTS]  # of times that are then forgotten
         target.prepare([*times, 0.0])
     for t in (*times, 0.3 * process.T):
         found = [getattr(target, name)(t) for name in COEFFICIENTS]
@@ -197,3 +200,56 @@ def test_a_call_asks_for_a_coefficient_once(around):
         process.asked.clear()
         assert [each.alpha(t) for t in times] == [1.0] * 3
         assert process.asked == [3]
+
+
+def test_one_target_serves_calls_on_other_grids():
+    """Each as a target of its own would: coefficients of one call are not those of the next."""
+    density = gaussian(VPSDE())
+    target, x = Target(density), density.sample(5, 1.0, generator=seeded(0))
+    for sampler, start in ((DDIM(8), 1.0), (DDIM(16), 1.0), (DDIM(8), 0.5), (Ancestral(8), 0.5), (Ancestral(8), 1.0)):
+        found = sampler(target.with_generator(seeded(1)), x, start)
+        assert torch.equal(found, sampler(Target(density, generator=seeded(1)), x, start))
+
+
+def test_coefficients_are_told_apart_whatever_their_functions_are_called():
+    """Both of one name, as a decorator leaves them; and one that has no name."""
+
+    def named(f):
+        def wrapper(self, t):
+            return f(self, t)
+
+        return wrapper
+
+    class Named(VPSDE):
+        alpha, sigma = named(VPSDE.alpha), named(VPSDE.sigma)
+
+        @property
+        def diffusion(self):
+            return functools.partial(VPSDE.diffusion, self)
+
+    target = Target(gaussian(Named()))
+    target.prepare([1.0, 0.5, 0.0])
+    for name in COEFFICIENTS:
+        assert getattr(target, name)(0.5) == pytest.approx(float(getattr(VPSDE(), name)(0.5)))
+
+
+@pytest.mark.parametrize(
+    "sampler", [EulerMaruyama(6), AnnealedSMC(6), ParallelTempering(7, "uniform", rounds=2), Ancestral(6)]
+)
+def test_samplers_ask_for_a_coefficient_once(sampler):
+    class Counting(VPSDE):
+        def sigma(self, t):
+            asked.append(torch.as_tensor(t).numel())
+            return super().sigma(t)
+
+        def transition(self, s, t):
+            moved.append(torch.as_tensor(t).numel())
+            return super().transition(s, t)
+
+    asked, moved = [], []
+    density = gaussian(Counting())
+    x = density.sample(4, 1.0, generator=seeded(0))
+    asked.clear()
+    sampler(density, x, None, 0.1, generator=seeded(1))
+    assert len([n for n in asked if n == 1]) < 4
+    assert len(moved) <= 1

@@ -11,14 +11,37 @@ import numpy as np
 import pytest
 import torch
 
-from ncml import VESDE
-from ncml.densities import GaussianDensity, GaussianMixtureDensity
-from ncml.density import Target
+from ncml import VESDE, Lattice
+from ncml.densities import CallableDensity, GaussianDensity, GaussianMixtureDensity, ToyLattice
+from ncml.density import CompletionTarget, ComposedTarget, Target
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from ncml.sampling import ERSDE, HMC, AnnealedLangevin, MetropolisLangevin, ParallelTempering, tempering
+from ncml.sampling import (
+    DDIM,
+    ERSDE,
+    HMC,
+    AnnealedLangevin,
+    AnnealedSMC,
+    MetropolisLangevin,
+    ParallelTempering,
+    tempering,
+)
+from ncml.sampling.grids import Given
 from ncml.sampling.kernels import Kernels
 from tests.affine import noisy_moments
-from tests.problems import MEAN, MEANS, SDES, STD, STDS, WEIGHTS, each_process, gaussian, mixture, plane_mixture, seeded
+from tests.problems import (
+    MEAN,
+    MEANS,
+    PMF,
+    SDES,
+    STD,
+    STDS,
+    WEIGHTS,
+    each_process,
+    gaussian,
+    mixture,
+    plane_mixture,
+    seeded,
+)
 from tests.statistics import Z, assert_frequencies, assert_law, assert_mean, assert_variance, normal_cdf
 
 F64 = torch.float64
@@ -188,13 +211,76 @@ def test_rows_that_fail_leave_the_others_alone():
 
     density = gaussian(VP)
     x = density.sample(50, VP.T, generator=seeded(0))
-    x[7] = 3.0
+    x[7::2] = 3.0
     target = Brittle(density, generator=seeded(1))
     kept = ParallelTempering(4, rounds=4).refine(target, x, None, 0.2 * VP.T, on_failure="keep")
-    assert kept.info["failed"].tolist() == [7]
-    assert kept.info["exchanges"].isfinite().all()
-    rest = torch.arange(50) != 7
+    assert kept.info["failed"].tolist() == list(range(7, 50, 2))
+    rest = torch.arange(50) < 7
+    rest[8::2] = True
     assert kept.x[rest].isfinite().all()
+    assert float(kept.info["exchanges"].min()) > 0.6  # of the rows that are left
+
+
+@dataclass(frozen=True)
+class _Wild(DDIM):
+    """Says what it is told, and spoils the samples that it is given."""
+
+    def begin(self, times):
+        return times
+
+    def step(self, target, x, t, s, state):
+        assert (t, s) in set(itertools.pairwise(state))
+        y, _ = super().step(target, x.clone(), t, s, None)
+        x.fill_(math.nan)
+        return y, state
+
+
+def test_a_predictor_knows_the_times_and_owns_its_samples():
+    """On a grid of one's own."""
+    density, times = gaussian(VP), (0.9 * VP.T, 0.4 * VP.T, 0.2 * VP.T)
+    x = density.sample(50, VP.T, generator=seeded(0))
+    sampler = ParallelTempering(4, Given(times), rounds=4, predictor=_Wild())
+    refined = sampler.refine(density, x, None, 0.1 * VP.T, generator=seeded(1), path=True)
+    assert refined.x.isfinite().all()
+    assert [float(t) for t, _ in refined.path[:5]] == [VP.T, *times, 0.1 * VP.T]
+    assert refined.info["exchanges"].isfinite().all()
+
+
+def _correlated(x, t):
+    """N(0, C) under noise of t, with variances of 0.25 and a covariance of 0.2."""
+    a, b = 0.25 + t.square(), 0.2
+    square = (a * x.square().sum(1) - 2.0 * b * x.prod(1)) / (a.square() - b * b)
+    return -0.5 * (square + (a.square() - b * b).log()) - math.log(2.0 * math.pi)
+
+
+@pytest.mark.parametrize("kind", ["completed", "product", "lattice"])
+def test_targets_around_targets_and_lattices(kind):
+    """The conditional of a correlated Gaussian given one value; a product of experts; mass on a lattice."""
+    process, n = VESDE.linear(1.0), 4000
+    if kind == "lattice":
+        density = ToyLattice(process, PMF)
+        x = density.sample(n, 1.0, generator=seeded(0))
+        refined = ParallelTempering(8, rounds=24).refine(density, x, generator=seeded(1))
+        levels = Lattice(17).nearest(refined.x).flatten()
+        assert_frequencies(levels.bincount(minlength=17), PMF, bias=0.01)
+        assert refined.t == 0.0
+        return
+    if kind == "product":
+        parts = [GaussianDensity(process, torch.tensor([m], dtype=F64), 0.3) for m in (-0.2, 0.6)]
+        target = ComposedTarget(*((1.0, Target(part, generator=seeded(1))) for part in parts))
+        x = parts[0].sample(n, 1.0, generator=seeded(0))
+        y = ParallelTempering(8, rounds=48)(target, x, None, 0.2)[:, 0]
+        mean, variance = 0.2, 0.5 * (0.09 + 0.04)
+    else:
+        density = CallableDensity(_correlated, event_shape=(2,), process=process)
+        known = torch.tensor([[0.5, 0.0]], dtype=F64)
+        mask = torch.tensor([[True, False]])
+        target = CompletionTarget(Target(density, generator=seeded(1)), known, mask)
+        x = torch.randn(n, 2, dtype=F64, generator=seeded(0))
+        y = ParallelTempering(8, rounds=96)(target, x)[:, 1]
+        mean, variance = 0.4, 0.25 - 0.2**2 / 0.25
+    assert_mean(y, mean, math.sqrt(variance))
+    assert_variance(y, mean, variance)
 
 
 def test_what_it_needs():
@@ -209,5 +295,10 @@ def test_what_it_needs():
         ParallelTempering(rounds=0)
     with pytest.raises(ArgumentTypeError, match="chain: got AnnealedLangevin"):
         ParallelTempering(chain=AnnealedLangevin())
+    with pytest.raises(ArgumentError, match="predictor: got AnnealedSMC"):
+        ParallelTempering(predictor=AnnealedSMC())
+    slow = ParallelTempering(predictor=ERSDE(scale=math.sqrt))
+    with pytest.raises(ArgumentError, match="scale: got sqrt"):
+        slow(gaussian(VP), torch.zeros(2, 1, dtype=F64))
     with pytest.raises(ArgumentError, match="grid: got 'even'"):
         ParallelTempering(grid="even")

@@ -115,6 +115,7 @@ class Target:
             target.context = None if context is None else usable(context)
         target.dtype, target.device, target.on_failure = x.dtype, x.device, on_failure
         target._counts, target._buffer, target._size = _Counts(), None, len(x)
+        target._places, target._columns = {}, {}
         if on_failure == "keep":
             target.give_up(~torch.isfinite(x.flatten(1)).all(1))
         return target, x
@@ -210,16 +211,16 @@ class Target:
     # The process.
 
     def alpha(self, t: Time) -> Any:  # noqa: ANN401 -- a float for a float, a tensor for a tensor
-        return self._coefficient(self.process.alpha, t)
+        return self._coefficient("alpha", t)
 
     def sigma(self, t: Time) -> Any:  # noqa: ANN401
-        return self._coefficient(self.process.sigma, t)
+        return self._coefficient("sigma", t)
 
     def drift_coefficient(self, t: Time) -> Any:  # noqa: ANN401
-        return self._coefficient(self.process.drift_coefficient, t)
+        return self._coefficient("drift_coefficient", t)
 
     def diffusion(self, t: Time) -> Any:  # noqa: ANN401
-        return self._coefficient(self.process.diffusion, t)
+        return self._coefficient("diffusion", t)
 
     def transition(self, s: float, t: float) -> tuple[float, float]:
         """Scale and standard deviation of :math:`x_t` given :math:`x_s`, for ``s <= t``."""
@@ -234,15 +235,16 @@ class Target:
         found: tuple[float, float] = column[place]
         return found
 
-    def _coefficient(self, coefficient: Any, t: Time) -> Any:  # noqa: ANN401
+    def _coefficient(self, name: str, t: Time) -> Any:  # noqa: ANN401
+        coefficient = getattr(self.process, name)
         if isinstance(t, Tensor):
             return coefficient(t).to(self.dtype).reshape(-1, *([1] * len(self._inner.event_shape)))
         place = self._places.get(t)
         if place is None:
             return float(coefficient(as_time(t)))
-        if (column := self._columns.get(coefficient.__name__)) is None:
+        if (column := self._columns.get(name)) is None:
             times = torch.tensor(list(self._places), dtype=torch.float64, device="cpu")
-            self._columns[coefficient.__name__] = column = coefficient(times).expand(len(times)).tolist()
+            self._columns[name] = column = coefficient(times).expand(len(times)).tolist()
         return column[place]
 
     # Randomness.

@@ -78,7 +78,7 @@ class ERSDE(GridSampler):
 
     def check(self, target: Target, start: float, stop: float) -> None:
         super().check(target, start, stop)
-        times = torch.tensor(self.times(target.process, start, stop), dtype=torch.float64)
+        times = torch.tensor(self.times(target.process, start, stop), dtype=torch.float64, device="cpu")
         noise = (target.process.sigma(times) / target.process.alpha(times)).tolist()
         ratios = [self.scale(s) / s for s in noise if s > 0.0]
         if any(later > earlier * (1.0 + 1e-9) for earlier, later in itertools.pairwise(ratios)):

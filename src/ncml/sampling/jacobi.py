@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import check_count, is_real
+from ncml.checks import check_count, is_real, per_example
 from ncml.density import (
     AutoregressiveDensity,
     NoiseConditionalDensity,
@@ -33,7 +33,7 @@ __all__ = ["ParallelSamples", "allowed_difference", "fixed_point", "sample_in_pa
 
 
 ROUNDING = 32
-"""What a pass of a layer may change, in units of rounding of a row's largest value: the last digits settle last."""
+"""What a pass of a layer may change, in units of a value's own rounding, or that of 1: the last digits settle last."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,9 @@ def fixed_point(
         start[live] = new
         sweeps[live] += 1
         evaluations += len(live)
-        change, size = (v.abs().flatten(1).amax(1) for v in (new - old, new))
-        live = live[change > allowed[live] + rounding * size]
+        # Value by value: by the largest of a row, values beside a large one would settle too early.
+        slack = per_example(allowed[live], new) + rounding * new.abs().clamp(max=1.0)
+        live = live[((new - old).abs() > slack).flatten(1).any(1)]
     return ParallelSamples(start, sweeps, evaluations)
 
 

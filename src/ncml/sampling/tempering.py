@@ -41,13 +41,18 @@ class ParallelTempering(Sampler):
 
     where w is 1 for small steps of a ladder that is one process. The stationary law is the product of all
     :math:`p_t` exactly, whatever the score, the steps and the levels; which takes likelihoods. A path
-    (``refine(path=True)``) has the chain at ``t_end`` after each round.
+    (``refine(path=True)``) has the chain at the lowest level after each round: at ``t_end``, or for lattice data where
+    the sampler itself stops, at 0.3 level.
 
     ``info`` has ``acceptance``, the share of moves accepted at each level from ``t_start`` down (NaN at t = 0 without
-    noise, where there are none), ``exchanges``, the share accepted between each level and the next, and ``arrivals``,
-    how many samples each row has had at ``t_end`` that had been at ``t_start`` since the last: few or none mean that
-    levels are missing, or rounds: a way down takes one per level at least. Coming to a level takes the predictor's
-    evaluations and one more, a round ``chain.moves`` (times leaps) per level and two per pair.
+    noise, where there are none), ``exchanges``, the share accepted between each level and the next (NaN for pairs that
+    one round does not reach), and ``arrivals``, how many samples each row has had at the lowest level that had been at
+    ``t_start`` since the last. A sample moves one level a round, and takes at least ``2 * (levels - 1)`` of them to
+    climb and come back: weights of modes come right in several times as many, and few arrivals mean that rounds or
+    levels are missing. Coming to a level takes the predictor's evaluations and one more, a round ``chain.moves`` (times
+    leaps) per level and two per pair that it exchanges, every other one.
+
+    With ``on_failure="keep"`` a row is given up for a proposal that fails, too.
 
     Args:
         levels: Noise levels, at least 2; ``t_start`` and ``t_end`` are among them.
@@ -60,7 +65,7 @@ class ParallelTempering(Sampler):
 
     levels: int = 13
     grid: Grid | str = "karras"
-    rounds: int = 16
+    rounds: int = 48
     chain: MetropolisLangevin = field(default_factory=lambda: MetropolisLangevin(moves=2))
     predictor: GridSampler = field(default_factory=ERSDE)
 
