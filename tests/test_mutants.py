@@ -118,7 +118,7 @@ def test_what_it_must_find(tmp_path):
 
 
 def test_tests_are_chosen_by_the_lines_they_execute(tmp_path):
-    """The fastest case of each function first; fixtures count for all who use them; what runs at import only, for none."""
+    """The fastest case of each function first; fixtures count for all who use them; what runs at import, for none."""
     path = str(ROOT / "src" / "ncml" / LENGTHS)
     lines = {"a.py::one[x]": {5}, "a.py::one[y]": {5}, "a.py::two": {6}, "fixture model b.py": {5}, "": {1, 5, 6}}
     data = coverage.CoverageData(str(tmp_path / "coverage"))
