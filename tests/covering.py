@@ -19,6 +19,7 @@ LEFT_OUT = (
     "fuzz", "images", "imports", "mutants", "outliers", "packaging", "planted_bugs", "program_review", "sources",
     "statistics",
 )  # fmt: skip
+SIGNATURES = "tests/test_defaults.py"  # looks at defaults, which are executed at import, by no test
 PLAIN = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
 SLOW = 4  # seconds of a processor: longer tests are not used
 
@@ -127,15 +128,20 @@ class Covering:
     def chosen(
         self, items: Sequence[pytest.Item], limit: float, module: str, *spans: tuple[int, int]
     ) -> list[pytest.Item]:
-        """First the fastest case of each test function, then the others; file by file, the faster files first."""
+        """First the fastest case of each test function, then the others; file by file, the faster files first.
+
+        Where no test executes a line of the first span, those that look at defaults are among them.
+        """
         contexts = self.contexts(module, *spans)
         fixtures = [context.split(" ")[1:] for context in contexts if context.startswith("fixture ")]
+        at_import = not self.contexts(module, *spans[:1])
         those = [
             item
             for item in items
             if item.nodeid in self.seconds
             and (
                 item.nodeid in contexts
+                or (at_import and item.nodeid.startswith(SIGNATURES))
                 or any(name in item.fixturenames and item.nodeid.startswith(base) for name, base in fixtures)  # type: ignore[attr-defined]
             )
         ]

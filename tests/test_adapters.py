@@ -430,6 +430,24 @@ def test_a_function_without_samples_says_how_to_give_them():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("share", [0.01, 1.0])
+def test_a_function_that_is_flat_in_x_is_refused_where_x_is_noisy(share):
+    """Real numbers with Gaussian noise have a density that varies; at t = 0 it may be flat."""
+
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.level = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x, t):
+            return self.level.expand(len(x))
+
+    density, objective, x = CallableDensity(Flat(), (D,), VP), NCMLObjective(VP), torch.zeros(2, D)
+    assert objective(density, x, t=0.0).isfinite()
+    with pytest.raises(ArgumentError, match=r"^module: got log-densities that do not depend on x .*LevelNoise"):
+        objective(density, x, t=share * VP.T)
+
+
 def test_functions_of_lattice_data_are_a_lattice_density():
     """The methods of a known lattice density, wrapped, are that density again, and conform."""
     exact = ToyLattice(VP, torch.tensor([0.3, 0.1, 0.2, 0.4], dtype=F64))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ncml import VESDE, Lattice
 from ncml.cli import main
@@ -64,6 +65,31 @@ def test_views_and_other_layouts_are_saved_as_they_read(tmp_path):
     }
     tensors["shared"] = tensors["t"]
     save_checkpoint(tmp_path / "step_00000001", 1, {}, tensors)
+    assert same(open_checkpoint(tmp_path).model(), tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.uint8, torch.bool])
+def test_only_tensors_that_share_memory_are_copied(dtype, tmp_path):
+    """Saving does not take the memory of the model a second time."""
+
+    copied = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.clone.default:
+                copied.append(args[0].shape)
+            return function(*args, **(kwargs or {}))
+
+    whole = torch.arange(12).reshape(3, 4).to(dtype)
+    tensors = {
+        "whole": whole,
+        "again": whole,
+        "part": torch.arange(10).to(dtype)[:5],
+        "more": torch.ones(7, 2).to(dtype),
+    }
+    with Copies():
+        save_checkpoint(tmp_path / "step_00000001", 1, {}, tensors)
+    assert copied == [(3, 4), (5,)]
     assert same(open_checkpoint(tmp_path).model(), tensors)
 
 

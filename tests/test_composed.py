@@ -92,8 +92,8 @@ def test_guidance_is_a_product():
 
     density = CallableDensity(log_p, (1,), process)
     labels = torch.tensor([1, 2, 1])
-    target, x = guided(density, labels, 1.5).bound(torch.zeros(3, 1, dtype=F64), process.T)
-    expected = 2.5 * labels.double() / 0.25
+    target, x = guided(density, labels, 1.5).bound(torch.tensor([[0.0], [0.5], [-2.0]], dtype=F64), process.T)
+    expected = 2.5 * (labels.double() - x[:, 0]) / 0.25 + 1.5 * x[:, 0]
     assert torch.allclose(target.score(x, 0.1)[:, 0], expected)
     plain = EulerMaruyama(8)(guided(density, labels, 0.0, generator=seeded(0)), x)
     assert torch.allclose(plain, EulerMaruyama(8)(density, x, context=labels, generator=seeded(0)))

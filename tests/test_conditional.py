@@ -461,6 +461,7 @@ def test_measurements_that_cannot_be():
     singular = torch.tensor([[1.0, 1.0], [2.0, 2.0]], dtype=F64)
     for arguments, message in (
         ((y, A[:, :1]), "operator: got shape"),
+        ((y, A.sum()), r"operator: got shape \(\); expected \(M, \*\(2,\)\)"),
         ((torch.zeros(1, 2, dtype=F64), A), r"y: got shape \(1, 2\)"),
         ((y, A, -1.0), "noise: got -1.0"),
         ((torch.zeros(1, 2, dtype=F64), singular), "operator: got 2 rows of rank 1"),

@@ -16,6 +16,7 @@ from torch import nn
 
 from ncml import VPSDE, Lattice, LevelNoise, NCMLObjective, NoiseConditionalDensity, SampleableDensity
 from ncml.densities import MADE, MAF, CallableDensity, GaussianDensity, NFlowsDensity, ToyLattice, ZukoDensity
+from ncml.density import at_zero_only
 from ncml.errors import ArgumentError, ArgumentTypeError, InferenceTensorError, NonFiniteError
 from ncml.sampling import EulerMaruyama
 from ncml.score import exact_divergence, hutchinson_divergence, log_density_and_score
@@ -496,11 +497,28 @@ class Misshapen(NoiseConditionalDensity):
 @pytest.mark.parametrize("kind", ["mean", "outer", "column"])
 def test_a_misshapen_likelihood_has_no_score(kind):
     x = torch.ones(8, 2)
-    with pytest.raises(ArgumentError, match=r"^Misshapen.forward: got"):
-        Misshapen(kind).score(x)
+    for ask in (Misshapen(kind).score, Misshapen(kind).log_prob, Misshapen(kind).log_density):
+        with pytest.raises(ArgumentError, match=r"^Misshapen.forward: got"):
+            ask(x)
     process = VPSDE(T=0.05)
     with pytest.raises(ArgumentError, match=r"^Misshapen.forward: got"):
         EulerMaruyama(steps=2)(Misshapen(kind), x, process=process)
+
+
+@pytest.mark.parametrize(
+    ("bad", "t", "said"),
+    [
+        ([True, False], [0.0, 0.1], True),
+        ([True, True], [0.0, 0.0], True),
+        ([True, False], [0.0, 0.0], False),  # others at t = 0 are well
+        ([True, True], [0.0, 0.1], False),
+        ([False, True], [0.0, 0.1], False),
+    ],
+)
+def test_what_fails_at_zero_only_is_said_to_be(bad, t, said):
+    hint = at_zero_only(torch.tensor(bad), torch.tensor(t))
+    assert ("all of them have t = 0" in hint) is said
+    assert bool(hint) is said
 
 
 def test_log_prob_evaluates_and_the_call_trains():

@@ -263,6 +263,19 @@ def test_the_page_of_images_says_what_its_runs_show():
     assert all(run["two-part"]["classifier"] > run["direct"]["classifier"] for run in ncml)
 
 
+def test_the_table_of_mutants_is_what_its_script_writes():
+    folder = ROOT / "docs" / "results"
+    assert runpy.run_path(str(folder / "mutants.py"))["table"]() == (folder / "mutants.table.txt").read_text()
+    first = json.loads((folder / "mutants.json").read_text())
+    assert all(row["equivalent"] for row in first["survivors"])
+    page = (folder / "robustness.md").read_text()
+    for words in (
+        f"no test could fail for {first['equivalent']}",
+        f"with which all {first['killed'] - 360} are killed",
+    ):
+        assert words in page
+
+
 @pytest.mark.parametrize("name", ["benchmarks", "adbench"])
 def test_page_of_benchmarks_is_what_its_script_writes(name):
     folder = ROOT / "docs" / "results"

@@ -265,6 +265,23 @@ def test_wrappers_get_their_own_training_flags_back(name):
     assert [m.training for m in wrapper.modules()] == flags
 
 
+def test_a_ddp_exchanges_nothing_in_an_evaluation_and_all_after_it(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        parallel, seen = nn.parallel.DistributedDataParallel(network()), []
+
+        def exchanges():
+            return parallel.require_backward_grad_sync, parallel.require_forward_param_sync
+
+        parallel.register_forward_hook(lambda module, args, output: seen.append(exchanges()))
+        for target in (parallel, Wrapper(parallel)):
+            EulerMaruyama(2)(target, points(), generator=seeded(0))
+            assert exchanges() == (True, True)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert set(seen) == {(False, False)}
+
+
 # Two processes.
 
 TWO = textwrap.dedent(

@@ -161,6 +161,17 @@ def test_clean_and_perturbed_share_their_noise(process, order):
     assert_variance(noise, 0.0, variance)
 
 
+def test_the_orders_commute_where_the_process_only_adds():
+    """Away from the edges: the same values move the same way, before the noise and after it."""
+    process, x = SDES["ve"], LATTICE.to_unit(torch.randint(3, 14, (20, 50), generator=seeded(4)), dtype=torch.float64)
+    seen = []
+    for order in ("before", "after"):
+        recorder = Recorder(process)
+        delta_log_p(recorder.density, x, 0.5, process.T, order=order, lattice=LATTICE, generator=seeded(5))
+        seen.append(recorder.seen[1])
+    assert torch.allclose(*seen, rtol=0, atol=1e-12)
+
+
 def test_level_noise_after_the_process_is_not_clipped_off_the_lattice():
     recorder, x = Recorder(PROCESS), LATTICE.to_unit(torch.full((100, 50), 16), dtype=torch.float64)
     delta_log_p(recorder.density, x, 1.0, PROCESS.T, order="after", lattice=LATTICE, generator=seeded(6))

@@ -246,6 +246,37 @@ def test_an_audit_reports_entropies():
         assert (error > 0.0).all()
 
 
+def test_the_entropy_that_an_audit_reports_is_in_closed_form_for_white_data():
+    """Normal data of variance 1 under a whole VP keep their law: what is missed is 2 f (D - |x|^2)."""
+    process, t = WHOLE_SDES["vp"], 0.3
+    density = GaussianDensity(process, torch.zeros(2, dtype=F64), 1.0)
+    x = density.sample(50, generator=seeded(0))
+    audit = audit_ladder(density, x, [t], steps=1, generator=seeded(1))
+    missed = 2.0 * process.drift_coefficient(t) * (2.0 - process.perturb(x, t, generator=seeded(1)).square().sum(1))
+    expected = torch.stack([missed.mean(), missed.std() / math.sqrt(50)])
+    assert torch.allclose(audit.entropy[0], expected, rtol=1e-9)
+
+
+def test_contexts_of_an_audit_go_with_their_rows():
+    """Normal data around their contexts, of which rows to fit and rows to bound have their own."""
+
+    def log_p(x, t, context):
+        std = (0.01 * VP.alpha(t).square() + VP.sigma(t).square()).sqrt()
+        return torch.distributions.Normal(VP.alpha(t) * context[:, 0], std).log_prob(x[:, 0])
+
+    density = CallableDensity(log_p, (1,), VP)
+    context = torch.randn(400, 1, dtype=F64, generator=seeded(0))
+    x = context + 0.1 * torch.randn(400, 1, dtype=F64, generator=seeded(1))
+    bound = ladder_bound(
+        density, x[:100], VP.T, fit=x[100:], context=context[:100], fit_context=context[100:], generator=seeded(2)
+    )
+    assert float((bound - density.log_prob(x[:100], 0.0, context[:100])).abs().max()) < 0.5
+    audit = audit_ladder(density, x, [VP.T], context, steps=4, generator=seeded(3))
+    assert float(audit.ratio) < 1e-9
+    assert abs(float(audit.bound)) < 0.05
+    assert abs(audit.flow[0]) < 0.01
+
+
 def test_an_audit_of_a_lattice_begins_where_its_noise_can_be_followed():
     """The exact ladder is one process; at t = 0 its density is even over bins, which no flow leads to."""
     density = ToyLattice(VESDE.linear(0.5), PMF.double())

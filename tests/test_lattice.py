@@ -127,6 +127,16 @@ def test_exact_values_and_bounds_are_not_ranked():
         _ = exact < bound
 
 
+def test_bits_are_exact_unless_they_are_said_to_bound():
+    low, high = (Lattice(256).bits_per_dim(torch.tensor([log_p]), 1) for log_p in (2.0, 1.0))
+    assert low.exact is True
+    assert low < high
+    assert low < BitsPerDim(high.values, exact=True)
+    assert str(low)[0] != "<"
+    with pytest.raises(ArgumentTypeError, match="got exact against upper bound"):
+        _ = low < Lattice(256).bits_per_dim(torch.tensor([1.0]), 1, exact=False)
+
+
 def test_rankings_agree():
     low, high = (BitsPerDim(torch.tensor([v]), exact=True) for v in (3.0, 4.0))
     same, bound = BitsPerDim(torch.tensor([2.5, 3.5]), exact=True), BitsPerDim(torch.tensor([3.5]), exact=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import torch
 
 from ncml import VPSDE, Lattice, NoiseConditionalDensity, SampleableDensity
 from ncml.cli import main
-from ncml.densities import MADE, MAF, NCPN
+from ncml.densities import MADE, MAF, NCPN, CausalTransformer, TransformerFlow
 from ncml.densities.maf import MAFSettings
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.evaluation import bits_per_dim
@@ -369,7 +370,8 @@ def test_bundled_models_are_what_their_names_say(model, kind, settings):
     torch.testing.assert_close(built[1].log_prob(x, 0.01, labels), built[2].log_prob(x, 0.01, labels))
 
 
-def test_every_setting_reaches_the_model():
+@pytest.mark.parametrize("model", MODELS)
+def test_every_setting_reaches_the_model(model):
     """A change of each setting changes the parameters, the likelihood or the mode of the model."""
     x = LATTICE.to_unit(torch.randint(17, (2, 1, 8, 8), generator=torch.Generator().manual_seed(0)))
     other = {
@@ -387,21 +389,63 @@ def test_every_setting_reaches_the_model():
         },
         "maf": {"transforms": 1, "hidden": (4,), "data_std": 3.0, "noise_features": 4},
         "made": {"hidden": (4,), "components": 2, "head": "gaussian", "dropout": 0.5, "noise_features": 4},
+        "causal-transformer": {
+            "width": 8,
+            "layers": 1,
+            "heads": 1,
+            "components": 2,
+            "head": "gaussian",
+            "dropout": 0.5,
+            "noise_features": 4,
+            "label_dropout": 0.5,
+        },
+        "transformer-flow": {
+            "patch": 2,
+            "width": 8,
+            "blocks": 1,
+            "layers": 1,
+            "heads": 1,
+            "max_scale": 2.0,
+            "dropout": 0.5,
+            "data_std": 3.0,
+            "noise_features": 4,
+            "label_dropout": 0.5,
+        },
     }
-    for model, changes in other.items():
-        assert changes.keys() == set(MODELS[model].__dataclass_fields__)
+    changes = other[model]
+    assert changes.keys() == set(MODELS[model].__dataclass_fields__)
+    small = {"width": 16, "layers": 2, "heads": 2} if "transformer" in model else {}
+    shape = (8, 8) if model == "causal-transformer" else (1, 8, 8)
 
-        def said(model=model, **settings):
-            config = ModelConfig(model, settings=MODELS[model](**settings))
-            density = build_model(config, (1, 8, 8), PROCESS, LATTICE, 2, 0)
-            torch.manual_seed(0)
-            many, labels = x.repeat(16, 1, 1, 1), torch.zeros(32, dtype=torch.long)
-            return density.train()(many, torch.full((32,), 0.01), labels).detach(), list(density.state_dict())
+    def said(**settings):
+        config = ModelConfig(model, settings=MODELS[model](**{**small, **settings}))
+        density = build_model(config, shape, PROCESS, LATTICE, 2, 0)
+        torch.manual_seed(0)
+        for p in density.parameters():  # what starts at zero hides what comes before it
+            p.data += 0.1 * torch.randn(p.shape)
+        torch.manual_seed(0)
+        many, labels = x.repeat(16, 1, 1, 1).reshape(32, *shape), torch.zeros(32, dtype=torch.long)
+        return density.train()(many, torch.full((32,), 0.01), labels).detach(), list(density.state_dict())
 
-        plain, names = said()
-        for setting, value in changes.items():
-            other_plain, other_names = said(**{setting: value})
-            assert other_names != names or not torch.equal(other_plain, plain), (model, setting)
+    plain, names = said()
+    assert torch.equal(said()[0], plain)
+    for setting, value in changes.items():
+        other_plain, other_names = said(**{setting: value})
+        assert other_names != names or not torch.equal(other_plain, plain), setting
+
+
+KINDS = {"maf": MAF, "made": MADE, "causal-transformer": CausalTransformer, "transformer-flow": TransformerFlow}
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_settings_have_the_defaults_of_the_model(model):
+    """As it is built, and of what its parameters do not show."""
+    settings, own = MODELS[model](), inspect.signature(KINDS[model]).parameters
+    built = settings.build((8, 2), PROCESS, None)
+    plain = KINDS[model]((8, 2), PROCESS, **({"patch": settings.patch} if "patch" in own else {}))
+    assert [p.shape for p in built.parameters()] == [p.shape for p in plain.parameters()]
+    for name, value in vars(settings).items():
+        assert name == "patch" or own[name].default == value
 
 
 def test_ncpn_needs_a_lattice_and_labels_for_classes():

@@ -12,7 +12,7 @@ import coverage
 import pytest
 
 from tests import mutants
-from tests.covering import ROOT, Covering
+from tests.covering import ROOT, SIGNATURES, Covering
 
 SOURCE = """
 import functools
@@ -118,7 +118,7 @@ def test_what_it_must_find(tmp_path):
 
 
 def test_tests_are_chosen_by_the_lines_they_execute(tmp_path):
-    """The fastest case of each function first; fixtures count for all who use them; what runs at import, for nobody."""
+    """The fastest case of each function first; fixtures count for all who use them; what runs at import, for none."""
     path = str(ROOT / "src" / "ncml" / LENGTHS)
     lines = {"a.py::one[x]": {5}, "a.py::one[y]": {5}, "a.py::two": {6}, "fixture model b.py": {5}, "": {1, 5, 6}}
     data = coverage.CoverageData(str(tmp_path / "coverage"))
@@ -126,6 +126,7 @@ def test_tests_are_chosen_by_the_lines_they_execute(tmp_path):
         data.set_context(context)
         data.add_lines({path: those})
     seconds = {"a.py::one[x]": 2.0, "a.py::one[y]": 1.0, "a.py::two": 0.1, "b.py::three": 3.0, "b.py::four": 0.1}
+    seconds[f"{SIGNATURES}::five"] = 0.2
     data.write()
     (tmp_path / "seconds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in seconds.items()))
     cover = Covering(tmp_path)
@@ -138,8 +139,8 @@ def test_tests_are_chosen_by_the_lines_they_execute(tmp_path):
     assert chosen(9.0, (5, 5)) == ["a.py::one[y]", "b.py::three", "a.py::one[x]"]
     assert chosen(4.5, (5, 5)) == ["a.py::one[y]", "b.py::three"]
     assert chosen(9.0, (5, 6)) == ["a.py::two", "a.py::one[y]", "b.py::three", "a.py::one[x]"]
-    assert chosen(9.0, (1, 1), (6, 7)) == ["a.py::two"]
-    assert chosen(9.0, (7, 7)) == []
+    assert chosen(9.0, (1, 1), (6, 7)) == ["a.py::two", f"{SIGNATURES}::five"]
+    assert chosen(9.0, (7, 7)) == [f"{SIGNATURES}::five"]
 
 
 def test_equivalent_mutants_are_no_part_of_the_score():

@@ -252,6 +252,16 @@ def test_the_grid_of_karras():
     assert grids.Karras(1.0)(process, 80.0, 40.0, 4) == pytest.approx([80, 70, 60, 50, 40])
 
 
+@pytest.mark.parametrize("name", ["log-snr", "karras"])
+def test_times_that_floats_cannot_tell_apart_are_one(name):
+    """Where the signal falls as 1 - t, to less than an even step of its logarithm in one float."""
+    process = GaussianProcess(lambda t: 1.0 - t, lambda t: t, T=1.0 - 1e-15)
+    times = grids.checked_times(name, process, process.T, 0.1, 2000)
+    assert all(t > s for t, s in itertools.pairwise(times))
+    assert (times[0], times[-1]) == (process.T, 0.1)
+    assert 1000 < len(times) < 2001
+
+
 def test_given_times_and_functions_are_grids():
     process = VESDE.linear(1.0)
     given = EulerMaruyama(grid=grids.Given((0.5, 0.1, 0.9)))
@@ -614,6 +624,19 @@ def test_where_the_density_is_zero_nothing_has_failed():
     refined = MetropolisLangevin(4, moves=2).refine(Box(), torch.zeros(50, 2), generator=seeded(0), on_failure="keep")
     assert "failed" not in refined.info
     assert (refined.x.abs() <= 1.05).all()
+
+
+def test_a_step_that_overflows_is_tried_again_at_a_tenth():
+    """N(0, 10^2), with a cliff where the exact path never is but Euler's step over the whole way leads."""
+    process = VESDE.linear(10.0)
+
+    def score(x, t):
+        return torch.where(x.abs() < 7.7, 1e38, -x / (100.0 + process.sigma(t).square()[:, None]))
+
+    density = CallableDensity(lambda x, t: -0.5 * x.square().sum(1), (1,), process, score=score)
+    refined = AdaptiveHeun(first_step=1.0).refine(density, torch.full((1, 1), 10.0), 10.0, 5.0)
+    assert float(refined.x) == pytest.approx(math.sqrt(125.0 / 2.0), rel=1e-3)
+    assert refined.info["steps"] > refined.info["accepted"]
 
 
 def test_slow_rows_of_an_adaptive_solver_cost_the_others_nothing():

@@ -187,6 +187,20 @@ def test_er_sde_is_exact_for_point_masses(process, scale, order):
         assert_law(y, normal_cdf(float(process.alpha(stop)) * MEAN, float(process.sigma(stop))))
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_er_sde_ends_at_the_mean_of_the_data_and_nowhere_else(order):
+    """At noise 0 the step leads to D itself; at any other, also 1, there is noise left."""
+    density = GaussianDensity(VESDE.linear(4.0), torch.zeros(1, dtype=F64), 0.5)
+    sampler, g = ERSDE(order=order, scale=sde_scale), seeded(0)
+    target, x = Target(density, generator=g).bound(density.sample(2000, 4.0, generator=g), 4.0)
+    state = None
+    for t, s in itertools.pairwise([4.0, 3.0, 2.0, 1.0]):
+        x, state = sampler.step(target, x, t, s, state)
+    assert 0.7 < float(x.var()) < 1.5  # of 1.25: the steps are coarse
+    clean = target.denoise(x.clone(), 1.0)
+    assert torch.equal(sampler.step(target, x, 1.0, 0.0, state)[0], clean)
+
+
 def test_noise_scales_of_er_sde():
     """phi = sigma draws no noise: the flow; phi = sigma^2 is the reverse SDE's exponential step."""
     density = gaussian(VP)
@@ -231,6 +245,17 @@ def test_a_corrector_brings_coarse_steps_nearer_to_the_distribution():
 
     assert error(0) > 0.08
     assert error(8) < 0.55 * error(0)
+
+
+@pytest.mark.parametrize("ratio", [0.16, 0.4])
+def test_a_move_of_the_corrector_is_that_of_its_formula(ratio):
+    """From a point, of N(0, v) at one level: mean (1 - epsilon / v) x and variance 2 epsilon."""
+    density = GaussianDensity(VESDE.linear(1.0), torch.zeros(1, dtype=F64), 0.5)
+    epsilon, v = 2.0 * (ratio * 0.8) ** 2, 0.25 + 0.64
+    x = torch.ones(20_000, 1, dtype=F64)
+    sampler = PredictorCorrector(1, denoise_last=False, ratio=ratio)
+    y = sampler(density, x, 0.8, 0.8 - 1e-9, generator=seeded(0))
+    assert_law(y, normal_cdf(1.0 - epsilon / v, math.sqrt(2.0 * epsilon)))
 
 
 def mixture_cdf(x):

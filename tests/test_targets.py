@@ -9,8 +9,16 @@ import pytest
 import torch
 
 from ncml import VESDE, VPSDE, GaussianProcess, generate
-from ncml.densities import GaussianDensity
-from ncml.density import AlignedTarget, CompletionTarget, ComposedTarget, EventTarget, PosteriorTarget, Target
+from ncml.densities import CallableDensity, GaussianDensity
+from ncml.density import (
+    AlignedTarget,
+    AroundTarget,
+    CompletionTarget,
+    ComposedTarget,
+    EventTarget,
+    PosteriorTarget,
+    Target,
+)
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.sampling import DDIM, Ancestral, AnnealedSMC, EulerMaruyama, ParallelTempering
 from tests.problems import each_process, gaussian, seeded
@@ -121,6 +129,58 @@ def test_values_are_held_by_the_outermost_target(name):
     outer = CompletionTarget(around(Target(normal(2))), torch.full((1, 2), 0.3, dtype=F64), HELD)
     x = EulerMaruyama(4)(outer, torch.randn(3, 2, dtype=F64, generator=seeded(0)), generator=seeded(1))
     assert x[:, 0].tolist() == [0.3] * 3
+
+
+class Numbered(AroundTarget):
+    """Answers as the target inside does, and has a number for each row."""
+
+    per_row = ("number",)
+
+    def __init__(self, inner: Target, number: torch.Tensor) -> None:
+        super().__init__(inner)
+        self.number = number
+
+
+@pytest.fixture
+def numbered() -> tuple[Target, torch.Tensor]:
+    """N(c, 1) of four rows, each with its c and two numbers, in a call at x; the numbers are of another precision."""
+    mean, x = torch.arange(4.0), torch.tensor([[0.0], [1.0], [3.0], [1.0]], dtype=F64)
+    density = CallableDensity(lambda x, t, c: -0.5 * (x[:, 0] - c).square(), (1,), UNIT)
+    target = Numbered(Numbered(Target(density, context=mean), 10.0 * mean), 100.0 * mean)
+    return target.bound(x, 0.5, on_failure="keep")
+
+
+def test_a_target_around_another_answers_as_that_one_does(numbered):
+    target, x = numbered
+    score = torch.arange(4.0, dtype=F64)[:, None] - x
+    log_p = -0.5 * score[:, 0].square()
+    leaf = x.clone().requires_grad_()
+    differentiable = target.differentiable_score(leaf, 0.5)
+    assert torch.equal(torch.autograd.grad(differentiable.sum(), leaf)[0], -torch.ones_like(x))
+    assert torch.equal(differentiable, score)
+    assert torch.equal(target.score(x, 0.5), score)
+    assert torch.equal(target.log_prob(x, 0.5), log_p)
+    assert torch.equal(target.log_density(x, 0.5), log_p)
+    both = target.log_density_and_score(x, 0.5)
+    assert torch.equal(both[0], log_p)
+    assert torch.equal(both[1], score)
+
+
+def test_what_belongs_to_a_row_goes_with_it(numbered):
+    """Contexts, failures, and numbers of every target: rows chosen, chosen again, and in another order."""
+    target, _ = numbered
+    assert not target.number.is_inference()  # so that autograd may keep it
+    assert target.number.dtype == F64
+    target.give_up(torch.tensor([False, True, False, False]))
+    some = target.rows(torch.tensor([3, 1, 0]))
+    for few, rows in ((some, [3, 1, 0]), (some.rows(torch.tensor([2, 1])), [0, 1])):
+        assert few.context.tolist() == few.inner.inner.context.tolist() == rows
+        assert few.number.tolist() == [100 * i for i in rows]
+        assert few.inner.number.tolist() == [10 * i for i in rows]
+        assert few.failed.tolist() == few.inner.failed.tolist() == [i == 1 for i in rows]
+    target.reorder(torch.tensor([2, 2, 0, 1]))
+    assert target.number.tolist() == [200, 200, 0, 100]
+    assert target.inner.number.tolist() == [20, 20, 0, 10]
 
 
 def test_a_product_hands_its_generator_to_all_parts():

@@ -249,6 +249,28 @@ def test_a_resumed_flow_is_the_same_flow(tmp_path):
     assert same_state(a.training(), b.training())
 
 
+def test_lines_are_logged_every_so_many_steps_and_at_the_last(tmp_path):
+    trainer(tmp_path, replace(CONFIG, model=FLOW, optim=replace(CONFIG.optim, steps=5))).run()
+    assert [line["step"] for line in numbers(tmp_path)] == [2, 4, 5]
+
+
+def test_data_are_asked_for_where_the_model_is(tmp_path):
+    devices = set()
+
+    class Placed(Arrays):
+        def batch(self, rows, *, device=None):
+            devices.add(device)
+            return super().batch(rows, device=device)
+
+    base = trainer(tmp_path)
+    density = MAF((3,), base.density.process, transforms=1, hidden=(8,))
+    x, objective = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), NCMLObjective(density.process)
+    run = Trainer(base.fabric, density, objective, Placed(x), tmp_path, base.optim, base.run_config)
+    devices.clear()  # what was looked at before
+    run.run()
+    assert devices == {torch.device("cpu")}
+
+
 def test_lattice_data_without_a_lattice_are_warned_of(tmp_path):
     base = trainer(tmp_path)
     density = MAF((1, 8, 8), base.density.process, transforms=1, hidden=(8,))
@@ -639,8 +661,9 @@ def test_the_numbers_of_a_line_are_named_by_where_they_stand():
     assert dict(numbers_of(line)) == {"loss": 1.5, "validation/bits_per_dim": 2}
 
 
-def test_processes_are_shared_out_among_machines(monkeypatch):
-    """As torchrun's environment says: six processes, two on each of three machines."""
+@pytest.fixture
+def asked(monkeypatch):
+    """What Fabric is asked for."""
     asked = {}
 
     class Recorded:
@@ -651,8 +674,29 @@ def test_processes_are_shared_out_among_machines(monkeypatch):
             pass
 
     monkeypatch.setattr("lightning_fabric.Fabric", Recorded)
+    return asked
+
+
+def test_processes_are_shared_out_among_machines(asked, monkeypatch):
+    """As torchrun's environment says: six processes, two on each of three machines."""
     monkeypatch.setenv("WORLD_SIZE", "6")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     launch(RunConfig(accelerator="cpu"))
     assert (asked["devices"], asked["num_nodes"]) == (2, 3)
     assert isinstance(asked["num_nodes"], int)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "gpu", "taken"),
+    [
+        ("auto", True, "cuda"),
+        ("auto", False, "cpu"),
+        ("cpu", True, "cpu"),
+        ("cuda", False, "cuda"),
+    ],
+)
+def test_an_accelerator_is_chosen_where_none_is_named(asked, monkeypatch, accelerator, gpu, taken):
+    """A CUDA device if there is one, else the processor: Fabric would also take one without float64."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    launch(RunConfig(accelerator=accelerator))
+    assert asked["accelerator"] == taken

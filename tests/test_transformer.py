@@ -510,6 +510,7 @@ def test_compiled_blocks_compute_the_same_in_training_and_for_scores():
 def test_the_score_can_be_trained_on():
     model = strong((6, 2), gain=0.5)
     x, t = torch.randn(3, 6, 2, dtype=F64, generator=seeded(0)), torch.tensor([0.01, 0.05, VP.T], dtype=F64)
+    assert [model.forward_score(x, t, **asked).requires_grad for asked in ({}, {"create_graph": True})] == [False, True]
     loss = sliced_score_matching(model, x, t, generator=seeded(0)).sum()
     (gradient,) = torch.autograd.grad(loss, model.first)
     ahead, direction = copy.deepcopy(model), torch.randn(16, dtype=F64, generator=seeded(1))

@@ -463,7 +463,8 @@ def published_log_prob(state, x, t, labels, layers=2, shared=0) -> torch.Tensor:
     def norm(name, h):
         return F.layer_norm(h, (64,), state[f"{name}.weight"], state[f"{name}.bias"])
 
-    z, log_det = F.unfold(x, 2, stride=2).mT, 0.0
+    patch = math.isqrt(state["blocks.0.proj_in.weight"].shape[1] // x.shape[1])
+    z, log_det = F.unfold(x, patch, stride=patch).mT, 0.0
     length = z.shape[1]
     future = torch.ones(length, length, dtype=torch.bool).triu(1)
     for k in range(sum(name.endswith("proj_in.weight") for name in state)):
@@ -491,18 +492,25 @@ def published_log_prob(state, x, t, labels, layers=2, shared=0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("settings", "suffix"),
-    [({}, ".pth"), ({"classes": 3}, ".safetensors"), ({"timed": True, "classes": 3, "shared": 1}, ".pth")],
-    ids=["tarflow", "labels", "itarflow"],
+    ("settings", "suffix", "shape", "scale"),
+    [
+        ({}, ".pth", (3, 4, 4), 1.0),
+        ({"classes": 3}, ".safetensors", (3, 4, 4), 1.0),
+        ({"timed": True, "classes": 3, "shared": 1}, ".pth", (3, 4, 4), 1.0),
+        ({"size": 3, "length": 16}, ".pth", (3, 4, 4), 2.0),
+        ({"size": 16, "length": 2}, ".pth", (1, 8, 4), 0.5),
+    ],
+    ids=["tarflow", "labels", "itarflow", "pixels", "patches of four"],
 )
-def test_published_weights_have_their_log_likelihood(settings, suffix, tmp_path):
+def test_published_weights_have_their_log_likelihood(settings, suffix, shape, scale, tmp_path):
     state, path = published_state(**settings), tmp_path / f"weights{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     timed = "timed" in settings
-    flow = load_tarflow(path, (3, 4, 4), (0.01, 0.3) if timed else 0.05)
-    x, t = normal(4, 3, 4, 4), torch.tensor([0.01, 0.3, 0.1, 0.2] if timed else [0.05] * 4, dtype=F64)
+    flow = load_tarflow(path, shape, (0.01, 0.3) if timed else 0.05, input_scale=scale)
+    x, t = normal(4, *shape), torch.tensor([0.01, 0.3, 0.1, 0.2] if timed else [0.05] * 4, dtype=F64)
     labels = torch.tensor([0, 2, -1, 1]) if "classes" in settings else None
-    expected = published_log_prob(state, x, t, labels, shared=settings.get("shared", 0))
+    expected = published_log_prob(state, scale * x, t, labels, shared=settings.get("shared", 0))
+    expected += math.prod(shape) * math.log(scale)
     assert flow.dtype == F64
     assert (flow.log_prob(x, t, labels) - expected).abs().max() < 1e-10
     assert (flow.sample(4, t, labels, noise=flow.noise_of(x, t, labels).detach()) - x).abs().max() < 1e-10

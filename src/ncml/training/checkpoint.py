@@ -358,7 +358,7 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         copy = tensor.detach().cpu().contiguous()
         pointer = copy.untyped_storage().data_ptr()
-        plain[name] = copy.clone() if pointer in seen or copy.numel() < copy.untyped_storage().size() else copy
+        plain[name] = copy.clone() if pointer in seen or copy.nbytes < copy.untyped_storage().nbytes() else copy
         seen.add(pointer)
     return plain
 

@@ -261,8 +261,9 @@ class NCPN(AutoregressiveDensity):
         check_noise(self, noise, x.shape[0])
         if x.shape[0] == 0:
             return x.clone()
-        image = torch.zeros_like(x)
-        image[:, :, :rows] = kept
+        with torch.inference_mode(False):  # since it is written to outside of a caller's
+            image = torch.zeros_like(x)
+            image[:, :, :rows] = kept
         return self._continue(image, rows, noise, t, context, progress)
 
     def _continue(
