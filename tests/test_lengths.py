@@ -206,6 +206,15 @@ def test_planted_mistakes_about_padding_are_seen(kind):
 # Beyond the window.
 
 
+def test_longer_sequences_are_drawn_given_their_context():
+    density = model((4, 1), classes=3, label_dropout=0.0)
+    longer, labels = density.extended(9), torch.tensor([0, 2, 1])
+    noise = longer.draw_noise(3, generator=seeded(2))
+    drawn = longer.sample(3, 0.05, labels, noise=noise)
+    assert torch.equal(drawn, density.sample(3, 0.05, labels, noise=noise, length=9))
+    assert not torch.allclose(drawn, longer.sample(3, 0.05, labels.flip(0), noise=noise))
+
+
 @pytest.mark.parametrize(("overlap", "length"), [(None, 17), (1, 12), (4, 8), (3, 5), (2, 3)])
 @pytest.mark.parametrize("lattice", [None, Lattice(65_536)], ids=["continuous", "lattice"])
 def test_the_density_of_longer_sequences_is_that_of_their_continuation(overlap, length, lattice):

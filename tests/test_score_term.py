@@ -9,7 +9,7 @@ import torch
 import zuko
 
 from ncml import VESDE, VPSDE, LevelNoise, NCMLObjective
-from ncml.densities import MADE, CausalTransformer, GaussianDensity, ZukoDensity
+from ncml.densities import MADE, CallableDensity, CausalTransformer, GaussianDensity, ZukoDensity
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.objective import LadderTimes
 from tests.problems import seeded
@@ -45,6 +45,23 @@ def test_a_term_is_the_error_by_hand():
     expected = 1.7 * weight * 0.5 * (sigma * score + z).square().sum(1)
     assert got[0] == 0.0
     assert (got[1:] - expected[1:]).abs().max() < 1e-12
+
+
+def test_the_score_is_that_given_the_rows_own_context():
+    """Of a Gaussian whose mean the context is, also for the rows beside one at t = 0."""
+    centred = GaussianDensity(PROCESS, torch.zeros(2, dtype=F64), 0.7)
+
+    def log_p(x, t, c):
+        return centred(x - PROCESS.alpha(t)[:, None] * c, t)
+
+    density = CallableDensity(log_p, event_shape=(2,), process=PROCESS)
+    x, z = draws(4)
+    means = torch.arange(8, dtype=F64).reshape(4, 2) / 8.0
+    objective = NCMLObjective(PROCESS, score_matching=1.0)
+    terms = objective.terms(density, x + means, context=means, t=T, noise=z)
+    expected = objective.terms(centred, x, t=T, noise=z)
+    assert (terms.loss - expected.loss).abs().max() < 1e-10
+    assert (terms.nll - expected.nll).abs().max() < 1e-10
 
 
 def test_the_truth_has_the_error_that_no_score_can_avoid():

@@ -305,6 +305,13 @@ def test_it_learns(tmp_path):
     assert bits[-1] < bits[0] - 0.5
 
 
+def test_the_rate_of_a_line_is_that_of_the_step_that_was_taken(tmp_path):
+    config = changed(optim={"steps": 6, "warmup": 3}, run={"log_every": 1})
+    trainer(tmp_path, config).run()
+    rates = [line["learning_rate"] for line in numbers(tmp_path) if "learning_rate" in line]
+    assert rates == pytest.approx([config.optim.learning_rate_at(step) for step in range(6)])
+
+
 def test_accumulated_parts_are_the_whole_batch(tmp_path):
     config = changed(model={"dropout": 0.0})
     whole, parts = trainer(tmp_path / "a", config), trainer(tmp_path / "b", changed(config, optim={"accumulate": 4}))
