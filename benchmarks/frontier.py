@@ -415,6 +415,16 @@ def page(figures: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def variance_page(variance: dict[str, list[float]]) -> str:
+    """The table of what samplers that draw make of the variance."""
+    lines = [f"| scores | {' | '.join(map(str, EVALUATIONS))} |", "| --- |" + " --- |" * len(EVALUATIONS)]
+    for name, errors in variance.items():
+        kind, _, order = name.rstrip(")").partition("(")
+        label = f"{{class}}`~ncml.sampling.{kind}`{f', order {order}' if order else ''}"
+        lines.append(f"| {label} | {' | '.join(f'{error:+.2g}' for error in errors)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measure, show, and record with a picture; with --only, beside what has been recorded of the other problems."""
     options = parser(__doc__)
@@ -438,6 +448,7 @@ def main() -> None:
     results = Path(__file__).parents[1] / "docs" / "results"
     draw(data, results / "frontier.png")
     (results / "frontier.table.txt").write_text(page(figures))
+    (results / "frontier.variance.txt").write_text(variance_page(data["variance"]))
 
 
 if __name__ == "__main__":

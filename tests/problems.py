@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from ncml import VESDE, VPSDE, GaussianProcess, NoiseProcess, SubVPSDE
 from ncml.densities import GaussianDensity, GaussianMixtureDensity, ToyLattice
+from ncml.density import Target
+from tests.statistics import normal_cdf
 
 LEVEL = 2.0 / 255.0
 """One 8-bit level in data units."""
@@ -57,6 +60,23 @@ def plane_mixture(process: NoiseProcess) -> GaussianMixtureDensity:
 
 def lattice(process: NoiseProcess) -> ToyLattice:
     return ToyLattice(process, PMF)
+
+
+def mixture_cdf(x: np.ndarray) -> np.ndarray:
+    """The distribution function of the mixture data."""
+    parts = zip(WEIGHTS, MEANS, STDS, strict=True)
+    return sum(weight * normal_cdf(mean, std)(x) for weight, mean, std in parts)
+
+
+class HalfScore(Target):
+    """A score that is deliberately wrong, of a density that is right."""
+
+    def score(self, x, t):
+        return 0.5 * super().score(x, t)
+
+    def log_density_and_score(self, x, t):
+        log_p, score = super().log_density_and_score(x, t)
+        return log_p, 0.5 * score
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -251,6 +251,30 @@ def test_the_figure_of_the_readme_is_that_of_its_script_and_runs():
         assert picture.text["Source"] == script["source"](), "run python docs/hero.py"
 
 
+def test_records_have_no_folders_of_a_machine():
+    folders = (ROOT / "docs" / "results", ROOT / "benchmarks" / "results")
+    records = [path for folder in folders for path in folder.glob("*.json")]
+    assert len(records) > 20
+    for path in records:
+        assert re.findall(r'"/[A-Za-z][^"]*', path.read_text()) == [], path.name
+
+
+def test_the_page_of_samplers_says_what_the_frontier_shows(monkeypatch):
+    """Its tables are what the script writes, and its words count right."""
+    folder = ROOT / "docs" / "results"
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks" / "frontier.py"))
+    record = json.loads((ROOT / "benchmarks" / "results" / "frontier.json").read_text())
+    assert script["page"](record["figures"]) == (folder / "frontier.table.txt").read_text()
+    page = " ".join((ROOT / "docs" / "howto" / "samplers.md").read_text().split())
+    (worst,) = (figure["value"] for figure in record["figures"] if figure["value"] > 1.02)
+    assert f"Of the {len(record['figures'])} rows a peer leads in one, by a factor of {worst:.2f}" in page
+    own = [figure["note"].partition(" by ")[2].partition(";")[0] for figure in record["figures"]]
+    corrected = [name for name in own if re.match(r"MultistepODE\(\d, True", name)]
+    assert f"In {len(corrected)} of the {len(own)} rows the best of the library has the corrector" in page
+    assert script["variance_page"](record["variance"]) == (folder / "frontier.variance.txt").read_text()
+
+
 def test_the_page_of_images_says_what_its_runs_show():
     """It is what its script writes; NCML is likelier in every seed, and two parts are no better than one."""
     folder = ROOT / "docs" / "results"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -40,6 +39,7 @@ from tests.problems import (
     gaussian,
     lattice,
     mixture,
+    mixture_cdf,
     plane_mixture,
     same_bits,
     seeded,
@@ -62,10 +62,6 @@ COSINE = GaussianProcess(torch.cos, torch.sin, T=math.pi / 2)
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 coarse = {name: type(p).at_noise(0.25) for name, p in SDES.items()}
 """Processes whose T is two levels of the 17-level lattice."""
-
-
-def mixture_cdf(x: np.ndarray) -> np.ndarray:
-    return sum(w * normal_cdf(m, s)(x) for w, m, s in zip(WEIGHTS, MEANS, STDS, strict=True))
 
 
 class Spy(NoiseConditionalDensity):

@@ -13,19 +13,11 @@ from ncml.density import ComposedTarget, Target
 from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
 from ncml.sampling import AnnealedSMC, EulerMaruyama
 from tests.affine import noisy_moments
-from tests.problems import MEAN, PROCESSES, SDES, STD, gaussian, mixture, seeded
+from tests.problems import MEAN, PROCESSES, SDES, STD, HalfScore, gaussian, mixture, seeded
 from tests.statistics import Z
 
 F64 = torch.float64
 VP = SDES["vp"]
-
-
-class HalfScore(Target):
-    """A score that is deliberately wrong, of a density that is right."""
-
-    def log_density_and_score(self, x, t):
-        log_p, score = super().log_density_and_score(x, t)
-        return log_p, 0.5 * score
 
 
 def estimates(sampler: AnnealedSMC, density, kind=Target, runs: int = 150, particles: int = 100, stop=0.0):
@@ -83,11 +75,7 @@ def test_samples_follow_the_data_where_the_steps_alone_do_not():
     # Resampling makes particles dependent: allow for a third of them.
     assert abs(spread - 1.0) < Z * math.sqrt(2.0 / (n / 3))
 
-    class Half(Target):
-        def score(self, x, t):
-            return 0.5 * super().score(x, t)
-
-    plain = EulerMaruyama(4, denoise_last=False)(Half(density, generator=g), x)
+    plain = EulerMaruyama(4, denoise_last=False)(HalfScore(density, generator=g), x)
     assert abs(float((plain - MEAN).square().mean()) / STD**2 - 1.0) > 0.2
 
 

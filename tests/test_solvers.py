@@ -37,15 +37,13 @@ from tests.problems import (
     LEVEL,
     LINEAR_SDES,
     MEAN,
-    MEANS,
     PROCESSES,
     SDES,
     STD,
-    STDS,
-    WEIGHTS,
     each_process,
     gaussian,
     mixture,
+    mixture_cdf,
     plane_mixture,
     same_bits,
     seeded,
@@ -256,10 +254,6 @@ def test_a_move_of_the_corrector_is_that_of_its_formula(ratio):
     sampler = PredictorCorrector(1, denoise_last=False, ratio=ratio)
     y = sampler(density, x, 0.8, 0.8 - 1e-9, generator=seeded(0))
     assert_law(y, normal_cdf(1.0 - epsilon / v, math.sqrt(2.0 * epsilon)))
-
-
-def mixture_cdf(x):
-    return sum(w * normal_cdf(m, s)(x) for w, m, s in zip(WEIGHTS, MEANS, STDS, strict=True))
 
 
 @pytest.mark.parametrize(

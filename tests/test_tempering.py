@@ -7,7 +7,6 @@ import itertools
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 
@@ -30,15 +29,14 @@ from ncml.sampling.kernels import Kernels
 from tests.affine import noisy_moments
 from tests.problems import (
     MEAN,
-    MEANS,
     PMF,
     SDES,
     STD,
-    STDS,
-    WEIGHTS,
+    HalfScore,
     each_process,
     gaussian,
     mixture,
+    mixture_cdf,
     plane_mixture,
     seeded,
 )
@@ -46,17 +44,6 @@ from tests.statistics import Z, assert_frequencies, assert_law, assert_mean, ass
 
 F64 = torch.float64
 VP = SDES["vp"]
-
-
-class HalfScore(Target):
-    """A score that is deliberately wrong, of a density that is right."""
-
-    def score(self, x, t):
-        return 0.5 * super().score(x, t)
-
-    def log_density_and_score(self, x, t):
-        log_p, score = super().log_density_and_score(x, t)
-        return log_p, 0.5 * score
 
 
 def test_kernels_are_the_process_forth_and_back():
@@ -94,13 +81,8 @@ def test_at_the_data_itself_where_nothing_can_move():
     density, n = mixture(VP), 20_000
     x = density.sample(n, VP.T, generator=seeded(0))
     refined = ParallelTempering(5, rounds=16).refine(HalfScore(density, generator=seeded(1)), x)
-    assert_law(refined.x, _mixture_cdf)
+    assert_law(refined.x, mixture_cdf)
     assert refined.info["acceptance"].isnan().tolist() == [False] * 4 + [True]
-
-
-def _mixture_cdf(x: np.ndarray) -> np.ndarray:
-    parts = zip(WEIGHTS, MEANS, STDS, strict=True)
-    return sum(weight * normal_cdf(mean, std)(x) for weight, mean, std in parts)
 
 
 WIDE = GaussianMixtureDensity(VESDE.linear(4.0), [0.2, 0.8], torch.tensor([[-2.0] * 2, [2.0] * 2], dtype=F64), 0.1)

@@ -139,8 +139,9 @@ def main() -> None:
             run = args.out / f"{args.data}-{args.model}" / f"{way}-seed{seed}"
             if (run / "images.json").exists():
                 continue
-            options = [*shared.split(), *times.split(), *where, "--run.seed", str(seed), "--out", str(run)]
-            if not (run / "report.json").exists() and (failed := ncml(["train", *options])):
+            options = [*shared.split(), *times.split(), "--run.seed", str(seed)]
+            train = ["train", *options, *where, "--out", str(run)]
+            if not (run / "report.json").exists() and (failed := ncml(train)):
                 raise SystemExit(failed)
             if not rulers:
                 rulers = measured_by(run, args.quick)

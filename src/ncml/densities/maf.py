@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from ncml.density import SampleableDensity, check_draw
 from ncml.nn.conditioning import Conditioning, NoiseScaling
 from ncml.nn.masked import MaskedMLP
 from ncml.noise import Lattice, NoiseProcess
-from ncml.sampling.jacobi import ParallelSamples, allowed_difference, fixed_point
+from ncml.sampling.jacobi import ParallelSamples, allowed_difference, invert_layers
 
 __all__ = ["MAF", "MAFSettings"]
 
@@ -143,21 +144,17 @@ class MAF(SampleableDensity):
         dims = math.prod(self.event_shape)
         z = torch.randn(n, dims, dtype=self.dtype, device=self.device, generator=generator)
         if self.scaling is not None:  # the layers see scaled data
-            unit = torch.ones(n, *self.event_shape, dtype=z.dtype, device=z.device)
-            allowed = allowed * self.scaling(unit, times)[0].flatten(1)[:, 0]
-        sweeps, evaluations = torch.zeros(n, dtype=torch.long, device=z.device), 0
+            allowed = allowed * self.scaling.log_scale(times).exp().to(z.dtype)
+
+        def redrawn(net: nn.Module, z: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+            raw, shift = net(x, features[rows]).mT.unbind(1)
+            return cast(Tensor, (z[rows] - shift) / _bounded(raw).exp())
+
+        layers = [partial(redrawn, net) for net in reversed(self.nets)]
         with torch.autocast(z.device.type, enabled=False):
-            for net in reversed(self.nets):
-
-                def redraw(x: Tensor, rows: Tensor, net: nn.Module = net, z: Tensor = z) -> Tensor:
-                    raw, shift = net(x, features[rows]).mT.unbind(1)
-                    return cast(Tensor, (z[rows] - shift) / _bounded(raw).exp())
-
-                layer = fixed_point(redraw, torch.zeros_like(z), allowed, dims)
-                sweeps, evaluations = sweeps + layer.sweeps, evaluations + layer.evaluations
-                z = layer.x.flip(1)
-        x = z.reshape(n, *self.event_shape)
-        return ParallelSamples(x if self.scaling is None else self.scaling.inverse(x, times), sweeps, evaluations)
+            found = invert_layers(layers, z, allowed, dims)
+        x = found.x.reshape(n, *self.event_shape)
+        return replace(found, x=x if self.scaling is None else self.scaling.inverse(x, times))
 
 
 def _bounded(raw: Tensor) -> Tensor:

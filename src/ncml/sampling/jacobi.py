@@ -10,8 +10,9 @@ first position that does not, is proven and stays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from ncml.errors import ArgumentError, UnsupportedError
 from ncml.noise import GaussianProcess
 from ncml.progress import progress_counter
 
-__all__ = ["ParallelSamples", "allowed_difference", "fixed_point", "sample_in_parallel"]
+__all__ = ["ParallelSamples", "allowed_difference", "fixed_point", "invert_layers", "sample_in_parallel"]
 
 
 ROUNDING = 32
@@ -164,6 +165,26 @@ def fixed_point(
         slack = per_example(allowed[live], new) + rounding * new.abs().clamp(max=1.0)
         live = live[((new - old).abs() > slack).flatten(1).any(1)]
     return ParallelSamples(start, sweeps, evaluations)
+
+
+def invert_layers(
+    layers: Sequence[Callable[[Tensor, Tensor, Tensor], Tensor]], z: Tensor, allowed: Tensor, passes: int
+) -> ParallelSamples:
+    """Layers of a flow inverted one after the other, each reading its positions in the order opposite to the last's.
+
+    Args:
+        layers: From what the layer makes of the rows, the rows as they are, and their numbers, to the rows redrawn.
+        z: What the first of these makes, ``(n, positions, ...)``.
+        allowed, passes: As for :func:`fixed_point`.
+
+    Returns:
+        What goes into the last, in the order opposite to its own, with the passes of all.
+    """
+    sweeps, evaluations = torch.zeros(len(z), dtype=torch.long, device=z.device), 0
+    for redraw in layers:
+        found = fixed_point(partial(redraw, z), torch.zeros_like(z), allowed, passes)
+        sweeps, evaluations, z = sweeps + found.sweeps, evaluations + found.evaluations, found.x.flip(1)
+    return ParallelSamples(z, sweeps, evaluations)
 
 
 def allowed_difference(density: NoiseConditionalDensity, times: Tensor, tolerance: float) -> Tensor:

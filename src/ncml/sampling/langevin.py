@@ -33,13 +33,13 @@ class Place:
     log_p: Tensor
     score: Tensor
 
-    def where(self, kept: Tensor, other: Place) -> Place:
-        """These rows where ``kept`` ``(B,)``, and the other's elsewhere."""
-        rows = per_example(kept, self.x)
+    def replaced(self, taken: Tensor, other: Place) -> Place:
+        """The other's rows where ``taken`` ``(B,)``, and these elsewhere."""
+        rows = per_example(taken, self.x)
         return Place(
-            torch.where(rows, self.x, other.x),
-            torch.where(kept, self.log_p, other.log_p),
-            torch.where(rows, self.score, other.score),
+            torch.where(rows, other.x, self.x),
+            torch.where(taken, other.log_p, self.log_p),
+            torch.where(rows, other.score, self.score),
         )
 
 
@@ -140,7 +140,7 @@ class MetropolisLangevin(_Annealed):
         for _ in range(self.moves):
             y, log_q, score_y, gain = self.proposal(target, place.x, s, epsilon, place.score)
             taken = target.uniform(len(y)).log() < log_q - place.log_p + gain
-            place = place.where(~taken, Place(y, log_q, score_y))
+            place = place.replaced(taken, Place(y, log_q, score_y))
             accepted += taken
         return place, share(target, accepted) / self.moves
 

@@ -133,7 +133,7 @@ def exchanged(
     gain = y_s.log_p - x_t.log_p + kernels.log_ratio(y_s.x, x_t.x, x_t.score)
     loss = x_s.log_p - y_t.log_p + kernels.log_ratio(x_s.x, y_t.x, y_t.score)
     taken = target.uniform(len(y)).log() < gain - loss
-    return x_t.where(~taken, y_t), x_s.where(~taken, y_s), taken
+    return x_t.replaced(taken, y_t), x_s.replaced(taken, y_s), taken
 
 
 class Visits:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -20,7 +22,7 @@ from ncml.errors import ArgumentError, UnsupportedError
 from ncml.nn.conditioning import Conditioning, NoiseScaling, dropped_labels
 from ncml.noise import NoiseProcess
 from ncml.progress import progress_bar
-from ncml.sampling.jacobi import ParallelSamples, allowed_difference, fixed_point
+from ncml.sampling.jacobi import ParallelSamples, allowed_difference, invert_layers
 
 __all__ = ["TransformerFlow"]
 
@@ -244,22 +246,18 @@ class TransformerFlow(SampleableDensity):
         allowed = allowed_difference(self, t, tolerance)
         noise = self._noise(n, noise, generator)
         if self.scaling is not None:  # the blocks see scaled data
-            allowed = allowed * self.scaling(torch.ones_like(noise), t)[0].flatten(1)[:, 0]
-        sweeps, evaluations = torch.zeros(n, dtype=torch.long, device=noise.device), 0
+            allowed = allowed * self.scaling.log_scale(t).exp().to(noise.dtype)
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
             features = self._features(t, context)
-            x = self._in_order(self.patches.split(noise))
-            for k, block in enumerate(reversed(self.blocks)):
 
-                def redraw(x: Tensor, rows: Tensor, block: nn.Module = block, z: Tensor = x) -> Tensor:
-                    log_scale, mean = cast(AffineBlock, block).parameters_given(x, features[rows])
-                    return torch.addcmul(mean, z[rows], log_scale.exp())
+            def redrawn(block: AffineBlock, z: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+                log_scale, mean = block.parameters_given(x, features[rows])
+                return torch.addcmul(mean, z[rows], log_scale.exp())
 
-                found = fixed_point(redraw, torch.zeros_like(x), allowed, self.patches.length)
-                sweeps, evaluations = sweeps + found.sweeps, evaluations + found.evaluations
-                x = found.x.flip(1) if k + 1 < len(self.blocks) else found.x
-        x = self.patches.join(x)
-        return ParallelSamples(x if self.scaling is None else self.scaling.inverse(x, t), sweeps, evaluations)
+            layers = [partial(redrawn, cast(AffineBlock, block)) for block in reversed(self.blocks)]
+            found = invert_layers(layers, self._in_order(self.patches.split(noise)), allowed, self.patches.length)
+        x = self.patches.join(found.x.flip(1))  # the first block reads the patches in their own order
+        return replace(found, x=x if self.scaling is None else self.scaling.inverse(x, t))
 
     def _noise(self, n: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         shape = (n, *self.event_shape)
