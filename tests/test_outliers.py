@@ -66,12 +66,41 @@ def ladder(model, X):
 
 def test_scores_and_pulls_of_a_gaussian():
     X, new = correlated(500) * [1.0, 1e5], correlated(20, 1) * [3.0, 1e5]
-    model = detector(X, calibration=0.0)
+    model = detector(X, calibration=0.0, n_neighbors=0)
     usual, _ = ladder(model, X[np.random.RandomState(0).permutation(500)])
     log_p, pulls = ladder(model, new)
     expected = ((log_p - usual.mean(0)) / usual.std(0)).min(1)
     np.testing.assert_allclose(model.score_samples(new), expected, rtol=1e-6)
     np.testing.assert_allclose(model.explain(new), pulls, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_distances_to_training_rows(count):
+    """Squared differences of values over their variances, and a quarter as much of the ladder; no row is its own."""
+    X, new = correlated(400) * [1.0, 1e5], correlated(20, 1) * [3.0, 1e5]
+    X[7] = X[30]  # of two equal rows each has the other
+    model = detector(X, calibration=0.0, n_neighbors=count)
+    (usual, _), (there, _) = ladder(model, X), ladder(model, new)
+    ladders = [(part - usual.mean(0)) / usual.std(0) for part in (usual, there)]
+    values = [(part - X.mean(0)) / X.std(0) for part in (X, new)]
+
+    def squared(a, b):
+        return np.square(a[:, None] - b).sum(2)
+
+    within = squared(values[0], values[0]) + 0.25 * 2 / 3 * squared(ladders[0], ladders[0])
+    np.fill_diagonal(within, np.inf)
+    across = squared(values[1], values[0]) + 0.25 * 2 / 3 * squared(ladders[1], ladders[0])
+    for rows, distances in ((X, within), (new, across)):
+        expected = -np.sqrt(np.sort(distances, 1)[:, :count]).mean(1)
+        np.testing.assert_allclose(model.score_samples(rows), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_neighbours_see_where_no_row_has_been():
+    """The middle of a ring, where a Gaussian's density is the largest."""
+    angle = np.random.default_rng(0).uniform(0.0, 2.0 * np.pi, 1000)
+    X = np.column_stack([np.cos(angle), np.sin(angle)])
+    for count, odd in ((0, False), (1, True), (5, True)):
+        assert (detector(X, n_neighbors=count).p_values([[0.0, 0.0]])[0] <= 0.05) == odd
 
 
 def test_broken_constants_and_copies_are_odd():
@@ -195,6 +224,7 @@ def test_frames_keep_their_names():
     [
         ({"levels": ()}, "levels"),
         ({"levels": (0.0,)}, "levels"),
+        ({"n_neighbors": -1}, "n_neighbors"),
         ({"calibration": 1.0}, "calibration"),
         ({"contamination": 0.7}, "contamination"),
     ],
