@@ -19,6 +19,17 @@ PROCESS = VPSDE.at_noise(0.4)
 T = torch.tensor([0.0, 0.1, 0.5, 1.0], dtype=F64) * PROCESS.T
 
 
+class Wrapper(torch.nn.Module):
+    """As DDP keeps a density."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **more):
+        return self.module(*args, **more)
+
+
 def made(**settings) -> MADE:
     torch.manual_seed(0)
     density = MADE((2,), PROCESS, hidden=(8, 8), components=2, noise_features=4, **settings).double()
@@ -133,6 +144,18 @@ def test_a_batch_at_zero_has_no_error_and_a_wrapper_is_seen_through():
     assert one == pytest.approx(two, rel=1e-12)
 
 
+def test_attention_in_a_wrapper_is_differentiated_twice():
+    """The fused kernels of attention have no second derivative, whoever calls them."""
+    torch.manual_seed(0)
+    density = CausalTransformer((4, 1), PROCESS, width=8, layers=1, heads=2, components=2).double()
+    x, z = (v.unsqueeze(2) for v in draws(4, 4))
+    losses = []
+    for model in (density, Wrapper(density)):
+        losses.append(NCMLObjective(PROCESS, score_matching=1.0)(model, x, t=T, noise=z))
+        losses[-1].backward()
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
+
+
 def test_what_cannot_be_is_refused():
     for factor in (-1.0, math.inf, math.nan, True, "1"):
         with pytest.raises(ArgumentError, match="score_matching: got"):
@@ -141,5 +164,6 @@ def test_what_cannot_be_is_refused():
         NCMLObjective(LevelNoise(4), score_matching=1.0)
     process = VESDE.linear(1.0)
     flow = ZukoDensity(zuko.flows.SOSPF(2, 8, transforms=1, hidden_features=(8,)), (2,), process)
-    with pytest.raises(UnsupportedError, match="differentiable only once"):
-        NCMLObjective(process, LadderTimes((0.5,)), score_matching=1.0)(flow, torch.zeros(4, 2))
+    for density in (flow, Wrapper(flow)):
+        with pytest.raises(UnsupportedError, match="differentiable only once"):
+            NCMLObjective(process, LadderTimes((0.5,)), score_matching=1.0)(density, torch.zeros(4, 2))

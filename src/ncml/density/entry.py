@@ -47,6 +47,8 @@ def score_of(
     """The score by the density's own closed form, or by differentiating the call of its wrapper."""
     if isinstance(density, NoiseConditionalDensity):
         return density.forward_score(x, t, context, create_graph=create_graph)
+    if create_graph and (inner := unwrapped(density)) is not None:
+        inner.check_twice_differentiable()
     return gradient(density, x, t, context, create_graph=create_graph)[1]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ncml.density.checks import check_log_density
 from ncml.errors import UnsupportedError
@@ -28,10 +31,10 @@ def gradient(
     with torch.enable_grad():
         if not (create_graph and x.requires_grad):
             x = x.detach().requires_grad_()
-        if create_graph:
-            with torch.compiler.set_stance("force_eager"):
-                log_p = density(x, t, context, edges=False, **more)
-        else:
+        with ExitStack() as differentiable:
+            if create_graph:  # neither what is compiled nor a fused kernel of attention is differentiable twice
+                differentiable.enter_context(torch.compiler.set_stance("force_eager"))
+                differentiable.enter_context(sdpa_kernel(SDPBackend.MATH))
             log_p = density(x, t, context, edges=False, **more)
         if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1]:
             check_log_density(log_p, x, t, type(density).__name__)

@@ -45,7 +45,7 @@ from ncml.density.checks import check_arguments, check_log_density, check_score,
 from ncml.density.gradient import gradient
 from ncml.density.lengths import padded
 from ncml.density.modes import eval_mode, evaluating, usable
-from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import Lattice, NoiseProcess
 
 __all__ = ["AutoregressiveDensity", "NoiseConditionalDensity", "SampleableDensity"]
@@ -65,10 +65,12 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         dtype_follows_input: True for densities without a dtype of their own (closed forms).
         differentiable: False where autograd cannot differentiate ``forward`` in x, and ``forward_score`` is all there
             is.
+        twice_differentiable: False where its second derivatives are wrong: ``create_graph=True`` is then refused.
     """
 
     dtype_follows_input: bool = False
     differentiable: bool = True
+    twice_differentiable: bool = True
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -133,7 +135,17 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
 
         With ``create_graph`` it runs eagerly: what is compiled can be differentiated only once.
         """
+        if create_graph:
+            self.check_twice_differentiable()
         return gradient(self, x, t, context, create_graph=create_graph)[1]
+
+    def check_twice_differentiable(self) -> None:
+        """Raise :class:`~ncml.errors.UnsupportedError` where the graph of a score would lead to wrong gradients."""
+        if not self.twice_differentiable:
+            raise UnsupportedError(
+                f"create_graph: got True for a {type(self).__name__}, which is differentiable only once; expected one "
+                f"that is so twice; of zuko's flows take MAF or NSF"
+            )
 
     def hidden_settings(self) -> dict[str, Any]:
         """Settings (JSON data) that the names and shapes of the weights do not show, as the number of attention heads.

@@ -69,6 +69,10 @@ class _Under(NoiseConditionalDensity):
         return self.density.differentiable
 
     @property
+    def twice_differentiable(self) -> bool:  # type: ignore[override]
+        return self.density.twice_differentiable
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.density.dtype
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ncml.densities.adapters.flow import FlowDensity
-from ncml.errors import UnsupportedError
 
 __all__ = ["ZukoDensity"]
 
@@ -55,13 +54,6 @@ class ZukoDensity(FlowDensity):
     def flow_sample(self, flow: nn.Module, context: Tensor, generator: torch.Generator | None) -> Tensor:
         return cast(Tensor, cast(Any, flow)(context).sample())
 
-    def forward_score(
-        self, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
-    ) -> Tensor:
-        kinds = {type(m).__name__ for m in self.flow.modules()} if create_graph else set()
-        if kinds & ONCE_DIFFERENTIABLE:
-            raise UnsupportedError(
-                f"create_graph: got True for a {type(self.flow).__name__}, which is differentiable only once; "
-                f"expected a flow such as zuko.flows.MAF or NSF"
-            )
-        return super().forward_score(x, t, context, create_graph=create_graph)
+    @property
+    def twice_differentiable(self) -> bool:  # type: ignore[override]
+        return not {type(m).__name__ for m in self.flow.modules()} & ONCE_DIFFERENTIABLE

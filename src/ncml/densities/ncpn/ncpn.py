@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ncml.checks import Time, check_count, check_positive, check_probability, is_whole
 from ncml.densities.ncpn.blocks import GatedBlock
@@ -182,14 +181,6 @@ class NCPN(AutoregressiveDensity):
         outputs = self.network(x, self._conditioning(t, context))
         on_lattice = self.process.on_lattice(t) if edges else None
         return self.head.log_prob(outputs, _pixels(x), on_lattice).sum(1)
-
-    def forward_score(
-        self, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
-    ) -> Tensor:
-        if not create_graph:
-            return super().forward_score(x, t, context)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be differentiated twice
-            return super().forward_score(x, t, context, create_graph=True)
 
     def draw_noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Uniforms ``(n, H W, 1 + 2 C)``: component, quantiles, and positions in the windows."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ncml.checks import (
     Time,
@@ -181,9 +179,7 @@ class CausalTransformer(AutoregressiveDensity):
         lengths: Tensor | None = None,
     ) -> Tensor:
         more = {} if lengths is None else {"lengths": lengths}
-        # The fused kernels cannot be differentiated twice.
-        with sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext():
-            return gradient(self, x, t, context, create_graph=create_graph, **more)[1]
+        return gradient(self, x, t, context, create_graph=create_graph, **more)[1]
 
     def extended(self, length: int, overlap: int | None = None) -> ExtendedSequence:
         """The distribution of longer sequences, window after window: what :meth:`sample` draws beyond L.

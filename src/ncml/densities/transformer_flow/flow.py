@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ncml.checks import Time, check_count, check_probability, is_real
 from ncml.densities.transformer_flow.blocks import AffineBlock, Layer
@@ -141,14 +140,6 @@ class TransformerFlow(SampleableDensity):
         with evaluating(self):
             z, _ = self._standardised(x, t, context)
         return self.patches.join(self._in_order(z))
-
-    def forward_score(
-        self, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
-    ) -> Tensor:
-        if not create_graph:
-            return super().forward_score(x, t, context)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be differentiated twice
-            return super().forward_score(x, t, context, create_graph=True)
 
     # The repeated part of the network.
 
