@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_finite, check_floating, check_generator, check_input, check_time, is_real, kind_of
-from ncml.density import at_zero_only, check_arguments, check_process, inner_density, score_of, unwrapped
+from ncml.density import at_zero_only, check_arguments, check_process, inner_density, unwrapped
 from ncml.density.lengths import padded
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
 from ncml.noise import DiscreteProcess, GaussianProcess, Lattice, NoiseProcess
+from ncml.objective.score_terms import score_error
 from ncml.objective.times import TimeSampler, UniformTimes
 
 __all__ = ["LossTerms", "NCMLObjective"]
@@ -199,22 +200,9 @@ class NCMLObjective:
         nll = loss = -log_p
         if self.score_matching and n:
             assert noise is not None
-            loss = nll + self.score_matching * self._score_error(density, x_t, t, context, noise)
+            assert isinstance(self.process, GaussianProcess)
+            loss = nll + self.score_matching * score_error(density, self.process, x_t, t, context, noise)
         return LossTerms(weight * loss, nll, t, weight)
-
-    def _score_error(self, density: nn.Module, x_t: Tensor, t: Tensor, context: Tensor | None, noise: Tensor) -> Tensor:
-        """Half of the squared error of the score, in units of the noise; 0 at t = 0, where there is none."""
-        process = self.process
-        assert isinstance(process, GaussianProcess)
-        noisy = t > 0.0
-        # One row at least: every process of a distributed run makes the same calls.
-        rows = noisy.nonzero()[:, 0] if bool(noisy.any()) else torch.zeros(1, dtype=torch.long, device=t.device)
-        given = None if context is None else context[rows]
-        score = score_of(density, x_t[rows], t[rows], given, create_graph=torch.is_grad_enabled())
-        sigma = process.sigma(t[rows]).to(score.dtype).view(-1, *[1] * (score.ndim - 1))
-        squared = 0.5 * (sigma * score + noise[rows]).flatten(1).square().sum(1)
-        error = torch.zeros_like(squared[:1]).expand(len(t)).index_put((rows,), squared)
-        return torch.where(noisy, error, 0.0)
 
     def _checked(self, density: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Data and context, if they fit the density and the objective."""
