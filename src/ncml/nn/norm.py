@@ -34,6 +34,8 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, EPSILON)
 
     def forward(self, h: Tensor) -> Tensor:
+        if h.dtype != self.weight.dtype and h.device.type != "cpu":  # under autocast; torch's kernel there wants one
+            h = h.to(self.weight.dtype)
         if torch.compiler.is_compiling():
             return torch.addcmul(self.bias, _standardised(h)[0], self.weight)
         normalised: Tensor = _LayerNorm.apply(h, self.weight, self.bias)  # type: ignore[no-untyped-call]

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ncml.nn.norm import LayerNorm
+
 __all__ = ["AxialAttention", "CausalConv", "GatedBlock", "Skip", "Upsample", "concat_elu", "padded_concat_elu"]
 
 Padding = tuple[int, int, int, int]  # top, bottom, left, right; negative ones crop
@@ -209,7 +211,7 @@ class AxialAttention(nn.Module):
     def __init__(self, features: int, heads: int, axis: str, causal: bool) -> None:
         super().__init__()
         self.heads, self.axis, self.causal = heads, axis, causal
-        self.norm = nn.LayerNorm(features)
+        self.norm = LayerNorm(features)
         self.qkv = nn.Linear(features, 3 * features, bias=False)
         self.out = nn.Linear(features, features, bias=False)
 
