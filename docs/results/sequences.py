@@ -28,7 +28,10 @@ ROWS = (
     ("ncml", "two-part", "NCML, in two parts"),
     ("scored", "direct", "NCML and score matching, drawn at t = 0"),
     ("scored", "two-part", "NCML and score matching, in two parts"),
+    ("planck", "direct", "NCML and Fokker-Planck penalty, drawn at t = 0"),
+    ("planck", "two-part", "NCML and Fokker-Planck penalty, in two parts"),
 )
+TERMS = {"scored": "score_matching", "planck": "fokker_planck"}  # what is added to NCML, its settings otherwise
 PICTURE = "paths-0.0001-64-made"  # whose windows are drawn
 TUNING = 100  # the first seed that is not for the test
 COLOURS = {"ml": "#D55E00", "ncml": "#0072B2"}
@@ -53,15 +56,26 @@ def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def without_terms(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the runs of one way of training have in common: neither the seed nor what is added to NCML."""
+    return {k: v for k, v in settings.items() if k not in ("seed", *TERMS.values())}
+
+
+def terms(settings: dict[str, Any]) -> set[str]:
+    """What is added to NCML; runs recorded before there was a term do not name it."""
+    return {term for term in TERMS.values() if settings.get(term)}
+
+
 def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
     """The test runs of the chosen settings of a way of training, by seed."""
-    chosen = {**entry["chosen"]["ncml" if way == "scored" else way], "seed": None}
+    chosen = without_terms(entry["chosen"]["ncml" if way in TERMS else way])
+    expected = {TERMS[way]} if way in TERMS else set()
     found = [
         r
         for r in entry["runs"]
         if r["settings"]["seed"] < TUNING
-        and {**r["settings"], "seed": None, "score_matching": 0.0} == {"score_matching": 0.0, **chosen}
-        and (r["settings"].get("score_matching", 0.0) > 0.0) == (way == "scored")
+        and without_terms(r["settings"]) == chosen
+        and terms(r["settings"]) == expected
     ]
     return sorted(found, key=lambda r: r["settings"]["seed"])
 
@@ -160,7 +174,7 @@ def excess(entry: dict[str, Any]) -> list[str]:
     levels = list(runs[0]["nats"])
     lines = ["", "| nats per value above the exact entropy | " + " | ".join(f"t = {s}" for s in levels) + " |"]
     lines.append("| --- |" + " --- |" * len(levels))
-    for way in ("ml", "fixed", "ncml", "scored"):
+    for way in ("ml", "fixed", "ncml", *TERMS):
         for run in final(entry, way):
             row = [f"{run['nats'][s] - run['exact nats'][s]:.3f}" if s in run["nats"] else "" for s in levels]
             lines.append(f"| {way}, seed {run['settings']['seed']} | " + " | ".join(row) + " |")
@@ -253,7 +267,7 @@ def draw_paths(folder: Path, file: Path) -> None:
         w: r["samples"]
         for r in reports
         for w in ("ml", "ncml")
-        if {**r["settings"], "seed": None} == {**chosen[w], "seed": None}
+        if without_terms(r["settings"]) == without_terms(chosen[w]) and not terms(r["settings"])
     }
     shown = {
         "maximum likelihood": loaded["ml"]["direct"]["shown"],

@@ -59,6 +59,7 @@ class Settings:
         learning_rate: AdamW's at its height: it rises over 100 steps and falls along a cosine.
         weight_decay, dropout: Regularisation.
         score_matching: Factor of the error of the model's own score, of "ncml".
+        fokker_planck: Factor of the residual of the Fokker-Planck equation, of "ncml".
     """
 
     way: str
@@ -69,6 +70,7 @@ class Settings:
     weight_decay: float = 0.0
     dropout: float = 0.0
     score_matching: float = 0.0
+    fokker_planck: float = 0.0
 
     @property
     def name(self) -> str:
@@ -134,7 +136,9 @@ def build(model: str, size: Size, data: Problem, settings: Settings) -> Autoregr
 def train(density: AutoregressiveDensity, data: Problem, size: Size, settings: Settings) -> None:
     """AdamW on fresh batches, in place."""
     times = LogUniformTimes(sigma_min=data.sigma_min, p_zero=settings.p_zero) if settings.way == "ncml" else AtZero()
-    objective = NCMLObjective(VESDE.linear(1.0), times, score_matching=settings.score_matching)
+    objective = NCMLObjective(
+        VESDE.linear(1.0), times, score_matching=settings.score_matching, fokker_planck=settings.fokker_planck
+    )
     fixed = settings.sigma if settings.way == "fixed" else None
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.AdamW(
@@ -284,6 +288,7 @@ def parsed(description: str | None) -> tuple[argparse.Namespace, Problem, Size, 
     parser.add_argument("--out", type=Path, default=Path("runs/sequences"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--score-matching", type=float, default=0.0, help="NCML once more, with this factor")
+    parser.add_argument("--fokker-planck", type=float, default=0.0, help="the same, of the Fokker-Planck penalty")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; proves nothing")
     args = parser.parse_args()
     data = problem(args.problem, args.length, args.folder)
@@ -308,9 +313,10 @@ def main() -> None:
         chosen[way] = asdict(best)
         for seed in args.seeds:
             run(args.model, size, data, replace(best, seed=seed), folder, False)
-    for seed in args.seeds if args.score_matching else ():
-        scored = replace(best, seed=seed, score_matching=args.score_matching)  # of NCML, the last of the ways
-        run(args.model, size, data, scored, folder, False)
+    for term in ("score_matching", "fokker_planck"):
+        factor = getattr(args, term)
+        for seed in args.seeds if factor else ():
+            run(args.model, size, data, replace(best, seed=seed, **{term: factor}), folder, False)  # best of NCML
     write_report(folder / "chosen.json", chosen)
 
 

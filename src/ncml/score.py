@@ -10,26 +10,23 @@ differentiate twice, which what is compiled cannot, and so run the density insid
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from ncml.checks import HALF, Time, check_count, check_floating, check_generator
 from ncml.density import (
+    Probe,
     check_arguments,
     check_log_density,
     check_score,
     density_and_score_of,
     evaluating,
     inner_density,
+    random_direction,
     usable,
 )
-from ncml.errors import ArgumentError
 
 __all__ = ["exact_divergence", "hutchinson_divergence", "log_density_and_score", "sliced_score_matching"]
-
-Probe = Literal["rademacher", "gaussian"]
 
 
 def log_density_and_score(
@@ -154,12 +151,3 @@ def _leaf(x: Tensor, keep_graph: bool) -> Tensor:
     if keep_graph and x.requires_grad:
         return x
     return x.detach().clone().requires_grad_()
-
-
-def random_direction(x: Tensor, probe: Probe, generator: torch.Generator | None) -> Tensor:
-    if probe == "gaussian":
-        return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-    if probe == "rademacher":
-        bits = torch.randint(0, 2, x.shape, device=x.device, generator=generator)
-        return (2 * bits - 1).to(x.dtype)
-    raise ArgumentError(f"probe: got {probe!r}; expected 'rademacher' or 'gaussian'")

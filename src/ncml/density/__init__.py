@@ -14,8 +14,16 @@ from ncml.density.checks import (
 )
 from ncml.density.completion import CompletionTarget
 from ncml.density.composed import ComposedTarget, guided
-from ncml.density.entry import check_process, density_and_score_of, inner_density, process_of, score_of, unwrapped
-from ncml.density.gradient import gradient
+from ncml.density.entry import (
+    check_process,
+    density_and_score_of,
+    inner_density,
+    process_of,
+    score_of,
+    slopes_of,
+    unwrapped,
+)
+from ncml.density.gradient import Probe, gradient, random_direction
 from ncml.density.interface import (
     AutoregressiveDensity,
     NoiseConditionalDensity,
@@ -36,6 +44,7 @@ __all__ = [
     "GuidedTarget",
     "NoiseConditionalDensity",
     "PosteriorTarget",
+    "Probe",
     "SampleableDensity",
     "Target",
     "at_zero_only",
@@ -54,7 +63,9 @@ __all__ = [
     "inner_density",
     "process_by_name",
     "process_of",
+    "random_direction",
     "score_of",
+    "slopes_of",
     "time_posterior",
     "unwrapped",
     "usable",

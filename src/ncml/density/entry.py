@@ -5,13 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ncml.density.gradient import gradient
+from ncml.density.gradient import gradient, slopes
 from ncml.density.interface import NoiseConditionalDensity
-from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import NoiseProcess
 from ncml.noise.gaussian import clean_at_zero
 
-__all__ = ["check_process", "density_and_score_of", "inner_density", "process_of", "score_of", "unwrapped"]
+__all__ = [
+    "check_process",
+    "density_and_score_of",
+    "inner_density",
+    "process_of",
+    "score_of",
+    "slopes_of",
+    "unwrapped",
+]
 
 
 def unwrapped(density: nn.Module) -> NoiseConditionalDensity | None:
@@ -62,6 +70,28 @@ def density_and_score_of(
     with torch.no_grad():
         log_p: Tensor = density(x, t, context, edges=False)
     return log_p, inner.forward_score(x, t, context)
+
+
+def slopes_of(density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The score and the derivative of the log-density in t, from one call of a density or its wrapper, with graphs.
+
+    Args:
+        density: The density, or a wrapper of one.
+        x, t: What to differentiate in; both require gradients, ``t`` is ``(B,)`` and above 0.
+        context: Conditioning with one row per example, or None.
+
+    Raises:
+        UnsupportedError: Autograd cannot differentiate the density, or not twice, or it does not depend on t.
+    """
+    inner = unwrapped(density)
+    if inner is not None:
+        inner.check_twice_differentiable()
+        if not inner.differentiable:
+            raise UnsupportedError(
+                f"density: got a {type(inner).__name__} whose score is a function of its own; expected a log-density "
+                f"that autograd can differentiate in x and t"
+            )
+    return slopes(density, x, t, context)
 
 
 def check_process(density: nn.Module, process: NoiseProcess) -> None:

@@ -85,11 +85,7 @@ def fokker_planck_residual(
         raise UnsupportedError(f"density: got {type(inner).__name__}, whose log-density has no derivative in t")
     score = inner.score(x, times, context)
     divergence = _divergence(inner, x, times, context, probes, generator)
-    f, g = process.drift_coefficient(times).to(x.dtype), process.diffusion(times).to(x.dtype)
-    dims = x[0].numel() if len(x) else 0
-    along = (x * score).flatten(1).sum(1)
-    squared = score.flatten(1).square().sum(1)
-    return rise.detach() + dims * f + f * along - 0.5 * g * g * (divergence + squared), rise.detach()
+    return process.fokker_planck(x, times, rise.detach(), score, divergence), rise.detach()
 
 
 def flow_log_prob(

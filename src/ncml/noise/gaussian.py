@@ -171,6 +171,26 @@ class GaussianProcess(NoiseProcess):
         """Forward drift ``f(t) x``, shape of ``x``; ``t`` is a number or ``(B,)``."""
         return (per_example(self.drift_coefficient(t), x) * x).to(x.dtype)
 
+    def fokker_planck(self, x: Tensor, t: Time, rise: Tensor, score: Tensor, divergence: Tensor) -> Tensor:
+        r"""By how much a log-density misses the Fokker-Planck equation of this process: 0 for one that belongs to it.
+
+        .. math:: R = \partial_t \log p_t + D f + f\, x \cdot s - \tfrac12 g^2 \left(\nabla \cdot s + \|s\|^2\right)
+
+        Args:
+            x: Points ``(B, *event_shape)``, of D values each.
+            t: Times above 0, a number or ``(B,)``.
+            rise: :math:`\partial_t \log p_t(x)`, ``(B,)`` in nats per unit of time.
+            score: :math:`s = \nabla \log p_t(x)`, shape of ``x``.
+            divergence: :math:`\nabla \cdot s`, or an estimate of it, ``(B,)``.
+
+        Returns:
+            R, ``(B,)`` in nats per unit of time.
+        """
+        f, g = self.drift_coefficient(t).to(x.dtype), self.diffusion(t).to(x.dtype)
+        along = (x * score).flatten(1).sum(1)
+        squared = score.flatten(1).square().sum(1)
+        return rise + math.prod(x.shape[1:]) * f + f * along - 0.5 * g * g * (divergence + squared)
+
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         r"""Scale and standard deviation of :math:`x_t` given :math:`x_s`, for :math:`s \le t`.
 

@@ -15,7 +15,7 @@ from ncml.density import at_zero_only, check_arguments, check_process, inner_den
 from ncml.density.lengths import padded
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
 from ncml.noise import DiscreteProcess, GaussianProcess, Lattice, NoiseProcess
-from ncml.objective.score_terms import score_error
+from ncml.objective.score_terms import check_sde, score_terms
 from ncml.objective.times import TimeSampler, UniformTimes
 
 __all__ = ["LossTerms", "NCMLObjective"]
@@ -57,6 +57,26 @@ class NCMLObjective:
 
     whose least value the exact density has as well: a network that cannot be exact is pulled towards right scores.
 
+    With ``fokker_planck`` the levels are also asked to belong to one process: the residual R of its Fokker-Planck
+    equation (Deveney et al., 2023, https://arxiv.org/abs/2311.15996), which is 0 for the exact density,
+
+    .. math:: \lambda\, \tfrac12 \left(\frac{2\sigma^2}{g^2} R\right)^2 \quad (t_i > 0), \qquad
+              R = \partial_t \log p_{\theta,t} + D f + f\, x \cdot s
+                  - \tfrac12 g^2 \left(\nabla\cdot s + \|s\|^2\right),
+
+    at :math:`x_{t_i}`, with the drift :math:`f x` and the diffusion g of the process and s the density's own score.
+    Since :math:`d\log(\sigma/\alpha)/dt = g^2/(2\sigma^2)`, the bracket is the residual per unit of
+    :math:`\log(\sigma/\alpha)`, in nats, whatever the process and its time: R itself is as large as
+    :math:`1/\sigma^2` where the noise is small. It has the terms :math:`\sigma^2\|s\|^2` and
+    :math:`\sigma^2\,\nabla\cdot s`, as large as the squared score in score matching at every level.
+    Not divided by D: since a model stays normalised at every t, its R has mean 0 over its own p_t, and errors of D
+    values that know nothing of each other come to a square of the order of D, as the likelihood and the error of the
+    score do.
+
+    The divergence is :math:`v^\top (\nabla s)\, v` for random signs v (Hutchinson). The square of such an estimate
+    would also punish its variance, which is that of the density's correlations; so the square is the product of two
+    residuals with probes of their own, whose mean is right, and which may be negative.
+
     Args:
         process: How data become noisy.
         times: Distribution of noise levels. Default ``UniformTimes(p_zero=0.2)``: a fifth of each batch
@@ -66,13 +86,17 @@ class NCMLObjective:
             unbounded.
         score_matching: The factor lambda, at least 0. Above 0 a step costs two to three times as much, and needs a
             Gaussian process and a density that can be differentiated twice.
+        fokker_planck: The factor of the Fokker-Planck term, at least 0. Above 0 a step costs about seven times as
+            much (a MADE of 64 values), and no more with both factors, which share one score. It needs a Gaussian
+            process that solves an SDE, and a density that can be differentiated three times, and in t.
         reduction: ``"mean"`` (sum of weighted terms divided by n, not by the sum of weights),
             ``"sum"``, or ``"none"`` for one weighted term per example.
 
     Raises:
         ArgumentTypeError: ``process``, ``times`` or ``dequantize`` is not of its kind.
         ArgumentError: An unknown reduction, a negative or infinite factor.
-        UnsupportedError: Score matching under a process without a score.
+        UnsupportedError: Score matching or the Fokker-Planck term under a process without a score; the latter under
+            one that solves no SDE.
 
     Example:
         >>> process = VPSDE.at_noise(0.1)
@@ -86,6 +110,7 @@ class NCMLObjective:
     dequantize: Lattice | None = None
     reduction: Literal["mean", "sum", "none"] = "mean"
     score_matching: float = 0.0
+    fokker_planck: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.process, NoiseProcess):
@@ -107,14 +132,18 @@ class NCMLObjective:
             raise ArgumentError(f"dequantize: got {self.dequantize}; expected {own}, the lattice of {self.process}")
         if self.reduction not in ("mean", "sum", "none"):
             raise ArgumentError(f"reduction: got {self.reduction!r}; expected 'mean', 'sum' or 'none'")
-        factor = self.score_matching
-        if not is_real(factor) or not 0.0 <= factor < math.inf:
-            raise ArgumentError(f"score_matching: got {factor!r}; expected a finite factor, at least 0")
-        if factor and not isinstance(self.process, GaussianProcess):
-            raise UnsupportedError(
-                f"score_matching: got {factor} under {self.process}; expected a GaussianProcess, whose noisy data have "
-                f"a score"
-            )
+        for name in ("score_matching", "fokker_planck"):
+            factor = getattr(self, name)
+            if not is_real(factor) or not 0.0 <= factor < math.inf:
+                raise ArgumentError(f"{name}: got {factor!r}; expected a finite factor, at least 0")
+            if factor and not isinstance(self.process, GaussianProcess):
+                raise UnsupportedError(
+                    f"{name}: got {factor} under {self.process}; expected a GaussianProcess, whose noisy data have a "
+                    f"score"
+                )
+        if self.fokker_planck:
+            assert isinstance(self.process, GaussianProcess)
+            check_sde(self.process, self.fokker_planck)
 
     def __call__(
         self,
@@ -139,7 +168,7 @@ class NCMLObjective:
             weight: Weights of those times, ``(B,)``; 1 if None.
             noise: The process's noise to use instead of drawing it.
             uniform: Uniforms on [0, 1) to dequantise with instead of drawing them, shape of ``x``.
-            generator: Source of randomness for all three.
+            generator: Source of randomness for all of these, and for the probes of the Fokker-Planck term.
             lengths: For densities over sequences: the number of positions of each row that count, ``(B,)``; what lies
                 behind them is no part of the loss. The mean is over examples, as without them.
 
@@ -175,9 +204,10 @@ class NCMLObjective:
         lengths: Tensor | None = None,
     ) -> LossTerms:
         """What a call sums up, example by example; arguments and errors are those of a call."""
-        if self.score_matching and lengths is not None:
+        scored = next((name for name in ("score_matching", "fokker_planck") if getattr(self, name)), None)
+        if scored and lengths is not None:
             raise UnsupportedError(
-                "lengths: got some and score_matching; expected one of them: what lies behind a row's end has no score"
+                f"lengths: got some and {scored}; expected one of them: what lies behind a row's end has no score"
             )
         inner = unwrapped(density) if isinstance(density, nn.Module) else None
         x, more = padded(density if inner is None else inner, x, lengths)
@@ -191,17 +221,27 @@ class NCMLObjective:
         else:
             t = check_time(t, x, self.process.T)
             weight = self._checked_weight(weight, t)
-        if self.score_matching and noise is None:
+        if scored and noise is None:
             noise = self.process.draw_noise(x, generator=generator)
         x_t = self._noisy(x, t, noise, uniform, generator)
         self._check_noisy(density, x_t, t)
         log_p = density(x_t, t, context, **more) if n else x_t.flatten(1).sum(1)
         self._check(log_p, x, t, n)
         nll = loss = -log_p
-        if self.score_matching and n:
+        if scored and n:
             assert noise is not None
             assert isinstance(self.process, GaussianProcess)
-            loss = nll + self.score_matching * score_error(density, self.process, x_t, t, context, noise)
+            loss = nll + score_terms(
+                density,
+                self.process,
+                x_t,
+                t,
+                context,
+                noise,
+                score_matching=self.score_matching,
+                fokker_planck=self.fokker_planck,
+                generator=generator,
+            )
         return LossTerms(weight * loss, nll, t, weight)
 
     def _checked(self, density: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:

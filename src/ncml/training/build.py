@@ -127,7 +127,13 @@ def build_objective(
     if process is None:
         process = density.process or build_process(noise, kind.lattice, kind.std)
     dequantize = kind.lattice if density.lattice is None else None
-    return NCMLObjective(process, build_times(noise), dequantize=dequantize, score_matching=noise.score_matching)
+    return NCMLObjective(
+        process,
+        build_times(noise),
+        dequantize=dequantize,
+        score_matching=noise.score_matching,
+        fokker_planck=noise.fokker_planck,
+    )
 
 
 def load_density(folder: str | Path) -> tuple[NoiseConditionalDensity, TrainConfig, DataKind, Checkpoint]:
