@@ -6,7 +6,7 @@ the split, and are not comparable. One configuration serves all tables; it was c
 
     python benchmarks/adbench.py --data FOLDER --published CSV --seeds 5
 
-Results are written after every table. ECOD runs where PyOD is installed, and K-DSM
+Results are written after every table; ``--resume`` adds to them. ECOD runs where PyOD is installed, and K-DSM
 (https://github.com/vicliv/K-DSM) with ``--kdsm CHECKOUT``, at its own settings of 500 epochs unless ``--kdsm-epochs``
 says less.
 """
@@ -121,6 +121,7 @@ BASELINES = {
     "kernel density": kernel,
     "Gaussian mixture": mixture,
 } | ({"ECOD": ecod} if PYOD else {})
+RIVALS = ("maximum likelihood", "maximum likelihood and neighbours", "k-NN", "1-NN", "K-DSM")  # compared row by row
 SEEDED = ("isolation forest", "Gaussian mixture")
 
 
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--kdsm", type=Path, help="a checkout of K-DSM")
     parser.add_argument("--kdsm-epochs", type=int, default=500)
     parser.add_argument("--steps", type=int, default=STEPS, help="of training, at most")
+    parser.add_argument("--resume", action="store_true", help="keep what --out has, and run what is missing")
     parser.add_argument("--quick", action="store_true", help="one small table, few steps, nothing recorded")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -253,31 +255,45 @@ def main() -> None:
         "steps": options.steps,
         "tables": {},
     }
+    if options.resume and options.out.exists():
+        report = json.loads(options.out.read_text())
+    if options.kdsm:
+        report["kdsm_epochs"] = options.kdsm_epochs
     for seed in range(options.seeds):
         for name in names:
             X, y = read(options.data, name)
             train, test, labels = split(X, y)
             table = report["tables"].setdefault(
                 name.split("_", 1)[1],
-                {"rows": len(X), "columns": X.shape[1], "train": len(train), "anomalies": int(y.sum()), "seeds": []},
+                {
+                    "rows": len(X),
+                    "columns": X.shape[1],
+                    "train": len(train),
+                    "anomalies": int(y.sum()),
+                    "published": published.get(name.split("_", 1)[1], {}),
+                    "difference": {},
+                    "seeds": [],
+                },
             )
-            record, scores = ours(train, test, labels, seed, options.steps)
+            done = table["seeds"].pop(seed) if seed < len(table["seeds"]) else {}
+            wanted = [method for method in methods if not seed or method in (*SEEDED, "K-DSM")]
+            missing = [method for method in wanted if method not in done]
+            record, scores = done, {}
+            if missing or "NCML" not in done:  # again, if there: its scores are compared with the others'
+                record, scores = ours(train, test, labels, seed, options.steps)
+                record |= done
             scaler = StandardScaler().fit(train)
             scaled = scaler.transform(train), scaler.transform(test)
-            for method, make in methods.items():
-                if seed and method not in (*SEEDED, "K-DSM"):
-                    continue
+            for method in missing:
+                make = methods[method]
                 scores[method], times = timed(lambda make=make, scaled=scaled, seed=seed: make(*scaled, seed))
                 record[method] = measured(scores[method], labels) | times
             if seed == 0:
-                table["false_alarms"] = false_alarms(X, y, seed)
-                table["published"] = published.get(name.split("_", 1)[1], {})
-                table["difference"] = {
-                    other: paired(scores["NCML"], scores[other], labels)
-                    for other in ("maximum likelihood", "maximum likelihood and neighbours", "k-NN", "1-NN", "K-DSM")
-                    if other in scores
-                }
-            table["seeds"].append(record)
+                if "false_alarms" not in table:
+                    table["false_alarms"] = false_alarms(X, y, seed)
+                others = [other for other in RIVALS if other in scores and other not in table["difference"]]
+                table["difference"] |= {other: paired(scores["NCML"], scores[other], labels) for other in others}
+            table["seeds"].insert(seed, record)
             line = "  ".join(f"{method} {100 * row['auroc']:.2f}" for method, row in record.items())
             print(f"seed {seed}  {name:16} {record['NCML']['fit_s']:.0f} s  {line}", flush=True)
             if not options.quick:
