@@ -90,8 +90,8 @@ order*, test on the others and all anomalies. AUROC in percent, mean over the se
 tables, the detector as it is without a setting ({record["steps"]} steps at most).
 
 **What came out.** In the mean over the nine tables of 1,000 rows or more NCML comes to {mean_of("NCML"):.2f},
-{gain:+.1f} points from the same network by maximum likelihood ({mean_of("maximum likelihood"):.2f}), and is level with
-the five nearest neighbours ({mean_of("k-NN"):.2f}); no other method that ran does better. Where the gain comes from:
+{gain:+.1f} points from the same network by maximum likelihood ({mean_of("maximum likelihood"):.2f}), most of it on
+cardio, and reaches the nearest neighbours' {mean_of("k-NN"):.2f} but does not pass them. Where the gain comes from:
 
 - a neighbour beside a maximum-likelihood density: {mean_of("maximum likelihood and neighbours"):.2f};
 - the ladder without neighbours: {mean_of("NCML, ladder alone"):.2f};
