@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time
-from ncml.density import AutoregressiveDensity, check_arguments, check_noise, eval_mode
+from ncml.density import AutoregressiveDensity, check_arguments, check_given, check_noise, eval_mode
 from ncml.errors import ArgumentError
 from ncml.nn.conditioning import Conditioning
 from ncml.nn.heads import HEADS
@@ -99,27 +99,37 @@ class MADE(AutoregressiveDensity):
         """The flat event indices in the order in which they are sampled, ``(D,)``."""
         return self._order
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        *,
+        edges: bool = True,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        """Log-likelihood ``(B,)`` in nats; ``given`` as for :meth:`log_conditionals`, to train with."""
         on_lattice = self.process.on_lattice(t) if edges and self.lattice is not None else None
-        features, hidden = self.conditioning(t, context), self._hidden(context)
-        values = _zeroed(self.ordered(x), hidden)
-        outputs = self.net(values, features)
-        return _zeroed(self.head.log_prob(outputs, values, on_lattice), hidden).sum(1)
+        return self._terms(x, given, t, context, on_lattice).sum(1)
 
-    def log_conditionals(self, x: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
-        """The terms of ``log_prob``: of each value given those before it, shape of ``x``, in nats; for inspection.
+    def log_conditionals(
+        self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, given: Tensor | None = None
+    ) -> Tensor:
+        r"""The terms of ``log_prob``: of each value given those before it, shape of ``x``, in nats; for inspection.
 
         Arguments and errors as for :meth:`ncml.NoiseConditionalDensity.log_prob`.
+
+        Args:
+            given: Values y that the conditionals are given in the place of those of ``x``: the terms are then
+                :math:`\log p_t(x_i \mid y_{<i})`, the law by which :meth:`resample` draws from y. None for ``x``.
         """
         x, t, context = check_arguments(self, x, t, context)
+        given = check_given(given, x)
         on_lattice = self.process.on_lattice(t)
         if self.lattice is not None:
             self.lattice.check(x[on_lattice])
         with eval_mode(self):
-            features, hidden = self.conditioning(t, context), self._hidden(context)
-            values = _zeroed(self.ordered(x), hidden)
-            outputs = self.net(values, features)
-            return self._restored(_zeroed(self.head.log_prob(outputs, values, on_lattice), hidden))
+            return self._restored(self._terms(x, given, t, context, on_lattice))
 
     def draw_noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Uniforms ``(n, D, 3)``: component, quantile, and position in the window."""
@@ -153,6 +163,15 @@ class MADE(AutoregressiveDensity):
                 drawn = self.head.sample(outputs, noise[:, i : i + 1], on_lattice)[:, 0]
                 pass_.push(_zeroed(drawn, None if hidden is None else hidden[:, i]))
         return self._restored(pass_.x.t().clone())  # an ordinary tensor again
+
+    def _terms(
+        self, x: Tensor, given: Tensor | None, t: Tensor, context: Tensor | None, on_lattice: Tensor | None
+    ) -> Tensor:
+        """Of each value of ``x`` given those before it in ``given``, ``(B, D)`` in the order of sampling."""
+        features, hidden = self.conditioning(t, context), self._hidden(context)
+        values = _zeroed(self.ordered(x), hidden)
+        seen = values if given is None else _zeroed(self.ordered(given), hidden)
+        return _zeroed(self.head.log_prob(self.net(seen, features), values, on_lattice), hidden)
 
     def _hidden(self, context: Tensor | None) -> Tensor | None:
         """Which values, in the order of sampling, are no part of the event, bool ``(B, D)``; None if all are."""

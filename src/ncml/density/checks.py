@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from ncml.checks import Time, check_context, check_count, check_finite, check_generator, check_input, check_time
+from ncml.checks import (
+    Time,
+    check_context,
+    check_count,
+    check_finite,
+    check_floating,
+    check_generator,
+    check_input,
+    check_time,
+)
 from ncml.density.modes import evaluating
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.noise import NoiseProcess
@@ -22,6 +31,7 @@ __all__ = [
     "at_zero_only",
     "check_arguments",
     "check_draw",
+    "check_given",
     "check_kept",
     "check_log_density",
     "check_noise",
@@ -54,6 +64,20 @@ def check_arguments(
     dtype = None if own is None or density.dtype_follows_input else own.dtype
     x = check_input(x, density.event_shape_for(x), dtype, None if own is None else own.device, finite=finite)
     return x, check_time(t, x, density.max_time), check_context(context, x.shape[0], x.device)
+
+
+def check_given(given: Tensor | None, x: Tensor) -> Tensor | None:
+    """Check what conditionals are given in the place of ``x``, of its shape; returns it."""
+    if given is None:
+        return None
+    check_floating(given, "given")
+    if given.shape != x.shape or given.dtype != x.dtype or given.device != x.device:
+        raise ArgumentError(
+            f"given: got shape {tuple(given.shape)}, {given.dtype} on {given.device}; expected {tuple(x.shape)}, "
+            f"{x.dtype} on {x.device}, as x"
+        )
+    check_finite(given, "given", "a conditional is given numbers")
+    return given
 
 
 def check_kept(density: NoiseConditionalDensity, x: Tensor, t: Tensor) -> Tensor:

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Block", "Rotation", "Trunk"]
+from ncml.checks import check_count, check_probability
+from ncml.errors import ArgumentError
+
+__all__ = ["Block", "Rotation", "Trunk", "check_sizes"]
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of the angles of some positions, ``(l, width / heads / 2)`` each."""
@@ -157,3 +160,18 @@ def rotated(h: Tensor, rotation: Rotation) -> Tensor:
     first, second = h.chunk(2, dim=-1)
     turned = torch.cat([first * cosines - second * sines, first * sines + second * cosines], dim=-1)
     return turned.to(h.dtype)
+
+
+def check_sizes(
+    shape: tuple[int, ...], width: int, layers: int, heads: int, dropout: float, label_dropout: float
+) -> tuple[int, int, int]:
+    """Refuse sizes that the architecture cannot have; returns width, layers and heads."""
+    if len(shape) != 2:
+        raise ArgumentError(f"event_shape: got {shape}; expected (L, C), positions and channels")
+    layers, heads = check_count(layers, "layers"), check_count(heads, "heads")
+    width = check_count(width, "width", minimum=2)
+    if width % (2 * heads):
+        raise ArgumentError(f"width: got {width}; expected a multiple of twice the heads, {2 * heads}")
+    check_probability(dropout, "dropout")
+    check_probability(label_dropout, "label_dropout")
+    return width, layers, heads

@@ -35,16 +35,17 @@ class SequenceHead(nn.Module):
             self.net.out.bias.copy_(mixture.initial_bias().repeat_interleave(channels))
             self.net.out.weight.mul_(0.1)  # start near the same broad mixture for every value
 
-    def log_prob(self, h: Tensor, x: Tensor, edges: Tensor | None) -> Tensor:
+    def log_prob(self, h: Tensor, x: Tensor, edges: Tensor | None, given: Tensor | None = None) -> Tensor:
         """Log-density of each value, ``(B, l, C)`` in nats, in the dtype of ``x`` whatever that of ``h``.
 
         Args:
             h: Features, ``(B, l, width)``.
             x: Values, ``(B, l, C)``.
             edges: Where the first and last bin reach to infinity, bool ``(B,)``.
+            given: Values whose earlier channels a channel is given, of the shape of ``x``; those of ``x`` if None.
         """
         with torch.autocast(h.device.type, enabled=False):
-            log_p = self.mixture.log_prob(self._outputs(h, x), x.flatten(1), edges)
+            log_p = self.mixture.log_prob(self._outputs(h, x if given is None else given), x.flatten(1), edges)
         return log_p.view(x.shape)
 
     def resample(self, h: Tensor, x: Tensor, noise: Tensor, on_lattice: Tensor) -> Tensor:

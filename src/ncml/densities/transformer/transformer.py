@@ -15,11 +15,10 @@ from ncml.checks import (
     check_count,
     check_generator,
     check_input,
-    check_probability,
     check_time,
     is_whole,
 )
-from ncml.densities.transformer.blocks import Block, Trunk
+from ncml.densities.transformer.blocks import Block, Trunk, check_sizes
 from ncml.densities.transformer.cache import CachedPass
 from ncml.densities.transformer.extended import ExtendedSequence, check_overlap
 from ncml.densities.transformer.head import SequenceHead
@@ -27,6 +26,7 @@ from ncml.density import (
     AutoregressiveDensity,
     check_arguments,
     check_draw,
+    check_given,
     check_kept,
     eval_mode,
     evaluating,
@@ -106,7 +106,7 @@ class CausalTransformer(AutoregressiveDensity):
         label_dropout: float = 0.1,
     ) -> None:
         super().__init__(event_shape, process, lattice)
-        width, layers, heads = _check_sizes(self.event_shape, width, layers, heads, dropout, label_dropout)
+        width, layers, heads = check_sizes(self.event_shape, width, layers, heads, dropout, label_dropout)
         if head not in HEADS:
             raise ArgumentError(f"head: got {head!r}; expected one of {', '.join(map(repr, HEADS))}")
         length, channels = self.event_shape
@@ -151,23 +151,31 @@ class CausalTransformer(AutoregressiveDensity):
         *,
         edges: bool = True,
         lengths: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> Tensor:
+        """Log-likelihood ``(B,)`` in nats; ``given`` as for :meth:`log_conditionals`, to train with."""
         on_lattice = self.process.on_lattice(t) if edges and self.lattice is not None else None
         x, counts = (x, None) if lengths is None else counted(x, lengths)
-        terms = self.head.log_prob(self._features(x, t, context), x, on_lattice)
+        if given is not None and lengths is not None:
+            given, _ = counted(given, lengths)
+        terms = self._terms(x, given, t, context, on_lattice)
         return (terms if counts is None else terms.masked_fill(~counts, 0.0)).sum((1, 2))
 
-    def log_conditionals(self, x: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
+    def log_conditionals(
+        self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, given: Tensor | None = None
+    ) -> Tensor:
         """The terms of ``log_prob``: of each value given those before it, ``(B, l, C)`` in nats; for inspection.
 
-        Arguments and errors as for :meth:`ncml.NoiseConditionalDensity.log_prob`.
+        Arguments and errors as for :meth:`ncml.NoiseConditionalDensity.log_prob`; ``given``, values that the
+        conditionals are given in the place of those of ``x``, as in :meth:`ncml.densities.MADE.log_conditionals`.
         """
         x, t, context = check_arguments(self, x, t, context)
+        given = check_given(given, x)
         on_lattice = self.process.on_lattice(t)
         if self.lattice is not None:
             self.lattice.check(x[on_lattice])
         with eval_mode(self):
-            return self.head.log_prob(self._features(x, t, context), x, on_lattice)
+            return self._terms(x, given, t, context, on_lattice)
 
     def forward_score(
         self,
@@ -364,6 +372,13 @@ class CausalTransformer(AutoregressiveDensity):
 
     # The network.
 
+    def _terms(
+        self, x: Tensor, given: Tensor | None, t: Tensor, context: Tensor | None, on_lattice: Tensor | None
+    ) -> Tensor:
+        """Of each value of ``x`` given those before it in ``given``, shape of ``x``."""
+        given = x if given is None else given
+        return self.head.log_prob(self._features(given, t, context), x, on_lattice, given)
+
     def _features(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         """What the trunk makes of every position, ``(B, l, width)``."""
         with torch.autocast(x.device.type, enabled=False):  # the values keep their digits
@@ -378,18 +393,3 @@ class CausalTransformer(AutoregressiveDensity):
         if self.training and context is not None and self.conditioning.classes:
             context = dropped_labels(context, self.conditioning.classes, self.label_dropout)
         return cast(Tensor, self.embed(self.conditioning(t, context).to(self.first.dtype)))
-
-
-def _check_sizes(
-    shape: tuple[int, ...], width: int, layers: int, heads: int, dropout: float, label_dropout: float
-) -> tuple[int, int, int]:
-    """Refuse sizes that the architecture cannot have; returns width, layers and heads."""
-    if len(shape) != 2:
-        raise ArgumentError(f"event_shape: got {shape}; expected (L, C), positions and channels")
-    layers, heads = check_count(layers, "layers"), check_count(heads, "heads")
-    width = check_count(width, "width", minimum=2)
-    if width % (2 * heads):
-        raise ArgumentError(f"width: got {width}; expected a multiple of twice the heads, {2 * heads}")
-    check_probability(dropout, "dropout")
-    check_probability(label_dropout, "label_dropout")
-    return width, layers, heads
