@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import stats
 
 from ncml.cli import main
 from ncml.cli.claims import read_claims
@@ -333,29 +332,6 @@ def test_windows_of_recordings_for_the_comparison(tmp_path):
         first = [] if name == "63" else [tmp_path / "192.wav"]
         with pytest.raises(SystemExit, match=message):
             windows([*first, tmp_path / f"{name}.wav"], 64)
-
-
-def test_the_comparison_on_sequences_runs(tmp_path):
-    """Cut short, with the mechanism behind it, to the files that the page is drawn from."""
-    folder = EXAMPLES / "sequences"
-    arguments = ["--problem", "paths-1e-4", "--model", "made", "--length", "32", "--seeds", "0", "--out", str(tmp_path)]
-    for script in ("run.py", "mechanism.py"):
-        command = [sys.executable, str(folder / script), *arguments, "--quick"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    results = tmp_path / "paths-0.0001-32-made"
-    chosen = json.loads((results / "chosen.json").read_text())
-    assert chosen["ncml"]["way"] == "ncml"
-    reports = [json.loads(file.read_text()) for file in results.glob("*seed0.json")]
-    assert {report["settings"]["way"] for report in reports} == {"ml", "fixed", "ncml"}
-    # Half the log-determinant of the covariance, by another library.
-    i = np.arange(32)
-    kernel = np.exp(-0.5 * ((i[:, None] - i) / 6.0) ** 2) + 1e-4 * np.eye(32)
-    exact = stats.multivariate_normal(cov=kernel).entropy() / 32
-    for report in reports:
-        assert report["exact nats"].get("0", exact) == pytest.approx(exact, rel=1e-8)
-    mechanism = json.loads((results / "mechanism.json").read_text())
-    assert len(mechanism["ncml, seed 0"]["after an error"]["0.1, noise 0.05"]) == 16
 
 
 def test_the_comparison_on_images_runs(tmp_path):

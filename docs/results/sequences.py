@@ -26,6 +26,7 @@ ROWS = (
     ("fixed", "two-part", "one noise level, then Tweedie"),
     ("ncml", "direct", "NCML, drawn at t = 0"),
     ("ncml", "two-part", "NCML, in two parts"),
+    ("cam", "direct", "CAM, noisy context, fed back with noise"),
     ("scored", "direct", "NCML and score matching, drawn at t = 0"),
     ("scored", "two-part", "NCML and score matching, in two parts"),
     ("planck", "direct", "NCML and Fokker-Planck penalty, drawn at t = 0"),
@@ -33,8 +34,14 @@ ROWS = (
 )
 TERMS = {"scored": "score_matching", "planck": "fokker_planck"}  # what is added to NCML, its settings otherwise
 PICTURE = "paths-0.0001-64-made"  # whose windows are drawn
+WAYS = {"ml": "maximum likelihood", "fixed": "one level", "ncml": "NCML", "cam": "CAM"}
 TUNING = 100  # the first seed that is not for the test
-COLOURS = {"ml": "#D55E00", "ncml": "#0072B2"}
+COLOURS = {"ml": "#D55E00", "ncml": "#0072B2", "cam": "#009E73"}
+
+
+def named(settings: dict[str, Any]) -> str:
+    """What tells runs apart; runs recorded before there was a term do not name it."""
+    return json.dumps({**dict.fromkeys(TERMS.values(), 0.0), **settings}, sort_keys=True)
 
 
 def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
@@ -42,16 +49,18 @@ def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
     result = dict(recorded)
     for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
         entry = dict(result.get(folder.name, {"mechanism": None}))
-        reports = {json.dumps(run["settings"]): run for run in entry.get("runs", ())}
+        reports = {named(run["settings"]): run for run in entry.get("runs", ())}
         for file in sorted(folder.glob("*seed*.json")):
             report = json.loads(file.read_text())
             for kind in report["samples"].values():
                 kind.pop("shown", None)
-            reports[json.dumps(report["settings"])] = report
+            reports[named(report["settings"])] = report
         entry["runs"] = list(reports.values())
-        for name in ("floor", "chosen", "mechanism"):
+        if (file := folder / "floor.json").exists():
+            entry["floor"] = json.loads(file.read_text())
+        for name in ("chosen", "mechanism"):  # one way after the other may have been run, here or elsewhere
             if (file := folder / f"{name}.json").exists():
-                entry[name] = json.loads(file.read_text())
+                entry[name] = {**(entry.get(name) or {}), **json.loads(file.read_text())}
         result[folder.name] = entry
     return result
 
@@ -68,7 +77,8 @@ def terms(settings: dict[str, Any]) -> set[str]:
 
 def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
     """The test runs of the chosen settings of a way of training, by seed."""
-    chosen = without_terms(entry["chosen"]["ncml" if way in TERMS else way])
+    settings = entry["chosen"].get("ncml" if way in TERMS else way)
+    chosen = None if settings is None else without_terms(settings)
     expected = {TERMS[way]} if way in TERMS else set()
     found = [
         r
@@ -109,11 +119,12 @@ def share(kinds: list[dict[str, Any]]) -> str:
 def main_table(name: str, entry: dict[str, Any]) -> list[str]:
     """The table of one problem and model."""
     recordings = name.startswith("recordings")
-    parts = entry["runs"][0]["size"].get("refined", 4000)
+    size = entry["runs"][0]["size"]
+    draws, parts = size["draws"], size.get("refined", 4000)
     unit = "bits per sample" if recordings else "nats per value"
     lines = [
-        f"| | {unit}, t = 0 | windows beyond the data, of 50,000 (two parts: {parts:,}) | energy distance | Fréchet | "
-        "log spectrum, dB | roughness |",
+        f"| | {unit}, t = 0 | windows beyond the data, of {draws:,} (two parts: {parts:,}) | energy distance | "
+        "Fréchet | log spectrum, dB | roughness |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for way, kind, label in ROWS:
@@ -149,7 +160,7 @@ def with_blown_up(entry: dict[str, Any]) -> list[str]:
 def chosen(entry: dict[str, Any]) -> str:
     """What was chosen on validation windows."""
     words = []
-    for way, label in (("ml", "maximum likelihood"), ("fixed", "one level"), ("ncml", "NCML")):
+    for way, label in WAYS.items():
         if runs := final(entry, way):
             s = runs[0]["settings"]
             setting = f"learning rate {s['learning_rate']:g}"
@@ -157,13 +168,20 @@ def chosen(entry: dict[str, Any]) -> str:
                 setting += f", weight decay {s['weight_decay']:g}, dropout {s['dropout']:g}"
             if way == "fixed":
                 setting += f", sigma {s['sigma']:g}"
-            if way == "ncml":
+            if way in ("ncml", "cam"):
                 setting += f", a share of {s['p_zero']:g} at t = 0"
+            if runs[0].get("settings of"):
+                setting += f" (taken over from {runs[0]['settings of']})"
             words.append(f"{label}: {setting}")
+    said = f"Chosen: {'; '.join(words)}."
     starts = [
         f"{r['samples']['two-part']['sigma']:g} ({r['samples']['two-part']['solver']})" for r in final(entry, "ncml")
     ]
-    return f"Chosen: {'; '.join(words)}. Two-part samples start at {', '.join(starts)}."
+    if starts:
+        said += f" Two-part samples start at {', '.join(starts)}."
+    if fed_back := [f"{r['samples']['direct']['k']:g}" for r in final(entry, "cam")]:
+        said += f" CAM feeds back noise of {', '.join(fed_back)}."
+    return said
 
 
 def excess(entry: dict[str, Any]) -> list[str]:
@@ -174,7 +192,7 @@ def excess(entry: dict[str, Any]) -> list[str]:
     levels = list(runs[0]["nats"])
     lines = ["", "| nats per value above the exact entropy | " + " | ".join(f"t = {s}" for s in levels) + " |"]
     lines.append("| --- |" + " --- |" * len(levels))
-    for way in ("ml", "fixed", "ncml", *TERMS):
+    for way in ("ml", "fixed", "ncml", "cam", *TERMS):
         for run in final(entry, way):
             row = [f"{run['nats'][s] - run['exact nats'][s]:.3f}" if s in run["nats"] else "" for s in levels]
             lines.append(f"| {way}, seed {run['settings']['seed']} | " + " | ".join(row) + " |")
@@ -195,6 +213,13 @@ def grids(entry: dict[str, Any]) -> list[str]:
         ]
         lines.append("| --- |" + " --- |" * len(solvers))
         lines += [f"| from sigma {s:g} | " + " | ".join(number(value[s, v]) for v in solvers) + " |" for s in sigmas]
+    if runs := final(entry, "cam"):
+        levels = [c["k"] for c in runs[0]["samples"]["direct"]["validation"]]
+        head = " | ".join(f"noise {k:g} fed back" for k in levels)
+        lines += ["", f"| CAM: energy distance on validation | {head} |", "| --- |" + " --- |" * len(levels)]
+        for run in runs:
+            row = [number(c["energy"]) for c in run["samples"]["direct"]["validation"]]
+            lines.append(f"| seed {run['settings']['seed']} | " + " | ".join(row) + " |")
     lines += ["", "| tried with one seed | nats per value on validation |", "| --- | --- |"]
     for run in entry["runs"]:
         s = run["settings"]
@@ -210,7 +235,9 @@ def forecasts(entry: dict[str, Any]) -> list[str]:
     """CRPS over the horizon."""
     if not entry["mechanism"]:
         return []
-    horizons = (1, 2, 4, 8, 16, 32)
+    found = {name: run for name, run in entry["mechanism"].items() if name != "environment"}
+    longest = max(len(run["forecasts"]["crps"]) for run in found.values())
+    horizons = [h for h in (1, 2, 4, 8, 16, 32, 64, 128) if h <= longest]
     lines = [
         "",
         "| continuation of test windows: median CRPS at horizon | "
@@ -218,12 +245,12 @@ def forecasts(entry: dict[str, Any]) -> list[str]:
         + " | in the 90 % band |",
         "| --- |" + " --- |" * (len(horizons) + 1),
     ]
-    for name, found in entry["mechanism"].items():
-        if name != "environment":
-            f = found["forecasts"]
-            inside = sum(f["coverage of 90 %"]) / len(f["coverage of 90 %"])
-            values = [number(f["median crps"][h - 1]) for h in horizons if h <= len(f["median crps"])]
-            lines.append(f"| {name} | " + " | ".join(values) + f" | {inside:.0%} |")
+    for name in sorted(found, key=lambda name: name == "exact"):  # last, whatever was run after it
+        for key, label in (("forecasts", name), ("forecasts, refined", f"{name}, refined")):
+            if f := found[name].get(key):
+                inside = sum(f["coverage of 90 %"]) / len(f["coverage of 90 %"])
+                values = [number(f["median crps"][h - 1]) for h in horizons]
+                lines.append(f"| {label} | " + " | ".join(values) + f" | {inside:.0%} |")
     return lines
 
 
@@ -267,8 +294,10 @@ def draw_paths(folder: Path, file: Path) -> None:
         w: r["samples"]
         for r in reports
         for w in ("ml", "ncml")
-        if without_terms(r["settings"]) == without_terms(chosen[w]) and not terms(r["settings"])
+        if w in chosen and without_terms(r["settings"]) == without_terms(chosen[w]) and not terms(r["settings"])
     }
+    if len(loaded) < 2:  # the folder is one of other ways: the picture stays as it is
+        return
     shown = {
         "maximum likelihood": loaded["ml"]["direct"]["shown"],
         "NCML, drawn at t = 0": loaded["ncml"]["direct"]["shown"],
@@ -300,7 +329,8 @@ def draw_mechanism(data: dict[str, Any], file: Path) -> None:
             for key, style in (("0.1, noise 0", "-"), ("0.1, noise 0.1", ":")):
                 if key in result["after an error"]:
                     values = result["after an error"][key]
-                    label = f"{'NCML' if way == 'ncml' else 'ML'}, {'t = 0' if key.endswith(' 0') else 'sigma .1'}"
+                    names = {"ml": "ML", "ncml": "NCML", "cam": "CAM"}
+                    label = f"{names[way]}, {'t = 0' if key.endswith(' 0') else 'sigma .1'}"
                     axis.plot(
                         range(1, len(values) + 1),
                         values,
@@ -308,8 +338,8 @@ def draw_mechanism(data: dict[str, Any], file: Path) -> None:
                         color=COLOURS[way],
                         label=label if seed == "0" else None,
                     )
-        problem, _, model = name.rsplit("-", 2)
-        axis.set_title(f"{problem}, {MODELS[model]}", fontsize=9)
+        problem, length, model = name.rsplit("-", 2)
+        axis.set_title(f"{problem}, {MODELS[model]}{'' if length == '64' else f', {length}'}", fontsize=9)
         axis.set_xlabel("values behind the error")
         if axis.get_ylim()[1] > 1.0:
             axis.set_yscale("symlog", linthresh=0.1)

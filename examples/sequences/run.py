@@ -2,10 +2,12 @@
 
     python examples/sequences/run.py --problem paths-1e-4 --model made --out runs/sequences
     python examples/sequences/run.py --problem recordings --folder FOLDER --model transformer --out runs/sequences
+    python examples/sequences/run.py --problem paths-1e-4 --model made --ways cam --out runs/sequences
 
 Some settings of each way of training, the same of maximum likelihood and NCML, are tried with one seed and judged on
 validation windows; the best one is trained with three others. Noise level and solver of two-part samples are chosen on
 validation windows, run by run, and looked at once on test windows. What is there is not run again.
+`--ways cam` adds a fourth way, a noisy context with clean targets (cam.py), to runs that are there.
 docs/results/sequences.py draws the page.
 """
 
@@ -21,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cam
 import torch
 from measures import beyond, measures
 from problems import Problem, problem
@@ -38,6 +41,7 @@ from ncml.report import environment, write_report
 from ncml.sampling import DPMSolver2M, EulerMaruyama, Sampler, Tweedie
 
 WAYS = ("ml", "fixed", "ncml")  # maximum likelihood, one noise level, all noise levels
+NOISY = ("ncml", "cam")  # trained at all noise levels: of the data, of the context alone
 NOISE = (0.02, 0.05, 0.1, 0.3)  # where two-part samples are drawn
 SOLVERS: dict[str, Sampler] = {
     "Tweedie": Tweedie(),
@@ -52,10 +56,10 @@ class Settings:
     """How one model is trained.
 
     Args:
-        way: "ml", "fixed" or "ncml".
+        way: "ml", "fixed", "ncml" or "cam".
         seed: Seed of initialisation, batches and noise.
         sigma: The noise level of "fixed".
-        p_zero: Share of a batch at t = 0, of "ncml".
+        p_zero: Share of a batch at t = 0, of "ncml" and "cam".
         learning_rate: AdamW's at its height: it rises over 100 steps and falls along a cosine.
         weight_decay, dropout: Regularisation.
         score_matching: Factor of the error of the model's own score, of "ncml".
@@ -93,7 +97,7 @@ def tried(way: str, problem: str, model: str) -> tuple[Settings, ...]:
             noisy.append(replace(plain, sigma=0.05))
     else:
         settings = [plain, replace(plain, learning_rate=1e-3)]
-        settings.append(replace(plain, p_zero=0.4) if way == "ncml" else replace(plain, learning_rate=4e-3))
+        settings.append(replace(plain, p_zero=0.4) if way in NOISY else replace(plain, learning_rate=4e-3))
         noisy = [replace(plain, sigma=s) for s in (0.02, 0.05, 0.1)]
     if way == "fixed":
         return tuple(noisy)
@@ -102,7 +106,7 @@ def tried(way: str, problem: str, model: str) -> tuple[Settings, ...]:
 
 @dataclass(frozen=True)
 class Size:
-    """What a model of a name is, and how long it is trained."""
+    """What a model of a name is, how long it is trained, and how many windows are drawn, directly and in two parts."""
 
     steps: int
     batch: int
@@ -120,6 +124,12 @@ SIZES = {
 }
 
 
+def at_length(size: Size, length: int) -> Size:
+    """Fewer draws of windows beyond 64, by their ratio and, in two parts, by its root: each value costs a pass."""
+    share = min(1.0, 64 / length)
+    return replace(size, draws=int(size.draws * share), refined=int(size.refined * math.sqrt(share)))
+
+
 def build(model: str, size: Size, data: Problem, settings: Settings) -> AutoregressiveDensity:
     """The network; MADE sees a window as it is, the transformer as a sequence of one channel."""
     process = VESDE.linear(1.0)
@@ -135,7 +145,7 @@ def build(model: str, size: Size, data: Problem, settings: Settings) -> Autoregr
 
 def train(density: AutoregressiveDensity, data: Problem, size: Size, settings: Settings) -> None:
     """AdamW on fresh batches, in place."""
-    times = LogUniformTimes(sigma_min=data.sigma_min, p_zero=settings.p_zero) if settings.way == "ncml" else AtZero()
+    times = LogUniformTimes(sigma_min=data.sigma_min, p_zero=settings.p_zero) if settings.way in NOISY else AtZero()
     objective = NCMLObjective(
         VESDE.linear(1.0), times, score_matching=settings.score_matching, fokker_planck=settings.fokker_planck
     )
@@ -150,7 +160,10 @@ def train(density: AutoregressiveDensity, data: Problem, size: Size, settings: S
     density.train()
     for _ in progress_bar(range(size.steps), sys.stderr.isatty(), settings.name):
         x = data.draw(size.batch, generator).unsqueeze(2)
-        loss = objective(density, x, t=fixed, generator=generator)
+        if settings.way == "cam":
+            loss = cam.loss(density, objective, x, generator)
+        else:
+            loss = objective(density, x, t=fixed, generator=generator)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(density.parameters(), 20.0)
@@ -189,13 +202,25 @@ def grid(settings: Settings) -> Iterator[tuple[float, str]]:
         yield (settings.sigma, "Tweedie")
 
 
+def choose_feedback(
+    density: AutoregressiveDensity, data: Problem, size: Size, generator: torch.Generator
+) -> tuple[float, dict[str, Any]]:
+    """The noise of what is fed back, by energy distance to validation windows, and what it was chosen from."""
+    energies = []
+    for k in cam.FED_BACK:
+        x = cam.drawn(density, size.refined // 2, k, generator)
+        energies.append({"energy": energy_distance(x.nan_to_num(1e6), data.validation[:2000]), "k": k})
+    best = min(energies, key=lambda found: found["energy"])["k"]
+    return best, {"k": best, "validation": energies}
+
+
 def evaluate(
     density: AutoregressiveDensity, data: Problem, size: Size, settings: Settings, tuning: bool
 ) -> dict[str, Any]:
     """All numbers of one trained model."""
     seed = settings.seed
     part = data.validation if tuning else data.test
-    levels = {"ml": (0.0,), "fixed": (settings.sigma,), "ncml": (0.0, *NOISE, 1.0)}[settings.way]
+    levels = {"fixed": (settings.sigma,), "ncml": (0.0, *NOISE, 1.0)}.get(settings.way, (0.0,))
     rows = {f"{s:g}": nats(density, part, s) for s in levels}
     result: dict[str, Any] = {
         "nats": {s: float(x.mean()) for s, x in rows.items()},
@@ -211,9 +236,13 @@ def evaluate(
             x = refined(density, x, settings.sigma, Tweedie(), generator)
             kinds["Tweedie"] = measures(data, x, part)
         return {**result, "samples": kinds}
-    start = settings.sigma if settings.way == "fixed" else 0.0
-    many = drawn(density, size.draws, start, generator)
-    kinds["direct"] = {**measures(data, many[:4000], part), **beyond(data, many), "shown": many[:8].tolist()}
+    if settings.way == "cam":
+        fed_back, extra = choose_feedback(density, data, size, generator)
+        many = cam.drawn(density, size.draws, fed_back, generator)
+    else:
+        extra = {}
+        many = drawn(density, size.draws, settings.sigma if settings.way == "fixed" else 0.0, generator)
+    kinds["direct"] = {**measures(data, many[:4000], part), **beyond(data, many), "shown": many[:8].tolist(), **extra}
     choices = []
     for sigma, solver in grid(settings):  # chosen on validation windows ...
         x = refined(density, drawn(density, size.refined // 4, sigma, generator), sigma, SOLVERS[solver], generator)
@@ -232,8 +261,16 @@ def evaluate(
     return {**result, "samples": kinds}
 
 
-def run(model: str, size: Size, data: Problem, settings: Settings, folder: Path, tuning: bool) -> dict[str, Any]:
-    """Train and evaluate one model, or read what it came to."""
+def run(
+    model: str,
+    size: Size,
+    data: Problem,
+    settings: Settings,
+    folder: Path,
+    tuning: bool,
+    settings_of: str | None = None,
+) -> dict[str, Any]:
+    """Train and evaluate one model, or read what it came to; ``settings_of`` says where its settings are from."""
     file = folder / f"{settings.name}.json"
     if file.exists():
         return dict(json.loads(file.read_text()))
@@ -249,6 +286,7 @@ def run(model: str, size: Size, data: Problem, settings: Settings, folder: Path,
         "size": asdict(size),
         "parameters": sum(p.numel() for p in density.parameters()),
         "settings": asdict(settings),
+        "settings of": settings_of,
         "training seconds": seconds,
         **evaluate(density, data, size, settings, tuning),
         "environment": environment(),
@@ -287,15 +325,26 @@ def parsed(description: str | None) -> tuple[argparse.Namespace, Problem, Size, 
     parser.add_argument("--folder", type=Path, help="of the recordings")
     parser.add_argument("--out", type=Path, default=Path("runs/sequences"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", choices=(*WAYS, "cam"), default=list(WAYS), help="ways of training")
+    parser.add_argument("--settings-of", type=Path, help="folder of other runs, whose chosen.json says how to train")
     parser.add_argument("--score-matching", type=float, default=0.0, help="NCML once more, with this factor")
     parser.add_argument("--fokker-planck", type=float, default=0.0, help="the same, of the Fokker-Planck penalty")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; proves nothing")
     args = parser.parse_args()
     data = problem(args.problem, args.length, args.folder)
-    size = SIZES[args.model, args.problem.split("-")[0]]
+    size = at_length(SIZES[args.model, args.problem.split("-")[0]], args.length)
     if args.quick:
         size, data = cut_short(size, data)
     return args, data, size, args.out / f"{data.name}-{args.length}-{args.model}"
+
+
+def taken_over(folder: Path, ways: list[str]) -> dict[str, Settings]:
+    """What was chosen for other runs."""
+    file = folder / "chosen.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    if missing := [way for way in ways if way not in found]:
+        raise SystemExit(f"{file}: nothing chosen for {', '.join(missing)}; run these ways there first")
+    return {way: Settings(**found[way]) for way in ways}
 
 
 def main() -> None:
@@ -305,19 +354,23 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     floor = measures(data, data.validation[:4000], data.test)
     write_report(folder / "floor.json", {"floor": floor, "limit": data.limit, "quick": args.quick})
-    chosen = {}
-    for way in WAYS:
-        settings = tried(way, args.problem.split("-")[0], args.model)
-        reports = [run(args.model, size, data, s, folder, True) for s in settings]
-        best = settings[min(range(len(reports)), key=lambda i: judged(reports[i]))]
-        chosen[way] = asdict(best)
+    chosen = taken_over(args.settings_of, args.ways) if args.settings_of else {}
+    settings_of = args.settings_of.name if args.settings_of else None
+    for way in args.ways:
+        if way not in chosen:
+            settings = tried(way, args.problem.split("-")[0], args.model)
+            reports = [run(args.model, size, data, s, folder, True) for s in settings]
+            chosen[way] = settings[min(range(len(reports)), key=lambda i: judged(reports[i]))]
         for seed in args.seeds:
-            run(args.model, size, data, replace(best, seed=seed), folder, False)
+            run(args.model, size, data, replace(chosen[way], seed=seed), folder, False, settings_of)
     for term in ("score_matching", "fokker_planck"):
         factor = getattr(args, term)
-        for seed in args.seeds if factor else ():
-            run(args.model, size, data, replace(best, seed=seed, **{term: factor}), folder, False)  # best of NCML
-    write_report(folder / "chosen.json", chosen)
+        for seed in args.seeds if factor and "ncml" in chosen else ():
+            more = replace(chosen["ncml"], seed=seed, **{term: factor})
+            run(args.model, size, data, more, folder, False, settings_of)
+    file = folder / "chosen.json"
+    before = json.loads(file.read_text()) if file.exists() else {}  # other ways may have been run before
+    write_report(file, before | {way: asdict(best) for way, best in chosen.items()})
 
 
 if __name__ == "__main__":
