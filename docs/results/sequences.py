@@ -77,7 +77,7 @@ def terms(settings: dict[str, Any]) -> set[str]:
 
 def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
     """The test runs of the chosen settings of a way of training, by seed."""
-    settings = entry["chosen"].get("ncml" if way in TERMS else way)
+    settings = entry.get("chosen", {}).get("ncml" if way in TERMS else way)
     chosen = None if settings is None else without_terms(settings)
     expected = {TERMS[way]} if way in TERMS else set()
     found = [

@@ -313,7 +313,7 @@ def load(model: str, size: Size, data: Problem, settings: Settings, folder: Path
 def cut_short(size: Size, data: Problem) -> tuple[Size, Problem]:
     """The same in seconds."""
     few = replace(data, train=data.train[:100], validation=data.validation[:100], test=data.test[:100])
-    return replace(size, steps=10, width=32, draws=100, refined=100), few
+    return replace(size, steps=10, width=32, draws=100, refined=40), few
 
 
 def parsed(description: str | None) -> tuple[argparse.Namespace, Problem, Size, Path]:
