@@ -87,7 +87,7 @@ RATES = {"made": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), "transformer": (2e-3, 4e-3,
 
 
 def tried(way: str, problem: str, model: str) -> tuple[Settings, ...]:
-    """What is tried: of paths, which never repeat, high rates; of recordings, on which all overfit, low ones."""
+    """What is tried: of paths, which never repeat, high rates; of recordings, on which a MADE overfits, low ones."""
     plain = Settings(way, TUNING_SEED)
     if problem == "paths":
         rates = RATES[model]
@@ -96,9 +96,14 @@ def tried(way: str, problem: str, model: str) -> tuple[Settings, ...]:
         if model == "made":
             noisy.append(replace(plain, sigma=0.05))
     else:
-        settings = [plain, replace(plain, learning_rate=1e-3)]
-        settings.append(replace(plain, p_zero=0.4) if way in NOISY else replace(plain, learning_rate=4e-3))
-        noisy = [replace(plain, sigma=s) for s in (0.02, 0.05, 0.1)]
+        rates = (1e-3, 2e-3) if model == "made" else (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+        usual = replace(plain, learning_rate=2e-3 if model == "made" else 8e-3)
+        settings = [replace(plain, learning_rate=rate) for rate in rates]
+        if way in NOISY:
+            settings.append(replace(usual, p_zero=0.4))
+        elif model == "made":
+            settings.append(replace(plain, learning_rate=4e-3))
+        noisy = [replace(usual, sigma=s) for s in (0.02, 0.05, 0.1)]
     if way == "fixed":
         return tuple(noisy)
     return (*settings, replace(plain, **REGULARISED))
