@@ -157,7 +157,7 @@ def timed(make) -> tuple[np.ndarray, dict[str, float]]:
 def ours(train, test, labels, seed, steps) -> tuple[dict, dict[str, np.ndarray]]:
     """The detector as it is, by its ladder alone and by single levels; the same network by maximum likelihood.
 
-    The latter by its log-density, and with neighbours as the detector has them, in the values and the log-density.
+    The latter by its log-density, and with a neighbour in the values and the log-density, constant columns apart.
     """
     start = time.process_time()
     estimator = NCMLDensityEstimator(max_steps=steps, random_state=seed)
@@ -260,6 +260,9 @@ def main() -> None:
     }
     if options.resume and options.out.exists():
         report = json.loads(options.out.read_text())
+        again = options.kdsm and report.get("kdsm_steps", options.kdsm_steps) != options.kdsm_steps
+        if again or report["steps"] != options.steps:
+            parser.error(f"--resume: got other steps than those of {options.out}; expected the same, or another --out")
     if options.kdsm:
         report["kdsm_steps"] = options.kdsm_steps
     for seed in range(options.seeds):

@@ -222,6 +222,16 @@ def test_false_alarms_of_rows_with_gaps_and_without():
     assert float((plain[gaps == 2] <= np.quantile(plain, 0.1)).mean()) < 0.05
 
 
+def test_rows_with_gaps_are_scored_by_the_ladder_alone():
+    """A distance over fewer values is a shorter one: rows with gaps would never be odd."""
+    X = with_gaps(normal_rows(400), 0.3)
+    estimator = NCMLDensityEstimator(small(), max_steps=20, random_state=0)
+    usual, alone = (
+        NCMLOutlierDetector(estimator, n_neighbors=count, random_state=0).fit(X).score_samples(X) for count in (3, 0)
+    )
+    assert (usual == alone).all()
+
+
 def test_rows_with_gaps_can_be_odd():
     X = with_gaps(normal_rows(1500), 0.1)
     estimator = NCMLDensityEstimator(small(), max_steps=200, learning_rate=1e-2)

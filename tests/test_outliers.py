@@ -191,6 +191,18 @@ def test_false_alarm_rates_hold_on_real_tables():
     assert abs(alarms - low) < 5.0 * high**0.5
 
 
+def test_copies_are_broken_in_units_of_the_least_noise_whatever_their_rounding():
+    rng = np.random.default_rng(0)
+    X = correlated(300)
+    exact = np.column_stack([X, 2.0 * X[:, 0] + 1.0])
+    rounded, rows = exact.copy(), exact[:3].copy()
+    rounded[:, 2] += 1e-7 * rng.normal(size=300)
+    rows[:, 2] += 0.5
+    with pytest.warns(UserWarning, match="set aside"):
+        scores = [detector(table).score_samples(rows) for table in (exact, rounded)]
+    np.testing.assert_allclose(*scores, rtol=1e-4)
+
+
 def test_thresholds():
     X = correlated(400)
     model = detector(X)

@@ -76,7 +76,7 @@ def rolled_out(density: AutoregressiveDensity, prefix: Tensor, k: float, generat
         drawn = following(last, noise[:, i])
         x[:, i] = prefix[:, i] if i < keep else drawn[:, 0]
         last = x[:, i : i + 1] + (k * torch.randn(n, 1, generator=generator) if k else 0.0)
-    return x.clone()
+    return x
 
 
 def drawn(density: AutoregressiveDensity, n: int, k: float, generator: torch.Generator) -> Tensor:

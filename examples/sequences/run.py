@@ -4,9 +4,9 @@
     python examples/sequences/run.py --problem recordings --folder FOLDER --model transformer --out runs/sequences
     python examples/sequences/run.py --problem paths-1e-4 --model made --ways cam --out runs/sequences
 
-Some settings of each way of training, the same of maximum likelihood and NCML, are tried with one seed and judged on
-validation windows; the best one is trained with three others. Noise level and solver of two-part samples are chosen on
-validation windows, run by run, and looked at once on test windows. What is there is not run again.
+Some settings of each way of training are tried with one seed and judged on validation windows; the best one is trained
+with three others. Noise level and solver of two-part samples are chosen on validation windows, run by run, and looked
+at once on test windows. What is there is not run again.
 `--ways cam` adds a fourth way, a noisy context with clean targets (cam.py), to runs that are there.
 docs/results/sequences.py draws the page.
 """

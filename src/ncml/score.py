@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 from ncml.checks import HALF, Time, check_count, check_floating, check_generator
 from ncml.density import (
-    Probe,
     check_arguments,
     check_log_density,
     check_score,
     density_and_score_of,
     evaluating,
     inner_density,
-    random_direction,
     usable,
 )
+from ncml.density.gradient import Probe, random_direction
 
 __all__ = ["exact_divergence", "hutchinson_divergence", "log_density_and_score", "sliced_score_matching"]
 

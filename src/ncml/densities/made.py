@@ -121,7 +121,7 @@ class MADE(AutoregressiveDensity):
 
         Args:
             given: Values y that the conditionals are given in the place of those of ``x``: the terms are then
-                :math:`\log p_t(x_i \mid y_{<i})`, the law by which :meth:`resample` draws from y. None for ``x``.
+                :math:`\log p_t(x_i \mid y_{<i})`, the law by which ``resample`` draws from y. None for ``x``.
         """
         x, t, context = check_arguments(self, x, t, context)
         given = check_given(given, x)

@@ -24,7 +24,7 @@ from ncml.density.entry import (
     slopes_of,
     unwrapped,
 )
-from ncml.density.gradient import Probe, gradient, random_direction
+from ncml.density.gradient import gradient
 from ncml.density.interface import (
     AutoregressiveDensity,
     NoiseConditionalDensity,
@@ -45,7 +45,6 @@ __all__ = [
     "GuidedTarget",
     "NoiseConditionalDensity",
     "PosteriorTarget",
-    "Probe",
     "SampleableDensity",
     "Target",
     "at_zero_only",
@@ -65,7 +64,6 @@ __all__ = [
     "inner_density",
     "process_by_name",
     "process_of",
-    "random_direction",
     "score_of",
     "slopes_of",
     "time_posterior",

@@ -11,7 +11,8 @@ from ncml.estimator.columns import Array
 
 __all__ = ["Neighbours"]
 
-LADDER = 0.25  # of the squared distance that the values have; chosen where the detector's statistic was
+LADDER = 0.25  # of the squared distance that the values have; chosen on the same data as the statistic
+FLAT = 1e-3  # in the columns' scales; a column of less spread is what held for all rows, and keeps its scale
 SAME = 1e-6  # rows as near as this, relative to their length, are one row but for rounding
 MOST = 1e9  # standard deviations; stands for a log-density of minus infinity
 
@@ -30,7 +31,7 @@ class Neighbours:
     Args:
         centre, spread: Mean and standard deviation of every column.
         index: The training rows.
-        count: How many neighbours the distance is the mean over.
+        count: How many neighbours the distance is the mean over, fewer than there are training rows.
     """
 
     centre: Array
@@ -43,19 +44,21 @@ class Neighbours:
         """Of training rows.
 
         Args:
-            y: Their columns, ``(n, d)``, NaN for missing values.
+            y: Their columns, ``(n, d)``.
             ladder: Their standardised log-densities, ``(n, m)``.
-            count: Neighbours, fewer than there are rows.
+            count: Neighbours; where there are too few rows, all others.
         """
-        centre = np.nanmean(y, 0)
-        spread = np.nanstd(y, 0)
-        spread = np.where(spread > 0.0, spread, 1.0)
+        centre, spread = y.mean(0), y.std(0)
+        spread = np.where(spread > FLAT, spread, 1.0)
         count = min(count, len(y) - 1)
         index = NearestNeighbors(n_neighbors=count + 1).fit(_features(y, ladder, centre, spread))
         return cls(centre, spread, index, count)
 
     def distance(self, y: Array, ladder: Array) -> Array:
-        """Mean distance to the nearest training rows, ``(n,)``; a row that is one of them is not its own neighbour."""
+        """Mean distance to the nearest training rows, ``(n,)``.
+
+        A row that is one of them is not its own neighbour. A new row that equals one is taken for it.
+        """
         rows = _features(y, ladder, self.centre, self.spread)
         found = self.index.kneighbors(rows)[0]
         own = found[:, 0] <= SAME * (1.0 + np.linalg.norm(rows, axis=1))
@@ -64,7 +67,7 @@ class Neighbours:
 
 
 def _features(y: Array, ladder: Array, centre: Array, spread: Array) -> Array:
-    """Values in standard deviations, 0 for missing ones, and the ladder in its share."""
-    values = np.nan_to_num((y - centre) / spread)
+    """Values in standard deviations, and the ladder in its share."""
+    values = (y - centre) / spread
     share = np.sqrt(LADDER * values.shape[1] / ladder.shape[1])
     return np.concatenate([values, share * np.clip(ladder, -MOST, MOST)], 1)

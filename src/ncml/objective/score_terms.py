@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ncml.density import random_direction, score_of, slopes_of
+from ncml.density import score_of, slopes_of
+from ncml.density.gradient import random_direction
 from ncml.errors import UnsupportedError
 from ncml.noise import GaussianProcess
 

@@ -91,8 +91,7 @@ class NoiseConfig:
         score_matching: Factor of the error of the model's own score, added to the loss at t > 0; a step then costs two
             to three times as much.
         fokker_planck: Factor of the residual of the Fokker-Planck equation, added to the loss at t > 0, so that the
-            levels belong to one process; a step then costs about seven times
-            as much.
+            levels belong to one process; a step then costs about seven times as much.
         t_min: For uniform: the smallest positive time.
         std_min: For log-uniform: the smallest positive noise, in data units; 1e-3 if not given.
         ladder: For ladder: its times above 0, which is always in it.
