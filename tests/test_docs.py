@@ -251,6 +251,23 @@ def test_the_figure_of_the_readme_is_that_of_its_script_and_runs():
         assert picture.text["Source"] == script["source"](), "run python docs/hero.py"
 
 
+def test_what_is_said_of_the_detector_is_what_was_recorded():
+    """The README's two means, and the words of the page that no number of its own carries."""
+    tables = json.loads((ROOT / "benchmarks" / "results" / "adbench.json").read_text())["tables"]
+    large = {name: t["seeds"] for name, t in tables.items() if t["rows"] >= 1000}
+    score: dict[str, dict[str, float]] = {}
+    for method in ("NCML", "maximum likelihood", "k-NN"):
+        found = {name: [r[method]["auroc"] for r in seeds if method in r] for name, seeds in large.items()}
+        score[method] = {name: 100 * sum(values) / len(values) for name, values in found.items()}
+    mean = {method: sum(values.values()) / len(values) for method, values in score.items()}
+    readme = (ROOT / "README.md").read_text()
+    assert f"mean AUROC of {mean['NCML']:.1f} on nine tables" in readme
+    assert f"network by maximum likelihood comes to {mean['maximum likelihood']:.1f}" in readme
+    assert abs(mean["NCML"] - mean["k-NN"]) < 0.2
+    gain = {name: score["NCML"][name] - score["maximum likelihood"][name] for name in large}
+    assert gain.pop("cardio") > sum(gain.values()) + 9.0
+
+
 def test_records_have_no_folders_of_a_machine():
     folders = (ROOT / "docs" / "results", ROOT / "benchmarks" / "results")
     records = [path for folder in folders for path in folder.glob("*.json")]
