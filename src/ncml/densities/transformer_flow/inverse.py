@@ -57,27 +57,31 @@ class _CachedLayer:
     """
 
     def __init__(self, layer: Layer, rows: int, length: int) -> None:
-        self.layer = layer
-        self.enter, self.leave = _transposed(layer.enter), _transposed(layer.leave)
-        self.up, self.down = _transposed(layer.up), _transposed(layer.down)
-        width = layer.enter.in_features
-        size = (rows, layer.heads, length, width // layer.heads)
-        self.keys, self.values = (layer.enter.weight.new_empty(size) for _ in range(2))
-        self.scale = 1.0 / math.sqrt(size[-1])
-        self.nothing = layer.enter.weight.new_zeros(())
+        self.before_attention, self.before_perceptron = (
+            _settings(layer.before_attention),
+            _settings(layer.before_perceptron),
+        )
+        self.leave, self.up, self.down = _transposed(layer.leave), _transposed(layer.up), _transposed(layer.down)
+        weight, bias = _transposed(layer.enter)
+        width = len(weight)
+        head = width // layer.heads
+        scale = torch.ones_like(bias)
+        scale[:width] = 1.0 / math.sqrt(head)  # of the queries
+        self.enter = weight * scale, bias * scale
+        self.parts, self.queries = (rows, 3, layer.heads, head), (rows * layer.heads, 1, head)
+        cache = weight.new_empty(2, rows, layer.heads, length, head)
+        self.keys, self.values = cache[0].flatten(0, 1).mT, cache[1].flatten(0, 1)
+        self.places = cache.permute(3, 1, 0, 2, 4)  # of each position, (B, 2, heads, width / heads)
 
     def extend(self, h: Tensor, i: int) -> Tensor:
         """Features ``(B, width)`` of position i, from those that enter the layer."""
-        size = self.keys.shape
-        split = torch.addmm(self.enter[1], _normalised(self.layer.before_attention, h), self.enter[0])
-        query, key, value = split.view(size[0], 3, size[1], size[3]).unbind(1)
-        self.keys[:, :, i], self.values[:, :, i] = key, value
-        keys, values = (cached.flatten(0, 1)[:, : i + 1] for cached in (self.keys, self.values))
+        split = torch.addmm(self.enter[1], torch.layer_norm(h, *self.before_attention), self.enter[0]).view(self.parts)
+        self.places[i] = split[:, 1:]
         # Two products of matrices are faster here than the fused attention of many queries.
-        weights = torch.baddbmm(self.nothing, query.flatten(0, 1).unsqueeze(1), keys.mT, beta=0.0, alpha=self.scale)
-        seen = torch.bmm(weights.softmax(-1), values).view_as(h)
+        weights = torch.bmm(split[:, 0].reshape(self.queries), self.keys[:, :, : i + 1])
+        seen = torch.bmm(weights.softmax(-1), self.values[:, : i + 1]).view_as(h)
         h = torch.addmm(self.leave[1], seen, self.leave[0]).add_(h)
-        hidden = F.gelu(torch.addmm(self.up[1], _normalised(self.layer.before_perceptron, h), self.up[0]))
+        hidden = F.gelu(torch.addmm(self.up[1], torch.layer_norm(h, *self.before_perceptron), self.up[0]))
         return torch.addmm(self.down[1], hidden, self.down[0]).add_(h)
 
 
@@ -86,5 +90,6 @@ def _transposed(linear: nn.Linear) -> tuple[Tensor, Tensor]:
     return linear.weight.t().contiguous(), linear.bias
 
 
-def _normalised(norm: nn.LayerNorm, h: Tensor) -> Tensor:
-    return F.layer_norm(h, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+def _settings(norm: nn.LayerNorm) -> tuple[tuple[int, ...], Tensor, Tensor, float]:
+    """What ``torch.layer_norm`` takes beside the features."""
+    return norm.normalized_shape, norm.weight, norm.bias, norm.eps
