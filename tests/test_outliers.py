@@ -19,6 +19,7 @@ from ncml import LevelNoise, LinearVESDE, NoiseConditionalDensity
 from ncml.densities import MADE, CallableDensity
 from ncml.errors import ArgumentError, MissingExtraError, UnsupportedError
 from ncml.estimator import FeatureShift, NCMLDensityEstimator, NCMLOutlierDetector, shift_statistic
+from ncml.estimator.neighbours import Neighbours
 from ncml.estimator.shift import max_p_values
 
 RHO = 0.7
@@ -93,6 +94,38 @@ def test_distances_to_training_rows(count):
     for rows, distances in ((X, within), (new, across)):
         expected = -np.sqrt(np.sort(distances, 1)[:, :count]).mean(1)
         np.testing.assert_allclose(model.score_samples(rows), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_categories_are_alike_or_not():
+    """A difference counts 2 over the probability that two rows differ, whatever the codes; of two, as codes do."""
+    rng = np.random.default_rng(0)
+    number, kind, side = rng.normal(size=200), rng.choice(4, 200, p=[0.4, 0.3, 0.2, 0.1]), rng.choice(2, 200)
+    ladder = rng.normal(size=(200, 3))
+    y = np.column_stack([number, kind, side]).astype(float)
+    fitted = Neighbours.fit(y, ladder, 5, {1: 4, 2: 2})
+    shares = np.bincount(kind) / 200
+    expected = np.square(number[:, None] - number) / number.var() + np.square(side[:, None] - side) / side.var()
+    expected = expected + (kind[:, None] != kind) * 2.0 / (1.0 - np.square(shares).sum())
+    expected += 0.25 * 3 / 3 * np.square(ladder[:, None] - ladder).sum(2)
+    np.fill_diagonal(expected, np.inf)
+    nearest = np.sqrt(np.sort(expected, 1)[:, :5]).mean(1)
+    np.testing.assert_allclose(fitted.distance(y, ladder), nearest, rtol=1e-10)
+    y[:, 1] = np.array([2, 0, 3, 1])[kind]
+    np.testing.assert_allclose(Neighbours.fit(y, ladder, 5, {1: 4, 2: 2}).distance(y, ladder), nearest, rtol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:X. constant")
+def test_the_detector_knows_which_columns_are_categories():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"same": 1.0, "kind": rng.choice(list("abcd"), 300), "x": 5.0 * rng.normal(size=300)})
+    estimator = NCMLDensityEstimator(max_steps=1, categories=["kind"])
+    model = NCMLOutlierDetector(estimator, levels=LEVELS, calibration=0.0, random_state=0).fit(frame)
+    z = (model.log_densities(frame) - model.mean_) / model.std_
+    kind, x = frame["kind"].to_numpy(), frame["x"].to_numpy()
+    differ = (kind[:, None] != kind) / (1.0 - np.square(frame["kind"].value_counts(normalize=True)).sum())
+    squared = 2.0 * differ + np.square(x[:, None] - x) / x.var() + 0.25 * 3 / 3 * np.square(z[:, None] - z).sum(2)
+    np.fill_diagonal(squared, np.inf)
+    np.testing.assert_allclose(model.score_samples(frame), -np.sqrt(squared.min(1)), rtol=1e-5, atol=1e-5)
 
 
 def test_neighbours_see_where_no_row_has_been():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,48 +27,56 @@ class Neighbours:
     .. math:: \sum_j \frac{(x_j - x'_j)^2}{v_j} + \frac14\, \frac dm \sum_i (z_i - z'_i)^2
 
     with v the columns' variances and z the standardised log-densities at m levels: in the mean over training rows the
-    ladder has a quarter of what d values have.
+    ladder has a quarter of what d values have. Where two rows differ in a category, whichever they have, the term is
+    2 / v with v the probability that two training rows differ in it; of two categories, it is that of their codes.
 
     Args:
-        centre, spread: Mean and standard deviation of every column.
+        centre, spread: Mean and standard deviation of every column; of categories 0 and the root of v.
+        categories: Which columns are codes 0, 1, ... of categories, and how many of these there are.
         index: The training rows.
         count: How many neighbours the distance is the mean over, fewer than there are training rows.
     """
 
     centre: Array
     spread: Array
+    categories: dict[int, int]
     index: NearestNeighbors
     count: int
 
     @classmethod
-    def fit(cls, y: Array, ladder: Array, count: int) -> Neighbours:
+    def fit(cls, y: Array, ladder: Array, count: int, categories: Mapping[int, int] | None = None) -> Neighbours:
         """Of training rows.
 
         Args:
             y: Their columns, ``(n, d)``.
             ladder: Their standardised log-densities, ``(n, m)``.
             count: Neighbours; where there are too few rows, all others.
+            categories: Columns that are codes of categories, and how many of these there are.
         """
-        centre, spread = y.mean(0), y.std(0)
+        centre, spread, categories = y.mean(0), y.std(0), dict(categories or {})
+        for j, number in categories.items():
+            shares = np.bincount(y[:, j].astype(np.intp), minlength=number) / len(y)
+            centre[j], spread[j] = 0.0, np.sqrt(1.0 - np.square(shares).sum())
         spread = np.where(spread > FLAT, spread, 1.0)
         count = min(count, len(y) - 1)
-        index = NearestNeighbors(n_neighbors=count + 1).fit(_features(y, ladder, centre, spread))
-        return cls(centre, spread, index, count)
+        index = NearestNeighbors(n_neighbors=count + 1).fit(_features(y, ladder, centre, spread, categories))
+        return cls(centre, spread, categories, index, count)
 
     def distance(self, y: Array, ladder: Array) -> Array:
         """Mean distance to the nearest training rows, ``(n,)``.
 
         A row that is one of them is not its own neighbour. A new row that equals one is taken for it.
         """
-        rows = _features(y, ladder, self.centre, self.spread)
+        rows = _features(y, ladder, self.centre, self.spread, self.categories)
         found = self.index.kneighbors(rows)[0]
         own = found[:, 0] <= SAME * (1.0 + np.linalg.norm(rows, axis=1))
         nearest: Array = np.where(own[:, None], found[:, 1:], found[:, :-1]).mean(1)
         return nearest
 
 
-def _features(y: Array, ladder: Array, centre: Array, spread: Array) -> Array:
-    """Values in standard deviations, and the ladder in its share."""
-    values = (y - centre) / spread
-    share = np.sqrt(LADDER * values.shape[1] / ladder.shape[1])
-    return np.concatenate([values, share * np.clip(ladder, -MOST, MOST)], 1)
+def _features(y: Array, ladder: Array, centre: Array, spread: Array, categories: Mapping[int, int]) -> Array:
+    """Values in standard deviations, an indicator of every category, and the ladder in its share."""
+    values = np.delete((y - centre) / spread, list(categories), axis=1)
+    indicators = [(y[:, [j]] == np.arange(number)) / spread[j] for j, number in categories.items()]
+    share = np.sqrt(LADDER * y.shape[1] / ladder.shape[1])
+    return np.concatenate([values, *indicators, share * np.clip(ladder, -MOST, MOST)], 1)

@@ -12,7 +12,8 @@ distance to the nearest training row in both,
 .. math:: d(x, x')^2 = \sum_j \frac{(x_j - x'_j)^2}{v_j} + \frac14\, \frac km \sum_i (z_i - z'_i)^2,
 
 with the variances v of k columns and m levels: in the mean over training rows the ladder has a quarter of what the
-values have.
+values have. Categories are alike or not: where they differ, the term is :math:`2/v`, with v the probability that those
+of two training rows do.
 
 A density alone can be large where no row has been: where a network extrapolates, and where it is right, for
 a rare value can be likely (`Nalisnick et al., 2019 <https://arxiv.org/abs/1810.09136>`_). Distances alone hardly see
@@ -230,9 +231,11 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         return (self._log_densities(rows) - mean) / std
 
     def _values(self, rows: Array) -> Array:
-        """What distances are taken of: the columns, and what is broken, in units of the least noise, as one more."""
+        """What distances are of: columns, codes of categories, and what is broken, in units of the least noise."""
         columns = self.estimator_.columns_
         values = columns.standardise(rows)
+        codes = list(self._categories())
+        values[:, codes] = rows[:, columns.kept[codes]]
         if not (columns.constant or columns.duplicates):
             return values
         least = min(level for level in self.levels if level > 0.0)
@@ -240,7 +243,12 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         return np.concatenate([values, broken], 1)
 
     def _fit_neighbours(self, rows: Array) -> Neighbours:
-        return Neighbours.fit(self._values(rows), self._ladder(rows), self.n_neighbors)
+        return Neighbours.fit(self._values(rows), self._ladder(rows), self.n_neighbors, self._categories())
+
+    def _categories(self) -> dict[int, int]:
+        """How many categories those of the columns in use have that are some."""
+        known = self.estimator_.form.categories
+        return {k: len(known[j]) for k, j in enumerate(self.estimator_.columns_.kept.tolist()) if j in known}
 
     def _log_densities(self, rows: Array) -> Array:
         squared = np.square(self.estimator_.columns_.residuals(rows)).sum(1)
