@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from ncml import NoiseConditionalDensity
 from ncml.densities import CallableDensity, GaussianDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, InferenceTensorError, NonFiniteError
-from ncml.score import exact_divergence, hutchinson_divergence, log_density_and_score, sliced_score_matching
+from ncml.score import (
+    exact_divergence,
+    hutchinson_divergence,
+    log_density_and_score,
+    score_and_divergence,
+    sliced_score_matching,
+)
 from tests.problems import (
     MEAN,
     MEANS,
@@ -225,6 +231,10 @@ UTILITIES = {
     "log_density_and_score": lambda d, x, c: log_density_and_score(d, x, 0.5, c)[1],
     "exact_divergence": lambda d, x, c: exact_divergence(d, x, 0.5, c),
     "hutchinson_divergence": lambda d, x, c: hutchinson_divergence(d, x, 0.5, c, generator=seeded(1)),
+    "score_and_divergence": lambda d, x, c: score_and_divergence(d, x, 0.5, c)[1],
+    "score_and_divergence, estimated": lambda d, x, c: score_and_divergence(
+        d, x, 0.5, c, probes=2, generator=seeded(1)
+    )[1],
     "sliced_score_matching": lambda d, x, c: sliced_score_matching(d, x, 0.5, c, generator=seeded(1)).detach(),
 }
 each_utility = pytest.mark.parametrize("utility", UTILITIES.values(), ids=UTILITIES.keys())
@@ -300,6 +310,20 @@ def test_half_precision_is_computed_in_single():
         assert same_bits(score, density.score(x.to(dtype).float(), 0.01))
 
 
+@pytest.mark.parametrize("probes", [None, 2])
+def test_score_and_divergence_are_those_of_one_pass(network, probes):
+    x, calls = points(5, 3), []
+    score, divergence = score_and_divergence(network, x, 0.5, probes=probes, generator=seeded(1))
+    assert same_bits(score, network.score(x, 0.5))
+    if probes is None:
+        assert same_bits(divergence, exact_divergence(network, x, 0.5))
+    else:
+        assert same_bits(divergence, hutchinson_divergence(network, x, 0.5, probes=probes, generator=seeded(1)))
+    network.register_forward_hook(lambda *_: calls.append(1))
+    score_and_divergence(network, x, 0.5, probes=probes)
+    assert len(calls) == 1
+
+
 def test_an_empty_batch_has_an_empty_score():
     x = torch.zeros(0, 3, dtype=F64)
     density = plane_like()
@@ -324,6 +348,8 @@ def test_errors():
     density, x = plane_like(), points(5, 3)
     with pytest.raises(ArgumentError, match=r"^probes: got"):
         hutchinson_divergence(density, x, probes=0)
+    with pytest.raises(ArgumentError, match=r"^probes: got"):
+        score_and_divergence(density, x, probes=0)
     with pytest.raises(ArgumentError, match=r"^probe: got"):
         hutchinson_divergence(density, x, probe="sphere")
     with pytest.raises(ArgumentError, match=r"^x: got"):

@@ -25,7 +25,13 @@ from ncml.density import (
 )
 from ncml.density.gradient import Probe, random_direction
 
-__all__ = ["exact_divergence", "hutchinson_divergence", "log_density_and_score", "sliced_score_matching"]
+__all__ = [
+    "exact_divergence",
+    "hutchinson_divergence",
+    "log_density_and_score",
+    "score_and_divergence",
+    "sliced_score_matching",
+]
 
 
 def log_density_and_score(
@@ -73,11 +79,8 @@ def exact_divergence(
     """
     with torch.inference_mode(False), torch.enable_grad():
         x = _leaf(x, create_graph)
-        flat = inner_density(density).score(x, t, context, create_graph=True).flatten(1)
-        total = x.new_zeros(x.shape[0])
-        for i in range(flat.shape[1]):
-            (row,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True, create_graph=create_graph)
-            total = total + row.flatten(1)[:, i]
+        score = inner_density(density).score(x, t, context, create_graph=True)
+        total = _trace(score, x, create_graph)
     return total if create_graph else total.detach()
 
 
@@ -107,12 +110,39 @@ def hutchinson_divergence(
         x = _leaf(x, False)
         check_generator(generator, x.device)
         score = inner_density(density).score(x, t, context, create_graph=True)
-        total = x.new_zeros(x.shape[0])
-        for i in range(probes):
-            v = random_direction(x, probe, generator)
-            (hv,) = torch.autograd.grad((score * v).sum(), x, retain_graph=i + 1 < probes)
-            total += (hv * v).flatten(1).sum(1)
-    return total / probes
+        return _estimated_trace(score, x, probes, probe, generator)
+
+
+def score_and_divergence(
+    density: nn.Module,
+    x: Tensor,
+    t: Time = 0.0,
+    context: Tensor | None = None,
+    *,
+    probes: int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The score and its divergence, from one pass of the density; for probability flows and their likelihoods.
+
+    Args:
+        density, x, t, context: As in :func:`log_density_and_score`.
+        probes: Random signs per example for an estimate, as in :func:`hutchinson_divergence`; exact, by D backward
+            passes, if None.
+        generator: Source of randomness.
+
+    Returns:
+        Score, shape of ``x``, and divergence ``(B,)``, detached.
+    """
+    probes = None if probes is None else check_count(probes, "probes")
+    with torch.inference_mode(False), torch.enable_grad():
+        x = _leaf(x, False)
+        check_generator(generator, x.device)
+        score = inner_density(density).score(x, t, context, create_graph=True)
+        if probes is None:
+            divergence = _trace(score, x, False)
+        else:
+            divergence = _estimated_trace(score, x, probes, "rademacher", generator)
+    return score.detach(), divergence.detach()
 
 
 def sliced_score_matching(
@@ -150,3 +180,21 @@ def _leaf(x: Tensor, keep_graph: bool) -> Tensor:
     if keep_graph and x.requires_grad:
         return x
     return x.detach().clone().requires_grad_()
+
+
+def _trace(score: Tensor, x: Tensor, create_graph: bool) -> Tensor:
+    flat = score.flatten(1)
+    total = x.new_zeros(x.shape[0])
+    for i in range(flat.shape[1]):
+        (row,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True, create_graph=create_graph)
+        total = total + row.flatten(1)[:, i]
+    return total
+
+
+def _estimated_trace(score: Tensor, x: Tensor, probes: int, probe: Probe, generator: torch.Generator | None) -> Tensor:
+    total = x.new_zeros(x.shape[0])
+    for i in range(probes):
+        v = random_direction(x, probe, generator)
+        (hv,) = torch.autograd.grad((score * v).sum(), x, retain_graph=i + 1 < probes)
+        total += (hv * v).flatten(1).sum(1)
+    return total / probes

@@ -34,7 +34,7 @@ from ncml.noise import GaussianProcess
 from ncml.progress import progress_bar
 from ncml.report import jsonable
 from ncml.sampling.sampler import LATTICE_STOP
-from ncml.score import exact_divergence, hutchinson_divergence
+from ncml.score import score_and_divergence
 
 __all__ = [
     "LadderAudit",
@@ -83,8 +83,7 @@ def fokker_planck_residual(
         rise = torch.autograd.grad(log_p.sum(), leaf, allow_unused=True)[0] if log_p.requires_grad else None
     if rise is None:
         raise UnsupportedError(f"density: got {type(inner).__name__}, whose log-density has no derivative in t")
-    score = inner.score(x, times, context)
-    divergence = _divergence(inner, x, times, context, probes, generator)
+    score, divergence = score_and_divergence(inner, x, times, context, probes=probes, generator=generator)
     return process.fokker_planck(x, times, rise.detach(), score, divergence), rise.detach()
 
 
@@ -128,8 +127,8 @@ def flow_log_prob(
         """The derivatives of x and of the integral in the root of time."""
         t = min(root * root, process.T)
         f, g = float(process.drift_coefficient(t)), float(process.diffusion(t))
-        divergence = _divergence(inner, x, t, context, probes, generator)
-        slope = f * x - 0.5 * g * g * inner.score(x, t, context)
+        score, divergence = score_and_divergence(inner, x, t, context, probes=probes, generator=generator)
+        slope = f * x - 0.5 * g * g * score
         return 2.0 * root * slope, 2.0 * root * (dims * f - 0.5 * g * g * divergence)
 
     low, high = math.sqrt(t_start), math.sqrt(process.T)
@@ -284,16 +283,3 @@ def _gaussian(density: NoiseConditionalDensity) -> GaussianProcess:
             f"density: got one under {type(density.process).__name__}; expected a GaussianProcess, which has a flow"
         )
     return density.process
-
-
-def _divergence(
-    density: NoiseConditionalDensity,
-    x: Tensor,
-    t: Time,
-    context: Tensor | None,
-    probes: int | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    if probes is None:
-        return exact_divergence(density, x, t, context)
-    return hutchinson_divergence(density, x, t, context, probes=probes, generator=generator)
