@@ -137,9 +137,9 @@ def run(args: argparse.Namespace) -> Report:
     if itarflow is not None:
         peer = itarflow.Model(3, 32, [4], [WIDTH], 3, [1, 2, 2], num_classes=CLASSES)
         differences(report, "iTARFlow", moved(peer), (0.01, 0.3))
-    timed(report, tarflow, 4, 3 if args.quick else 15)
+    timed(report, tarflow, 4, 3 if args.quick else 25)
     if not args.quick:
-        timed(report, tarflow, 2, 5)
+        timed(report, tarflow, 2, 9)
     return report
 
 
