@@ -15,14 +15,21 @@ from typing import Any
 HERE = Path(__file__).parent
 MODELS = {"flow": "transformer flow", "ncpn": "NCPN"}
 DATA = {"mnist": "MNIST at 16x16", "cifar16": "CIFAR-16"}
-WAYS = {"ml": "maximum likelihood", "ncml": "NCML"}
+WAYS = {
+    "ml": "maximum likelihood",
+    "ncml": "NCML",
+    "scored": "NCML and score matching",
+    "planck": "NCML and Fokker-Planck penalty",
+}
 
 
 def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
     """The runs by data and model; of others, as recorded."""
     found = dict(recorded)
     for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
-        found[folder.name] = [json.loads(file.read_text()) for file in sorted(folder.glob("*/images.json"))]
+        runs = [*found.get(folder.name, ()), *(json.loads(file.read_text()) for file in folder.glob("*/images.json"))]
+        latest = {(run["way"], run["seed"]): run for run in runs}
+        found[folder.name] = [latest[key] for key in sorted(latest)]
     return found
 
 

@@ -2,11 +2,13 @@
 
     python examples/images/run.py --data mnist --model flow --out runs/images
     python examples/images/run.py --data cifar16 --folder FOLDER --model flow --out runs/images
+    python examples/images/run.py --data mnist --model flow --ways scored --out runs/images
 
 MNIST or CIFAR-16, a transformer flow or an NCPN, each trained by ``ncml train`` with three seeds. Where two-part
 samples start, and the solver, are chosen against training images, run by run, and looked at once against test images.
 Distances are Fréchet's in the features of a small classifier, and of EfficientNet-Lite0 where that is installed (see
-features.py). What is there is not run again. docs/results/images.py draws the page.
+features.py). `--ways scored` and `--ways planck` are NCML with the error of the model's own score, and with the
+Fokker-Planck penalty, beside the likelihood. What is there is not run again. docs/results/images.py draws the page.
 """
 
 from __future__ import annotations
@@ -36,7 +38,13 @@ DATA = {
     "mnist": "--data.name mnist --data.pad 2 --data.pool 2",
     "cifar16": "--data.name folder --data.size 32 --data.pool 2",
 }
-WAYS = {"ml": "--noise.times zero", "ncml": "--noise.times log-uniform --noise.p-zero 0.3"}
+NOISY = "--noise.times log-uniform --noise.p-zero 0.3"
+WAYS = {
+    "ml": "--noise.times zero",
+    "ncml": NOISY,
+    "scored": f"{NOISY} --noise.score-matching 1",
+    "planck": f"{NOISY} --noise.fokker-planck 0.003",
+}
 NOISE = (0.02, 0.05, 0.1, 0.2)  # where two-part samples start, in data units: from -1 to 1
 SOLVERS: dict[str, Sampler] = {
     "Tweedie": Tweedie(),
@@ -122,6 +130,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="of the images, if they are not to be downloaded")
     parser.add_argument("--out", type=Path, default=Path("runs/images"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=["ml", "ncml"], help="ways of training")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; proves nothing")
     args = parser.parse_args()
@@ -134,12 +143,12 @@ def main() -> None:
         shared += " --model.patch 4 --model.width 24 --model.blocks 2 --model.layers 1"
     where = [] if args.folder is None else ["--data.folder", str(args.folder)]
     rulers: Features = {}
-    for way, times in WAYS.items():
+    for way in args.ways:
         for seed in args.seeds:
             run = args.out / f"{args.data}-{args.model}" / f"{way}-seed{seed}"
             if (run / "images.json").exists():
                 continue
-            options = [*shared.split(), *times.split(), "--run.seed", str(seed)]
+            options = [*shared.split(), *WAYS[way].split(), "--run.seed", str(seed)]
             train = ["train", *options, *where, "--out", str(run)]
             if not (run / "report.json").exists() and (failed := ncml(train)):
                 raise SystemExit(failed)
