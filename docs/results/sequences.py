@@ -36,7 +36,6 @@ TERMS = {"scored": "score_matching", "planck": "fokker_planck"}  # what is added
 PICTURE = "paths-0.0001-64-made"  # whose windows are drawn
 WAYS = {"ml": "maximum likelihood", "fixed": "one level", "ncml": "NCML", "cam": "CAM"}
 TUNING = 100  # the first seed that is not for the test
-COLOURS = {"ml": "#D55E00", "ncml": "#0072B2", "cam": "#009E73"}
 
 
 def named(settings: dict[str, Any]) -> str:
@@ -58,7 +57,7 @@ def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
         entry["runs"] = list(reports.values())
         if (file := folder / "floor.json").exists():
             entry["floor"] = json.loads(file.read_text())
-        for name in ("chosen", "mechanism"):  # one way after the other may have been run, here or elsewhere
+        for name in ("chosen", "mechanism", "long"):  # one way after the other may have been run, here or elsewhere
             if (file := folder / f"{name}.json").exists():
                 entry[name] = {**(entry.get(name) or {}), **json.loads(file.read_text())}
         result[folder.name] = entry
@@ -107,7 +106,7 @@ def likelihood(entry: dict[str, Any], way: str, recordings: bool) -> str:
         if "0" not in run["nats"]:
             return "-"
         value = run["nats"]["0"]
-        rows.append(f"{value / math.log(2) + math.log2(8000):.3f}" if recordings else f"{value:.3f}")
+        rows.append(bits_or_nats(value, recordings))
     return " / ".join(rows)
 
 
@@ -254,6 +253,44 @@ def forecasts(entry: dict[str, Any]) -> list[str]:
     return lines
 
 
+def bits_or_nats(nats: float, recordings: bool) -> str:
+    """Bits per sample of recordings, nats per value otherwise."""
+    return f"{nats / math.log(2) + math.log2(8000):.3f}" if recordings else f"{nats:.3f}"
+
+
+def far_beyond(name: str, entry: dict[str, Any]) -> list[str]:
+    """Sequences far longer than the window, one value per seed."""
+    problem, _, model = name.rsplit("-", 2)
+    recordings, long = problem == "recordings", entry["long"]
+    seeds = {way: [run for key, run in long.items() if key.startswith(f"{way}, seed")] for way in ("ml", "ncml")}
+    first = seeds["ncml"][0]
+    unit = "bits per sample, t = 0" if recordings else f"nats per value, t = 0 (exact {first['exact nats']:.3f})"
+    lines = [
+        f"| {PROBLEMS[problem]}, {MODELS[model]} | {unit} | "
+        f"beyond the data, of {first['direct']['windows']} (two parts: {first['two-part']['windows']}) | "
+        "last window: energy distance | roughness |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for way, kind, label in ROWS:
+        if way not in seeds or kind not in seeds[way][0]:
+            continue
+        own = seeds[way]
+        likely = " / ".join(bits_or_nats(run["nats"], recordings) for run in own) if kind == "direct" else ""
+        last = [run[kind]["last window"] for run in own]
+        lines.append(
+            f"| {label} | {likely} | {share([run[kind] for run in own])} | "
+            f"{cells([k.get('energy inside', math.nan) for k in last])} | "
+            f"{cells([k['roughness']['median'] for k in last])} |"
+        )
+    held = long["held-out"]
+    return [
+        *lines,
+        f"| *test sequences* | | {held['share']:.2%} | {number(held['last window']['energy'])} | "
+        f"{number(held['last window']['roughness']['median'])} |",
+        "",
+    ]
+
+
 def page(data: dict[str, Any], words: str) -> str:
     """The page, from the numbers and the words alone."""
     lines = []
@@ -281,72 +318,11 @@ def page(data: dict[str, Any], words: str) -> str:
             *grids(entry),
             "",
         ]
-    return words.replace("(tables)", "\n".join(lines).strip()).replace("(appendix)", "\n".join(appendix).strip())
-
-
-def draw_paths(folder: Path, file: Path) -> None:
-    """Eight windows of every kind, seed 0."""
-    from matplotlib.figure import Figure
-
-    reports = [json.loads(file.read_text()) for file in folder.glob("*seed0.json")]
-    chosen = json.loads((folder / "chosen.json").read_text())
-    loaded = {
-        w: r["samples"]
-        for r in reports
-        for w in ("ml", "ncml")
-        if w in chosen and without_terms(r["settings"]) == without_terms(chosen[w]) and not terms(r["settings"])
-    }
-    if len(loaded) < 2:  # the folder is one of other ways: the picture stays as it is
-        return
-    shown = {
-        "maximum likelihood": loaded["ml"]["direct"]["shown"],
-        "NCML, drawn at t = 0": loaded["ncml"]["direct"]["shown"],
-        "NCML, drawn at a noise level and refined": loaded["ncml"]["two-part"]["shown"],
-    }
-    figure = Figure(figsize=(11, 3), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
-    for axis, (label, rows) in zip(axes, shown.items(), strict=True):
-        for row in rows:
-            axis.plot(row, linewidth=1)
-        axis.set_title(label, fontsize=10)
-        axis.set_ylim(-4, 4)
-        axis.grid(alpha=0.3)
-    figure.savefig(file, dpi=150)
-
-
-def draw_mechanism(data: dict[str, Any], file: Path) -> None:
-    """Loss of likelihood behind a forced error, over the distance."""
-    from matplotlib.figure import Figure
-
-    entries = {name: e["mechanism"] for name, e in data.items() if e["mechanism"]}
-    figure = Figure(figsize=(3.6 * len(entries), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(entries), squeeze=False)[0]
-    for axis, (name, found) in zip(axes, entries.items(), strict=True):
-        for run, result in found.items():
-            if run in ("environment", "exact"):
-                continue
-            way, seed = run.split(", seed ")
-            for key, style in (("0.1, noise 0", "-"), ("0.1, noise 0.1", ":")):
-                if key in result["after an error"]:
-                    values = result["after an error"][key]
-                    names = {"ml": "ML", "ncml": "NCML", "cam": "CAM"}
-                    label = f"{names[way]}, {'t = 0' if key.endswith(' 0') else 'sigma .1'}"
-                    axis.plot(
-                        range(1, len(values) + 1),
-                        values,
-                        style,
-                        color=COLOURS[way],
-                        label=label if seed == "0" else None,
-                    )
-        problem, length, model = name.rsplit("-", 2)
-        axis.set_title(f"{problem}, {MODELS[model]}{'' if length == '64' else f', {length}'}", fontsize=9)
-        axis.set_xlabel("values behind the error")
-        if axis.get_ylim()[1] > 1.0:
-            axis.set_yscale("symlog", linthresh=0.1)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("likelihood lost (nats, median)")
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(file, dpi=150)
+    beyond = [line for name, entry in data.items() if entry.get("long") for line in far_beyond(name, entry)]
+    parts = {"(tables)": lines, "(long)": beyond, "(appendix)": appendix}
+    for place, part in parts.items():
+        words = words.replace(place, "\n".join(part).strip())
+    return words
 
 
 def main() -> None:
@@ -358,9 +334,12 @@ def main() -> None:
         file = HERE / "sequences.json"
         data = collect(args.collect, json.loads(file.read_text()) if file.exists() else {})
         file.write_text(json.dumps(data) + "\n")
+        from sequences_figures import draw_long, draw_mechanism, draw_paths
+
         if (args.collect / PICTURE / "chosen.json").exists():
             draw_paths(args.collect / PICTURE, HERE / "sequences-paths.png")
         draw_mechanism(data, HERE / "sequences-errors.png")
+        draw_long(data, HERE / "sequences-long.png")
     data = json.loads((HERE / "sequences.json").read_text())
     (HERE / "sequences.md").write_text(page(data, (HERE / "sequences.page.txt").read_text()))
 

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from measures import beyond, measures
 from problems import Problem, problem
+from settings import Settings, Size
 from torch import Tensor
 
 from ncml.density import AutoregressiveDensity
 from ncml.report import environment, write_report
-from run import SOLVERS, Settings, Size, load, nats, parsed, refined
+from run import SOLVERS, load, nats, parsed, refined
 
 LENGTH = 2048
 DRAWS, REFINED = 400, 200

@@ -24,13 +24,14 @@ from typing import Any
 import cam
 import torch
 from problems import Problem
+from settings import NOISY, Settings, Size
 from torch import Tensor
 
 from ncml.densities import MADE, CausalTransformer
 from ncml.density import AutoregressiveDensity, CompletionTarget, Target
 from ncml.report import environment, write_report
 from ncml.sampling import RePaint
-from run import NOISY, Settings, Size, load, parsed
+from run import load, parsed
 
 ERRORS = (0.1, 0.3)  # forced upon one value, in units of the data
 DISTANCES = 16

@@ -6,7 +6,7 @@
 
 Some settings of each way of training are tried with one seed and judged on validation windows; the best one is trained
 with three others. Noise level and solver of two-part samples are chosen on validation windows, run by run, and looked
-at once on test windows. What is there is not run again.
+at once on test windows. What is there is not run again, unless `--again` asks for it.
 `--ways cam` adds a fourth way, a noisy context with clean targets (cam.py), to runs that are there.
 docs/results/sequences.py draws the page.
 """
@@ -19,7 +19,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import torch
 from measures import beyond, measures
 from problems import Problem, problem
 from safetensors.torch import load_file, save_file
+from settings import NOISY, SIZES, WAYS, Settings, Size, at_length, tried
 from torch import Tensor
 
 from ncml import NCMLObjective
@@ -40,99 +41,13 @@ from ncml.progress import progress_bar
 from ncml.report import environment, write_report
 from ncml.sampling import DPMSolver2M, EulerMaruyama, Sampler, Tweedie
 
-WAYS = ("ml", "fixed", "ncml")  # maximum likelihood, one noise level, all noise levels
-NOISY = ("ncml", "cam")  # trained at all noise levels: of the data, of the context alone
 NOISE = (0.02, 0.05, 0.1, 0.3)  # where two-part samples are drawn
 SOLVERS: dict[str, Sampler] = {
     "Tweedie": Tweedie(),
     "DPM++ 2M, 16 steps": DPMSolver2M(steps=16),
     "Euler-Maruyama, 32 steps": EulerMaruyama(steps=32),
 }
-TUNING_SEED = 100
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How one model is trained.
-
-    Args:
-        way: "ml", "fixed", "ncml" or "cam".
-        seed: Seed of initialisation, batches and noise.
-        sigma: The noise level of "fixed".
-        p_zero: Share of a batch at t = 0, of "ncml" and "cam".
-        learning_rate: AdamW's at its height: it rises over 100 steps and falls along a cosine.
-        weight_decay, dropout: Regularisation.
-        score_matching: Factor of the error of the model's own score, of "ncml".
-        fokker_planck: Factor of the residual of the Fokker-Planck equation, of "ncml".
-    """
-
-    way: str
-    seed: int
-    sigma: float = 0.0
-    p_zero: float = 0.15
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.0
-    dropout: float = 0.0
-    score_matching: float = 0.0
-    fokker_planck: float = 0.0
-
-    @property
-    def name(self) -> str:
-        parts = {k: v for k, v in asdict(self).items() if k not in ("way", "seed") and v != getattr(Settings, k)}
-        return "-".join([self.way, *(f"{k}{v:g}" for k, v in parts.items()), f"seed{self.seed}"])
-
-
-REGULARISED = {"weight_decay": 0.1, "dropout": 0.1}
-RATES = {"made": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), "transformer": (2e-3, 4e-3, 8e-3)}
-
-
-def tried(way: str, problem: str, model: str) -> tuple[Settings, ...]:
-    """What is tried: of paths, which never repeat, high rates; of recordings, on which a MADE overfits, low ones."""
-    plain = Settings(way, TUNING_SEED)
-    if problem == "paths":
-        rates = RATES[model]
-        settings = [replace(plain, learning_rate=rate) for rate in rates]
-        noisy = [replace(plain, sigma=s, learning_rate=8e-3 if model == "made" else 4e-3) for s in (0.02, 0.05, 0.1)]
-        if model == "made":
-            noisy.append(replace(plain, sigma=0.05))
-    else:
-        rates = (1e-3, 2e-3) if model == "made" else (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
-        usual = replace(plain, learning_rate=2e-3 if model == "made" else 8e-3)
-        settings = [replace(plain, learning_rate=rate) for rate in rates]
-        if way in NOISY:
-            settings.append(replace(usual, p_zero=0.4))
-        elif model == "made":
-            settings.append(replace(plain, learning_rate=4e-3))
-        noisy = [replace(usual, sigma=s) for s in (0.02, 0.05, 0.1)]
-    if way == "fixed":
-        return tuple(noisy)
-    return (*settings, replace(plain, **REGULARISED))
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a model of a name is, how long it is trained, and how many windows are drawn, directly and in two parts."""
-
-    steps: int
-    batch: int
-    width: int
-    layers: int
-    draws: int = 50_000
-    refined: int = 4000
-
-
-SIZES = {
-    ("made", "paths"): Size(3000, 256, 256, 2),
-    ("made", "recordings"): Size(3000, 256, 512, 2),
-    ("transformer", "paths"): Size(1500, 32, 64, 3, refined=2000),
-    ("transformer", "recordings"): Size(1500, 32, 64, 3, refined=2000),
-}
-
-
-def at_length(size: Size, length: int) -> Size:
-    """Fewer draws of windows beyond 64, by their ratio and, in two parts, by its root: each value costs a pass."""
-    share = min(1.0, 64 / length)
-    return replace(size, draws=int(size.draws * share), refined=int(size.refined * math.sqrt(share)))
+REPEATS = 10  # draws of training windows that say how far energy distances differ by chance
 
 
 def build(model: str, size: Size, data: Problem, settings: Settings) -> AutoregressiveDensity:
@@ -207,6 +122,31 @@ def grid(settings: Settings) -> Iterator[tuple[float, str]]:
         yield (settings.sigma, "Tweedie")
 
 
+def choose_refinement(
+    density: AutoregressiveDensity, data: Problem, size: Size, settings: Settings, generator: torch.Generator
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Where two-part samples start, and their solver; and what that was chosen from.
+
+    Energy distances to validation windows, of the windows within the range of the data, differ by chance, as those of
+    data do; and windows that leave the range are too few to move them. So of all whose distance is within one standard
+    deviation of the least, the one with the fewest such windows is taken.
+    """
+    n = size.refined // 2
+    validation = data.validation[:n]
+    tried = []
+    for sigma, solver in grid(settings):
+        x = refined(density, drawn(density, n, sigma, generator), sigma, SOLVERS[solver], generator).nan_to_num(1e6)
+        inside = x[x.abs().amax(1) <= data.limit]
+        energy = energy_distance(inside, validation) if len(inside) > 1 else math.inf
+        tried.append({"energy": energy, "share": beyond(data, x)["share"], "sigma": sigma, "solver": solver})
+    fresh = [data.train[torch.randperm(len(data.train), generator=generator)[:n]] for _ in range(REPEATS)]
+    chance = float(torch.tensor([energy_distance(x, validation) for x in fresh]).std())
+    least = min(found["energy"] for found in tried)
+    close = [found for found in tried if found["energy"] <= least + chance]
+    best = min(close, key=lambda found: (found["share"], found["energy"]))
+    return {**best, "chance": chance}, tried
+
+
 def choose_feedback(
     density: AutoregressiveDensity, data: Problem, size: Size, generator: torch.Generator
 ) -> tuple[float, dict[str, Any]]:
@@ -248,20 +188,18 @@ def evaluate(
         extra = {}
         many = drawn(density, size.draws, settings.sigma if settings.way == "fixed" else 0.0, generator)
     kinds["direct"] = {**measures(data, many[:4000], part), **beyond(data, many), "shown": many[:8].tolist(), **extra}
-    choices = []
-    for sigma, solver in grid(settings):  # chosen on validation windows ...
-        x = refined(density, drawn(density, size.refined // 4, sigma, generator), sigma, SOLVERS[solver], generator)
-        choices.append((energy_distance(x.nan_to_num(1e6), data.validation[:1000]), sigma, solver))
-    if choices:
-        _, sigma, solver = min(choices)  # ... and looked at once on test windows
+    if settings.way in ("fixed", "ncml"):
+        chosen, tried = choose_refinement(density, data, size, settings, generator)  # on validation windows ...
+        sigma, solver = chosen["sigma"], chosen["solver"]
         x = refined(density, drawn(density, size.refined, sigma, generator), sigma, SOLVERS[solver], generator)
-        kinds["two-part"] = {
+        kinds["two-part"] = {  # ... and looked at once on test windows
             **measures(data, x, part),
             **beyond(data, x),
             "sigma": sigma,
             "solver": solver,
+            "chance": chosen["chance"],
             "shown": x[:8].tolist(),
-            "validation": [{"energy": e, "sigma": s, "solver": name} for e, s, name in choices],
+            "validation": tried,
         }
     return {**result, "samples": kinds}
 
@@ -274,16 +212,25 @@ def run(
     folder: Path,
     tuning: bool,
     settings_of: str | None = None,
+    again: bool = False,
 ) -> dict[str, Any]:
-    """Train and evaluate one model, or read what it came to; ``settings_of`` says where its settings are from."""
+    """Train and evaluate one model, or read what it came to, or evaluate it ``again``.
+
+    ``settings_of`` says where its settings are from.
+    """
     file = folder / f"{settings.name}.json"
-    if file.exists():
-        return dict(json.loads(file.read_text()))
-    density = build(model, size, data, settings)
-    began, cpu = time.perf_counter(), time.process_time()
-    train(density, data, size, settings)
-    seconds = {"wall": time.perf_counter() - began, "cpu": time.process_time() - cpu}
-    save_file(density.state_dict(), folder / f"{settings.name}.safetensors")
+    before = dict(json.loads(file.read_text())) if file.exists() else {}
+    if before and not (again and not tuning):
+        return before
+    if before:
+        density, seconds = load(model, size, data, settings, folder), before["training seconds"]
+        settings_of = before.get("settings of")
+    else:
+        density = build(model, size, data, settings)
+        began, cpu = time.perf_counter(), time.process_time()
+        train(density, data, size, settings)
+        seconds = {"wall": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+        save_file(density.state_dict(), folder / f"{settings.name}.safetensors")
     report = {
         "problem": data.name,
         "length": data.length,
@@ -334,6 +281,7 @@ def parsed(description: str | None) -> tuple[argparse.Namespace, Problem, Size, 
     parser.add_argument("--settings-of", type=Path, help="folder of other runs, whose chosen.json says how to train")
     parser.add_argument("--score-matching", type=float, default=0.0, help="NCML once more, with this factor")
     parser.add_argument("--fokker-planck", type=float, default=0.0, help="the same, of the Fokker-Planck penalty")
+    parser.add_argument("--again", action="store_true", help="evaluate the runs that are there again, but for tuning")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; proves nothing")
     args = parser.parse_args()
     data = problem(args.problem, args.length, args.folder)
@@ -367,12 +315,12 @@ def main() -> None:
             reports = [run(args.model, size, data, s, folder, True) for s in settings]
             chosen[way] = settings[min(range(len(reports)), key=lambda i: judged(reports[i]))]
         for seed in args.seeds:
-            run(args.model, size, data, replace(chosen[way], seed=seed), folder, False, settings_of)
+            run(args.model, size, data, replace(chosen[way], seed=seed), folder, False, settings_of, args.again)
     for term in ("score_matching", "fokker_planck"):
         factor = getattr(args, term)
         for seed in args.seeds if factor and "ncml" in chosen else ():
             more = replace(chosen["ncml"], seed=seed, **{term: factor})
-            run(args.model, size, data, more, folder, False, settings_of)
+            run(args.model, size, data, more, folder, False, settings_of, args.again)
     file = folder / "chosen.json"
     before = json.loads(file.read_text()) if file.exists() else {}  # other ways may have been run before
     write_report(file, before | {way: asdict(best) for way, best in chosen.items()})
