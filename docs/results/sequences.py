@@ -198,6 +198,11 @@ def excess(entry: dict[str, Any]) -> list[str]:
     return lines
 
 
+def tried_cell(case: dict[str, Any]) -> str:
+    """Energy distance, and the share of windows beyond the data where that was looked at."""
+    return number(case["energy"]) + (f" ({case['share']:.2%})" if "share" in case else "")
+
+
 def grids(entry: dict[str, Any]) -> list[str]:
     """The whole grid on validation windows, and what was tried in training."""
     lines = []
@@ -205,13 +210,12 @@ def grids(entry: dict[str, Any]) -> list[str]:
         cases = run["samples"]["two-part"]["validation"]
         solvers = list(dict.fromkeys(c["solver"] for c in cases))
         sigmas = list(dict.fromkeys(c["sigma"] for c in cases))
-        value = {(c["sigma"], c["solver"]): c["energy"] for c in cases}
-        lines += [
-            "",
-            f"| NCML, seed {run['settings']['seed']}: energy distance on validation | " + " | ".join(solvers) + " |",
-        ]
+        value = {(c["sigma"], c["solver"]): tried_cell(c) for c in cases}
+        seed, chance = run["settings"]["seed"], run["samples"]["two-part"].get("chance")
+        head = "" if chance is None else f" (+- {number(chance)} by chance; beyond the data)"
+        lines += ["", f"| NCML, seed {seed}: energy distance on validation{head} | " + " | ".join(solvers) + " |"]
         lines.append("| --- |" + " --- |" * len(solvers))
-        lines += [f"| from sigma {s:g} | " + " | ".join(number(value[s, v]) for v in solvers) + " |" for s in sigmas]
+        lines += [f"| from sigma {s:g} | " + " | ".join(value[s, v] for v in solvers) + " |" for s in sigmas]
     if runs := final(entry, "cam"):
         levels = [c["k"] for c in runs[0]["samples"]["direct"]["validation"]]
         head = " | ".join(f"noise {k:g} fed back" for k in levels)
