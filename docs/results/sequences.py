@@ -221,7 +221,7 @@ def grids(entry: dict[str, Any]) -> list[str]:
         head = " | ".join(f"noise {k:g} fed back" for k in levels)
         lines += ["", f"| CAM: energy distance on validation | {head} |", "| --- |" + " --- |" * len(levels)]
         for run in runs:
-            row = [number(c["energy"]) for c in run["samples"]["direct"]["validation"]]
+            row = [tried_cell(c) for c in run["samples"]["direct"]["validation"]]
             lines.append(f"| seed {run['settings']['seed']} | " + " | ".join(row) + " |")
     lines += ["", "| tried with one seed | nats per value on validation |", "| --- | --- |"]
     for run in entry["runs"]:

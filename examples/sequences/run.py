@@ -122,41 +122,46 @@ def grid(settings: Settings) -> Iterator[tuple[float, str]]:
         yield (settings.sigma, "Tweedie")
 
 
+def judged_by(data: Problem, x: Tensor) -> dict[str, float]:
+    """Energy distance to validation windows, of the windows within the range of the data, and the share beyond it."""
+    x = x.nan_to_num(1e6)
+    inside = x[x.abs().amax(1) <= data.limit]
+    energy = energy_distance(inside, data.validation[: len(x)]) if len(inside) > 1 else math.inf
+    return {"energy": energy, "share": beyond(data, x)["share"]}
+
+
+def best_of(cases: list[dict[str, Any]], data: Problem, n: int, generator: torch.Generator) -> dict[str, Any]:
+    """Of ways of sampling, the one with the fewest windows beyond the data among those no farther from them.
+
+    Energy distances differ by chance, as those of data do, and windows that leave the range are too few to move them.
+    So it is of all whose distance is within one standard deviation of the least.
+    """
+    fresh = [data.train[torch.randperm(len(data.train), generator=generator)[:n]] for _ in range(REPEATS)]
+    chance = float(torch.tensor([energy_distance(x, data.validation[:n]) for x in fresh]).std())
+    least = min(found["energy"] for found in cases)
+    close = [found for found in cases if found["energy"] <= least + chance]
+    return {**min(close, key=lambda found: (found["share"], found["energy"])), "chance": chance}
+
+
 def choose_refinement(
     density: AutoregressiveDensity, data: Problem, size: Size, settings: Settings, generator: torch.Generator
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Where two-part samples start, and their solver; and what that was chosen from.
-
-    Energy distances to validation windows, of the windows within the range of the data, differ by chance, as those of
-    data do; and windows that leave the range are too few to move them. So of all whose distance is within one standard
-    deviation of the least, the one with the fewest such windows is taken.
-    """
+    """Where two-part samples start, and their solver; and what that was chosen from."""
     n = size.refined // 2
-    validation = data.validation[:n]
-    tried = []
+    cases = []
     for sigma, solver in grid(settings):
-        x = refined(density, drawn(density, n, sigma, generator), sigma, SOLVERS[solver], generator).nan_to_num(1e6)
-        inside = x[x.abs().amax(1) <= data.limit]
-        energy = energy_distance(inside, validation) if len(inside) > 1 else math.inf
-        tried.append({"energy": energy, "share": beyond(data, x)["share"], "sigma": sigma, "solver": solver})
-    fresh = [data.train[torch.randperm(len(data.train), generator=generator)[:n]] for _ in range(REPEATS)]
-    chance = float(torch.tensor([energy_distance(x, validation) for x in fresh]).std())
-    least = min(found["energy"] for found in tried)
-    close = [found for found in tried if found["energy"] <= least + chance]
-    best = min(close, key=lambda found: (found["share"], found["energy"]))
-    return {**best, "chance": chance}, tried
+        x = refined(density, drawn(density, n, sigma, generator), sigma, SOLVERS[solver], generator)
+        cases.append({**judged_by(data, x), "sigma": sigma, "solver": solver})
+    return best_of(cases, data, n, generator), cases
 
 
 def choose_feedback(
     density: AutoregressiveDensity, data: Problem, size: Size, generator: torch.Generator
-) -> tuple[float, dict[str, Any]]:
-    """The noise of what is fed back, by energy distance to validation windows, and what it was chosen from."""
-    energies = []
-    for k in cam.FED_BACK:
-        x = cam.drawn(density, size.refined // 2, k, generator)
-        energies.append({"energy": energy_distance(x.nan_to_num(1e6), data.validation[:2000]), "k": k})
-    best = min(energies, key=lambda found: found["energy"])["k"]
-    return best, {"k": best, "validation": energies}
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The noise of what is fed back, and what it was chosen from."""
+    n = size.refined // 2
+    cases = [{**judged_by(data, cam.drawn(density, n, k, generator)), "k": k} for k in cam.FED_BACK]
+    return best_of(cases, data, n, generator), cases
 
 
 def evaluate(
@@ -182,14 +187,15 @@ def evaluate(
             kinds["Tweedie"] = measures(data, x, part)
         return {**result, "samples": kinds}
     if settings.way == "cam":
-        fed_back, extra = choose_feedback(density, data, size, generator)
-        many = cam.drawn(density, size.draws, fed_back, generator)
+        chosen, cases = choose_feedback(density, data, size, generator)
+        extra = {"k": chosen["k"], "chance": chosen["chance"], "validation": cases}
+        many = cam.drawn(density, size.draws, chosen["k"], generator)
     else:
         extra = {}
         many = drawn(density, size.draws, settings.sigma if settings.way == "fixed" else 0.0, generator)
     kinds["direct"] = {**measures(data, many[:4000], part), **beyond(data, many), "shown": many[:8].tolist(), **extra}
     if settings.way in ("fixed", "ncml"):
-        chosen, tried = choose_refinement(density, data, size, settings, generator)  # on validation windows ...
+        chosen, cases = choose_refinement(density, data, size, settings, generator)  # on validation windows ...
         sigma, solver = chosen["sigma"], chosen["solver"]
         x = refined(density, drawn(density, size.refined, sigma, generator), sigma, SOLVERS[solver], generator)
         kinds["two-part"] = {  # ... and looked at once on test windows
@@ -199,7 +205,7 @@ def evaluate(
             "solver": solver,
             "chance": chosen["chance"],
             "shown": x[:8].tolist(),
-            "validation": tried,
+            "validation": cases,
         }
     return {**result, "samples": kinds}
 
