@@ -38,7 +38,7 @@ def sequences_page(runs):
     """The record of runs, collected twice, which is once, and the page of it."""
     page = runpy.run_path(str(EXAMPLES.parent / "docs" / "results" / "sequences.py"))
     data = page["collect"](runs, page["collect"](runs, {}))
-    return page, data, page["page"](data, "(tables)(appendix)")
+    return page, data, page["page"](data, "(tables)(long)(appendix)")
 
 
 def test_the_comparison_on_sequences_runs(tmp_path):
@@ -71,9 +71,14 @@ def test_the_comparison_on_sequences_runs(tmp_path):
     assert {*entry["mechanism"]} == {"ml, seed 0", "ncml, seed 0", "cam, seed 0", "exact", "environment"}
     assert [*entry["mechanism"]["cam, seed 0"]] == [*mechanism["ml, seed 0"]]
     (cam,) = page["final"](entry, "cam")
-    energies = {c["k"]: c["energy"] for c in cam["samples"]["direct"]["validation"]}
-    assert [*energies] == [0.0, 0.02, 0.05]
-    assert energies[cam["samples"]["direct"]["k"]] == min(energies.values())
+    assert [c["k"] for c in cam["samples"]["direct"]["validation"]] == [0.0, 0.02, 0.05]
+    (ncml,) = page["final"](entry, "ncml")
+    for drawn, keys in ((cam["samples"]["direct"], ["k"]), (ncml["samples"]["two-part"], ["sigma", "solver"])):
+        cases = drawn["validation"]
+        taken = next(c for c in cases if all(c[key] == drawn[key] for key in keys))
+        allowed = min(c["energy"] for c in cases) + drawn["chance"]
+        assert taken["energy"] <= allowed
+        assert taken["share"] == min(c["share"] for c in cases if c["energy"] <= allowed)
     assert "windows beyond the data, of 100 (" in text
     assert "| CAM, noisy context, fed back with noise | " in text
     table = text[text.index("| continuation") :].splitlines()
@@ -96,6 +101,12 @@ def test_settings_of_other_runs_are_taken_over(tmp_path):
     arguments = ["--problem", "recordings", "--folder", str(tmp_path / "data"), "--model", "transformer"]
     arguments += ["--length", "32", "--settings-of", str(tmp_path / "shorter")]
     compare_sequences(tmp_path / "runs", *arguments, "--ways", "ncml", "cam")
+    report = next((tmp_path / "runs").glob("*/ncml*seed0.json"))
+    before = json.loads(report.read_text())
+    report.write_text(json.dumps({**before, "samples": {}}))
+    compare_sequences(tmp_path / "runs", *arguments, "--ways", "ncml", "--again", scripts=("run.py",))
+    again = json.loads(report.read_text())
+    assert {**again, "environment": None} == {**before, "environment": None}
     page, data, text = sequences_page(tmp_path / "runs")
     (entry,) = data.values()
     assert [run["settings"]["seed"] for run in entry["runs"]] == [0, 0]
@@ -106,12 +117,53 @@ def test_settings_of_other_runs_are_taken_over(tmp_path):
         compare_sequences(tmp_path / "runs", *arguments, scripts=("run.py",))
 
 
-def test_longer_windows_are_drawn_less_often(monkeypatch):
-    """By the ratio of their lengths; in two parts by its root. Up to 64 values nothing changes."""
+@pytest.fixture
+def run(monkeypatch):
+    """What run.py defines."""
     monkeypatch.syspath_prepend(str(EXAMPLES / "sequences"))
-    run = runpy.run_path(str(EXAMPLES / "sequences" / "run.py"))
-    for name in ("cam", "measures", "problems"):  # other examples have modules of such names
+    found = runpy.run_path(str(EXAMPLES / "sequences" / "run.py"))
+    for name in ("cam", "measures", "problems", "settings"):  # other examples have modules of such names
         sys.modules.pop(name)
+    return found
+
+
+def test_sequences_far_beyond_the_window(tmp_path):
+    """To the page: by both ways of drawing, with likelihoods near those of windows."""
+    arguments = ("--problem", "paths-1e-4", "--model", "transformer", "--ways", "ml", "ncml")
+    compare_sequences(tmp_path, *arguments, scripts=("run.py", "long.py"))
+    page, data, text = sequences_page(tmp_path)
+    (entry,) = data.values()
+    for way, kinds in (("ml", ["direct"]), ("ncml", ["direct", "two-part"])):
+        found = entry["long"][f"{way}, seed 0"]
+        assert [kind for kind in ("direct", "two-part") if kind in found] == kinds
+        for kind in kinds:
+            assert len(found[kind]["left after"]) == found[kind]["beyond"]
+        (report,) = page["final"](entry, way)
+        assert found["nats"] == pytest.approx(report["nats"]["0"], abs=0.3)
+    assert entry["long"]["held-out"]["beyond"] == 0
+    assert text.count("| NCML, in two parts |") == 3  # the table, the sequences, and with every window
+
+
+def test_where_sequences_leave_the_data(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "sequences"))
+    left_after = runpy.run_path(str(EXAMPLES / "sequences" / "long.py"))["left_after"]
+    for name in ("cam", "measures", "problems", "settings", "run"):
+        sys.modules.pop(name)
+    x = torch.zeros(4, 9)
+    x[1, 5], x[1, 2], x[3, 0] = 3.0, -3.0, 2.1
+    assert left_after(x, 2.0) == [0, 2]
+
+
+def test_starts_are_chosen_by_windows_beyond_the_data_where_distances_are_alike(run):
+    data = run["problem"]("paths-1e-4", 16, None)
+    cases = [{"energy": 0.0, "share": 0.02}, {"energy": 1e-4, "share": 0.01}, {"energy": 9.0, "share": 0.0}]
+    chosen = run["best_of"](cases, data, 500, generator())
+    assert chosen["share"] == 0.01
+    assert 1e-4 < chosen["chance"] < 0.05
+
+
+def test_longer_windows_are_drawn_less_often(run):
+    """By the ratio of their lengths; in two parts by its root. Up to 64 values nothing changes."""
     size = run["SIZES"]["made", "paths"]
     assert [run["at_length"](size, length) for length in (32, 64)] == [size, size]
     assert run["at_length"](size, 256) == replace(size, draws=12_500, refined=2000)

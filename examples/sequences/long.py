@@ -6,20 +6,19 @@ Uses the causal transformers that run.py has left there, and what it chose for t
 likelihood and NCML:
 
 - the likelihood of test sequences of 2,048 values under `CausalTransformer.extended`, exact given each prefix;
-- how many drawn sequences leave the range of the data, and after how many values each does;
+- how many drawn sequences leave the range of the training windows, and after how many values each does;
 - how far the last windows of the drawn sequences are from test windows.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from measures import beyond, measures
-from problems import Problem, problem
+from problems import Problem, problem, smooth_paths
 from settings import Settings, Size
 from torch import Tensor
 
@@ -37,11 +36,11 @@ def left_after(x: Tensor, limit: float) -> list[int]:
     return sorted(out[out.any(1)].int().argmax(1).tolist())
 
 
-def described(x: Tensor, data: Problem, windows: Problem) -> dict[str, Any]:
+def described(x: Tensor, windows: Problem) -> dict[str, Any]:
     """Of drawn sequences: what left the range, and how far the last windows are from test windows."""
     x = x.nan_to_num(1e6)
-    last = measures(windows, x[:, -windows.length :], windows.test[: len(x)])
-    return {**beyond(data, x), "left after": left_after(x, data.limit), "last window": last}
+    last = measures(windows, x[:, -windows.length :], windows.test)
+    return {**beyond(windows, x), "left after": left_after(x, windows.limit), "last window": last}
 
 
 def evaluated(
@@ -54,13 +53,13 @@ def evaluated(
         "nats": float(rows.mean()),
         "standard error": float(rows.std() / len(rows) ** 0.5),
         "exact nats": data.entropy(0.0),
-        "direct": described(density.sample(draws, 0.0, generator=generator).squeeze(2), data, windows),
+        "direct": described(density.sample(draws, 0.0, generator=generator).squeeze(2), windows),
     }
     if chosen := report["samples"].get("two-part"):
         sigma, solver = chosen["sigma"], chosen["solver"]
         x = density.sample(draws * REFINED // DRAWS, sigma, generator=generator).squeeze(2)
         x = refined(density, x, sigma, SOLVERS[solver], generator)
-        result["two-part"] = {**described(x, data, windows), "sigma": sigma, "solver": solver}
+        result["two-part"] = {**described(x, windows), "sigma": sigma, "solver": solver}
     return result
 
 
@@ -71,7 +70,7 @@ def measured(
     settings = json.loads((folder / "chosen.json").read_text())
     draws = min(DRAWS, size.draws // 10)  # fewer where all is cut short
     test = data.test[:: max(1, len(data.test) // draws)][:draws]
-    result: dict[str, Any] = {"length": LENGTH, "held-out": described(test, data, windows)}
+    result: dict[str, Any] = {"length": LENGTH, "held-out": described(test, windows)}
     for way in ways:
         for seed in seeds:
             chosen = Settings(**{**settings[way], "seed": seed})
@@ -91,9 +90,10 @@ def main() -> None:
     args, windows, size, folder = parsed(__doc__)
     if args.model != "transformer":
         raise SystemExit("--model: got made, whose length is fixed; expected transformer")
-    data = problem(args.problem, LENGTH, args.folder)
-    if args.quick:
-        data = replace(data, train=data.train[:100], test=data.test[:100])
+    if args.problem == "recordings":
+        data = problem(args.problem, LENGTH, args.folder)
+    else:
+        data = smooth_paths(LENGTH, float(args.problem.removeprefix("paths-")), rows=(1, 1, DRAWS))
     ways = [way for way in args.ways if way in ("ml", "ncml")]
     result = measured(folder, size, data, windows, ways, args.seeds)
     write_report(folder / "long.json", {**result, "environment": environment()})

@@ -58,8 +58,11 @@ class Problem:
         return 0.5 * float(torch.linalg.slogdet(noisy).logabsdet) / self.length + 0.5 * math.log(2 * math.pi * math.e)
 
 
-def smooth_paths(length: int, nugget: float) -> Problem:
-    """Paths of a Gaussian process with a squared-exponential kernel of length 6 and ``nugget`` on its diagonal."""
+def smooth_paths(length: int, nugget: float, rows: tuple[int, int, int] = (20_000, 4000, 4000)) -> Problem:
+    """Paths of a Gaussian process with a squared-exponential kernel of length 6 and ``nugget`` on its diagonal.
+
+    ``rows`` are those of the parts for training, validation and test.
+    """
     i = torch.arange(length, dtype=torch.float64)
     kernel = torch.exp(-0.5 * ((i[:, None] - i) / 6.0) ** 2) + nugget * torch.eye(length, dtype=torch.float64)
     root = torch.linalg.cholesky(kernel)
@@ -68,7 +71,7 @@ def smooth_paths(length: int, nugget: float) -> Problem:
         # In double precision: the fine structure is lost in the last digits of single precision.
         return (torch.randn(n, length, generator=generator, dtype=torch.float64) @ root.T).float()
 
-    parts = [draw(n, torch.Generator().manual_seed(seed)) for seed, n in ((1001, 20000), (1002, 4000), (1003, 4000))]
+    parts = [draw(n, torch.Generator().manual_seed(seed)) for seed, n in zip((1001, 1002, 1003), rows, strict=True)]
     return Problem(f"paths-{nugget:g}", length, draw, *parts, sigma_min=0.005, covariance=kernel)
 
 
