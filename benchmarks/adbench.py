@@ -35,6 +35,7 @@ from common import optional
 from ncml.estimator import NCMLDensityEstimator, NCMLOutlierDetector
 from ncml.estimator.neighbours import Neighbours
 from ncml.objective import AtZero
+from ncml.report import write_report
 
 SMALL = ("4_breastw", "14_glass", "18_Ionosphere", "42_WBC", "45_wine")
 LARGE = (
@@ -303,7 +304,7 @@ def main() -> None:
             line = "  ".join(f"{method} {100 * row['auroc']:.2f}" for method, row in record.items())
             print(f"seed {seed}  {name:16} {record['NCML']['fit_s']:.0f} s  {line}", flush=True)
             if not options.quick:
-                options.out.write_text(json.dumps(report, indent=1) + "\n")
+                write_report(options.out, report)
 
 
 if __name__ == "__main__":
