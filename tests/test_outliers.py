@@ -114,6 +114,17 @@ def test_categories_are_alike_or_not():
     np.testing.assert_allclose(Neighbours.fit(y, ladder, 5, {1: 4, 2: 2}).distance(y, ladder), nearest, rtol=1e-10)
 
 
+def test_rare_categories_of_very_many_are_one():
+    """A column of a thousand names takes a hundred indicators and one, and what is seen once is not one of its own."""
+    codes = np.concatenate([np.repeat(np.arange(100), 8), np.arange(100, 1000)]).astype(float)[:, None]
+    nothing = np.zeros((len(codes), 1))
+    fitted = Neighbours.fit(codes, nothing, 1, {0: 1000})
+    assert fitted.index.n_features_in_ == 101 + 1
+    np.testing.assert_allclose(fitted.distance(codes[-3:], nothing[-3:]), 0.0, atol=1e-12)
+    shares = np.array([8.0] * 100 + [900.0]) / 1700
+    assert fitted.spread[0] == pytest.approx(np.sqrt(1.0 - np.square(shares).sum()), rel=1e-12)
+
+
 @pytest.mark.filterwarnings("ignore:X. constant")
 def test_the_detector_knows_which_columns_are_categories():
     rng = np.random.default_rng(0)

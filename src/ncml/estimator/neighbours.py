@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from ncml.estimator.columns import Array
@@ -15,6 +16,7 @@ __all__ = ["Neighbours"]
 LADDER = 0.25  # of the squared distance that the values have; chosen on the same data as the statistic
 FLAT = 1e-3  # in the columns' scales; a column of less spread is what held for all rows, and keeps its scale
 SAME = 1e-6  # rows as near as this, relative to their length, are one row but for rounding
+MOST_CATEGORIES = 100  # of a column, the rarer ones are as one: nearly all rows differ in them, which says little
 MOST = 1e9  # standard deviations; stands for a log-density of minus infinity
 
 
@@ -32,14 +34,15 @@ class Neighbours:
 
     Args:
         centre, spread: Mean and standard deviation of every column; of categories 0 and the root of v.
-        categories: Which columns are codes 0, 1, ... of categories, and how many of these there are.
+        categories: Which columns are codes 0, 1, ... of categories, and the rank of every code, the most frequent
+            first; codes of the same rank are one.
         index: The training rows.
         count: How many neighbours the distance is the mean over, fewer than there are training rows.
     """
 
     centre: Array
     spread: Array
-    categories: dict[int, int]
+    categories: dict[int, NDArray[np.intp]]
     index: NearestNeighbors
     count: int
 
@@ -53,14 +56,15 @@ class Neighbours:
             count: Neighbours; where there are too few rows, all others.
             categories: Columns that are codes of categories, and how many of these there are.
         """
-        centre, spread, categories = y.mean(0), y.std(0), dict(categories or {})
-        for j, number in categories.items():
-            shares = np.bincount(y[:, j].astype(np.intp), minlength=number) / len(y)
+        centre, spread = y.mean(0), y.std(0)
+        ranks = {j: _ranks(y[:, j], number) for j, number in (categories or {}).items()}
+        for j, rank in ranks.items():
+            shares = np.bincount(rank[y[:, j].astype(np.intp)]) / len(y)
             centre[j], spread[j] = 0.0, np.sqrt(1.0 - np.square(shares).sum())
         spread = np.where(spread > FLAT, spread, 1.0)
         count = min(count, len(y) - 1)
-        index = NearestNeighbors(n_neighbors=count + 1).fit(_features(y, ladder, centre, spread, categories))
-        return cls(centre, spread, categories, index, count)
+        index = NearestNeighbors(n_neighbors=count + 1).fit(_features(y, ladder, centre, spread, ranks))
+        return cls(centre, spread, ranks, index, count)
 
     def distance(self, y: Array, ladder: Array) -> Array:
         """Mean distance to the nearest training rows, ``(n,)``.
@@ -74,9 +78,22 @@ class Neighbours:
         return nearest
 
 
-def _features(y: Array, ladder: Array, centre: Array, spread: Array, categories: Mapping[int, int]) -> Array:
+def _ranks(codes: Array, number: int) -> NDArray[np.intp]:
+    """The rank of every code by how frequent it is, the same for all beyond the first ``MOST_CATEGORIES``."""
+    order = np.argsort(-np.bincount(codes.astype(np.intp), minlength=number), kind="stable")
+    ranks = np.empty(number, np.intp)
+    ranks[order] = np.minimum(np.arange(number), MOST_CATEGORIES)
+    return ranks
+
+
+def _features(
+    y: Array, ladder: Array, centre: Array, spread: Array, categories: Mapping[int, NDArray[np.intp]]
+) -> Array:
     """Values in standard deviations, an indicator of every category, and the ladder in its share."""
     values = np.delete((y - centre) / spread, list(categories), axis=1)
-    indicators = [(y[:, [j]] == np.arange(number)) / spread[j] for j, number in categories.items()]
+    indicators = [
+        (ranks[y[:, j].astype(np.intp)][:, None] == np.arange(ranks.max() + 1)) / spread[j]
+        for j, ranks in categories.items()
+    ]
     share = np.sqrt(LADDER * y.shape[1] / ladder.shape[1])
     return np.concatenate([values, *indicators, share * np.clip(ladder, -MOST, MOST)], 1)
