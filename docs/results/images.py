@@ -35,7 +35,7 @@ def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
 
 def cells(values: list[float], form: str = ".3g") -> str:
     """One value per seed."""
-    return " / ".join(f"{value:{form}}" for value in values)
+    return " / ".join(f"{value:,.0f}" if value >= 1000.0 else f"{value:{form}}" for value in values)
 
 
 def main_table(runs: list[dict[str, Any]]) -> list[str]:
