@@ -156,7 +156,7 @@ def with_blown_up(entry: dict[str, Any]) -> list[str]:
     return lines
 
 
-def chosen(entry: dict[str, Any]) -> str:
+def chosen(name: str, entry: dict[str, Any]) -> str:
     """What was chosen on validation windows."""
     words = []
     for way, label in WAYS.items():
@@ -169,8 +169,8 @@ def chosen(entry: dict[str, Any]) -> str:
                 setting += f", sigma {s['sigma']:g}"
             if way in ("ncml", "cam"):
                 setting += f", a share of {s['p_zero']:g} at t = 0"
-            if runs[0].get("settings of"):
-                setting += f" (taken over from {runs[0]['settings of']})"
+            if (source := runs[0].get("settings of")) and source != name:  # else from earlier runs of the same
+                setting += f" (taken over from {source})"
             words.append(f"{label}: {setting}")
     said = f"Chosen: {'; '.join(words)}."
     starts = [
@@ -269,9 +269,10 @@ def far_beyond(name: str, entry: dict[str, Any]) -> list[str]:
     seeds = {way: [run for key, run in long.items() if key.startswith(f"{way}, seed")] for way in ("ml", "ncml")}
     first = seeds["ncml"][0]
     unit = "bits per sample, t = 0" if recordings else f"nats per value, t = 0 (exact {first['exact nats']:.3f})"
+    parts = f" (two parts: {first['two-part']['windows']})" if "two-part" in first else ""
     lines = [
         f"| {PROBLEMS[problem]}, {MODELS[model]} | {unit} | "
-        f"beyond the data, of {first['direct']['windows']} (two parts: {first['two-part']['windows']}) | "
+        f"beyond the data, of {first['direct']['windows']}{parts} | "
         "last window: energy distance | roughness |",
         "| --- | --- | --- | --- | --- |",
     ]
@@ -305,7 +306,7 @@ def page(data: dict[str, Any], words: str) -> str:
         lines += [
             f"### {PROBLEMS[problem]}: {MODELS[model]}, windows of {length}",
             "",
-            f"{run['parameters']:,} parameters, {size['steps']} steps of {size['batch']}. {chosen(entry)}",
+            f"{run['parameters']:,} parameters, {size['steps']} steps of {size['batch']}. {chosen(name, entry)}",
             "",
             *main_table(name, entry),
             *excess(entry),

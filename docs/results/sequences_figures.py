@@ -83,7 +83,7 @@ def draw_long(data: dict[str, Any], file: Path) -> None:
     kinds = (("ml", "direct", "maximum likelihood", "-"), ("ncml", "direct", "NCML, drawn at t = 0", "-"))
     for axis, (name, found) in zip(axes, entries.items(), strict=True):
         for way, kind, label, style in (*kinds, ("ncml", "two-part", "NCML, in two parts", "--")):
-            runs = [run[kind] for key, run in found.items() if key.startswith(f"{way}, seed")]
+            runs = [run[kind] for key, run in found.items() if key.startswith(f"{way}, seed") and kind in run]
             for i, run in enumerate(runs):
                 after = [0, *run["left after"], found["length"]]
                 left = [100.0 * k / run["windows"] for k in range(len(run["left after"]) + 1)]

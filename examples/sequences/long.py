@@ -6,7 +6,8 @@ Uses the causal transformers that run.py has left there, and what it chose for t
 likelihood and NCML:
 
 - the likelihood of test sequences of 2,048 values under `CausalTransformer.extended`, exact given each prefix;
-- how many drawn sequences leave the range of the training windows, and after how many values each does;
+- how many drawn sequences leave the range of the training windows, and after how many values each does, drawn at t = 0
+  and, of paths, in two parts;
 - how far the last windows of the drawn sequences are from test windows.
 """
 
@@ -55,7 +56,8 @@ def evaluated(
         "exact nats": data.entropy(0.0),
         "direct": described(density.sample(draws, 0.0, generator=generator).squeeze(2), windows),
     }
-    if chosen := report["samples"].get("two-part"):
+    # On recordings refinement adds nothing to windows of 64, and half an hour a model to these.
+    if data.covariance is not None and (chosen := report["samples"].get("two-part")):
         sigma, solver = chosen["sigma"], chosen["solver"]
         x = density.sample(draws * REFINED // DRAWS, sigma, generator=generator).squeeze(2)
         x = refined(density, x, sigma, SOLVERS[solver], generator)
