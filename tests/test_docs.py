@@ -211,6 +211,11 @@ def test_the_page_of_sequences_says_what_its_runs_show():
     for name, kind in (("paths-0.0001-64-made", "two-part"), ("recordings-64-made", "direct")):
         assert len(ml[name]) == len(ncml[name]) == 3
         assert min(k["direct"]["low"] for k in ml[name]) > max(k[kind]["high"] for k in ncml[name])
+    for name in ("paths-0.0001-64-made", "paths-0.0001-64-transformer"):
+        for kinds in ncml[name]:
+            for key in ("energy inside", "frechet inside"):
+                assert kinds["two-part"][key] < kinds["direct"][key]
+    assert all(k["two-part"]["high"] < k["direct"]["low"] for k in ncml["paths-0.0001-64-made"])
     nats = {way: [r["nats"]["0"] for r in script["final"](data["paths-0.0001-64-made"], way)] for way in ("ml", "ncml")}
     assert max(nats["ml"] + nats["ncml"]) < -2.041 + 0.08
     readme = (ROOT / "README.md").read_text()

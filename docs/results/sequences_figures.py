@@ -67,6 +67,7 @@ def draw_mechanism(data: dict[str, Any], file: Path) -> None:
         axis.set_xlabel("values behind the error")
         if axis.get_ylim()[1] > 1.0:
             axis.set_yscale("symlog", linthresh=0.1)
+            axis.set_ylim(bottom=-0.02)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("likelihood lost (nats, median)")
     axes[0].legend(frameon=False, fontsize=8)
