@@ -80,7 +80,7 @@ def draw_long(data: dict[str, Any], file: Path) -> None:
     if not entries:
         return
     figure = Figure(figsize=(5.0 * len(entries), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(entries), squeeze=False)[0]
+    axes = figure.subplots(1, len(entries), squeeze=False, sharey=True)[0]
     kinds = (("ml", "direct", "maximum likelihood", "-"), ("ncml", "direct", "NCML, drawn at t = 0", "-"))
     for axis, (name, found) in zip(axes, entries.items(), strict=True):
         for way, kind, label, style in (*kinds, ("ncml", "two-part", "NCML, in two parts", "--")):
