@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ def gradient(
     context: Tensor | None = None,
     *,
     create_graph: bool = False,
-    **more: Tensor,
+    **more: Tensor | int,
 ) -> tuple[Tensor, Tensor]:
     """Log-density ``(B,)`` of a density or a wrapper of one, and its gradient in ``x``, from one call.
 
@@ -71,7 +71,7 @@ def random_direction(x: Tensor, probe: Probe, generator: torch.Generator | None)
 
 
 def _called(
-    density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None, twice: bool, more: dict[str, Tensor]
+    density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None, twice: bool, more: dict[str, Any]
 ) -> Tensor:
     """The log-density, to be differentiated once or ``twice``."""
     with ExitStack() as differentiable:

@@ -68,9 +68,7 @@ class ExtendedSequence(AutoregressiveDensity):
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
         total = torch.zeros_like(x[:, 0, 0])
         for part, kept in self.windows(x.shape[1]):
-            total = total + self.model(x[:, part], t, context, edges=edges)
-            if kept:
-                total = total - self.model(x[:, part][:, :kept], t, context, edges=edges)
+            total = total + self.model(x[:, part], t, context, edges=edges, keep=kept)
         return total
 
     def forward_score(
@@ -79,11 +77,7 @@ class ExtendedSequence(AutoregressiveDensity):
         # Window by window, so that the memory is that of one.
         score = torch.zeros_like(x)
         for part, kept in self.windows(x.shape[1]):
-            y = x[:, part]
-            score[:, part] += self.model.forward_score(y, t, context, create_graph=create_graph)
-            if kept:
-                both = slice(part.start, part.start + kept)
-                score[:, both] -= self.model.forward_score(y[:, :kept], t, context, create_graph=create_graph)
+            score[:, part] += self.model.forward_score(x[:, part], t, context, create_graph=create_graph, keep=kept)
         return score
 
     def draw_noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
