@@ -114,15 +114,34 @@ def test_categories_are_alike_or_not():
     np.testing.assert_allclose(Neighbours.fit(y, ladder, 5, {1: 4, 2: 2}).distance(y, ladder), nearest, rtol=1e-10)
 
 
-def test_rare_categories_of_very_many_are_one():
-    """A column of a thousand names takes a hundred indicators and one, and what is seen once is not one of its own."""
-    codes = np.concatenate([np.repeat(np.arange(100), 8), np.arange(100, 1000)]).astype(float)[:, None]
-    nothing = np.zeros((len(codes), 1))
-    fitted = Neighbours.fit(codes, nothing, 1, {0: 1000})
-    assert fitted.index.n_features_in_ == 101 + 1
-    np.testing.assert_allclose(fitted.distance(codes[-3:], nothing[-3:]), 0.0, atol=1e-12)
-    shares = np.array([8.0] * 100 + [900.0]) / 1700
-    assert fitted.spread[0] == pytest.approx(np.sqrt(1.0 - np.square(shares).sum()), rel=1e-12)
+@pytest.mark.parametrize("number", [100, 101, 2000])
+def test_rare_categories_are_as_odd_as_new_ones_whatever_their_number(number):
+    """Of names seen a few times each none is odd, nor by its code; one never seen is, unless all are nearly unique."""
+    codes = np.random.default_rng(0).choice(number, 4000).astype(float)[:, None]
+    nothing = np.zeros((4000, 1))
+    fitted = Neighbours.fit(codes, nothing, 1, {0: number + 1})
+    v = 1.0 - np.square(np.bincount(codes[:, 0].astype(int)) / 4000).sum()
+    np.testing.assert_allclose(fitted.distance(np.array([[number]]), nothing[:1]), np.sqrt(2.0 / v), rtol=1e-6)
+    seen_once = np.bincount(codes[:, 0].astype(int))[codes[:, 0].astype(int)] == 1
+    np.testing.assert_allclose(fitted.distance(codes, nothing), np.where(seen_once, np.sqrt(2.0 / v), 0.0), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:X. constant", "ignore:X. duplicated")
+def test_broken_constant_or_copied_categories_are_alike_or_not():
+    rng, names = np.random.default_rng(0), list("abcdefghijklmnopqrstuvwxyz")
+    kind = rng.choice(names, 300)
+    frame = pd.DataFrame({"same": "z", "kind": kind, "copy": kind, "x": rng.normal(size=300)})
+    estimator = NCMLDensityEstimator(max_steps=1, categories=dict.fromkeys(("same", "kind", "copy"), names))
+    model = NCMLOutlierDetector(estimator, levels=LEVELS, calibration=0.0, random_state=0).fit(frame)
+    rows = pd.DataFrame([frame.iloc[0]] * 5)
+    rows["same"], other = ["z", "y", "a", "z", "z"], [name for name in names if name != kind[0]]
+    rows["copy"] = [kind[0], kind[0], kind[0], other[0], other[-1]]
+    log_p = model.log_densities(rows)
+    lost = [1.0 / (2.0 * level**2) if level else 0.0 for level in LEVELS]
+    np.testing.assert_allclose(log_p[0] - log_p[1:], [lost] * 4, atol=1e-5)
+    score = model.score_samples(rows)
+    assert score[0] > score[1] + 1.0
+    np.testing.assert_allclose(score[1:], score[1], rtol=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:X. constant")

@@ -53,6 +53,7 @@ class Columns:
         origin: A point of each lattice; NaN for columns that lie on none, ``(k,)``.
         low, high: Bounds of what ``width`` made of the kept columns, infinite if there is none, ``(k,)``.
         after: Centre and scale once more, behind the logarithm or logit, ``(2, k)``.
+        coded: Columns of codes, by index.
     """
 
     names: tuple[str, ...]
@@ -66,6 +67,7 @@ class Columns:
     low: Array
     high: Array
     after: Array
+    coded: frozenset[int]
 
     @classmethod
     def of(
@@ -134,6 +136,7 @@ class Columns:
             low,
             high,
             np.stack([np.zeros(len(kept)), np.ones(len(kept))]),
+            frozenset(codes),
         )
         if np.isinf(low).all() and np.isinf(high).all():
             return columns
@@ -228,7 +231,7 @@ class Columns:
         """By how much rows break what was always so in training, in scales, ``(n, d)``.
 
         They are 0 for the kept columns, and where a value is missing. A constant column's scale is 1 or the size of its
-        constant, whichever is larger.
+        constant, whichever is larger. Codes are as they were or not, 0 or else the sign of the difference.
         """
         r = np.zeros_like(X)
         for j, value in self.constant.items():
@@ -238,6 +241,8 @@ class Columns:
             # Of two copies with noise of their own, the difference has the variance of both.
             r[:, j] = (X[:, j] - slope * X[:, i] - intercept) / (np.sqrt(2.0) * abs(slope) * scales[i])
         r[~(np.abs(r) >= 1e-6)] = 0.0  # rounding, and gaps
+        coded = list(self.coded)
+        r[:, coded] = np.sign(r[:, coded])
         return r
 
     def repair(self, X: Array) -> Array:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy import sparse  # type: ignore[import-untyped]
 from sklearn.neighbors import NearestNeighbors
+from sklearn.utils.extmath import row_norms
 
 from ncml.estimator.columns import Array
 
@@ -16,7 +17,8 @@ __all__ = ["Neighbours"]
 LADDER = 0.25  # of the squared distance that the values have; chosen on the same data as the statistic
 FLAT = 1e-3  # in the columns' scales; a column of less spread is what held for all rows, and keeps its scale
 SAME = 1e-6  # rows as near as this, relative to their length, are one row but for rounding
-MOST_CATEGORIES = 100  # of a column, the rarer ones are as one: nearly all rows differ in them, which says little
+DENSE = 500  # features; of more, mostly zeros, neighbours are found faster in a sparse matrix
+CHUNK = 10_000  # rows whose features are in memory at a time
 MOST = 1e9  # standard deviations; stands for a log-density of minus infinity
 
 
@@ -33,16 +35,15 @@ class Neighbours:
     2 / v with v the probability that two training rows differ in it; of two categories, it is that of their codes.
 
     Args:
-        centre, spread: Mean and standard deviation of every column; of categories 0 and the root of v.
-        categories: Which columns are codes 0, 1, ... of categories, and the rank of every code, the most frequent
-            first; codes of the same rank are one.
+        centre, spread: Mean and standard deviation of every column; of categories the root of v.
+        categories: Which columns are codes 0, 1, ... of categories, and how many of these there are.
         index: The training rows.
         count: How many neighbours the distance is the mean over, fewer than there are training rows.
     """
 
     centre: Array
     spread: Array
-    categories: dict[int, NDArray[np.intp]]
+    categories: dict[int, int]
     index: NearestNeighbors
     count: int
 
@@ -56,44 +57,45 @@ class Neighbours:
             count: Neighbours; where there are too few rows, all others.
             categories: Columns that are codes of categories, and how many of these there are.
         """
-        centre, spread = y.mean(0), y.std(0)
-        ranks = {j: _ranks(y[:, j], number) for j, number in (categories or {}).items()}
-        for j, rank in ranks.items():
-            shares = np.bincount(rank[y[:, j].astype(np.intp)]) / len(y)
-            centre[j], spread[j] = 0.0, np.sqrt(1.0 - np.square(shares).sum())
+        centre, spread, categories = y.mean(0), y.std(0), dict(categories or {})
+        for j in categories:
+            shares = np.bincount(y[:, j].astype(np.intp)) / len(y)
+            spread[j] = np.sqrt(1.0 - np.square(shares).sum())
         spread = np.where(spread > FLAT, spread, 1.0)
         count = min(count, len(y) - 1)
-        index = NearestNeighbors(n_neighbors=count + 1).fit(_features(y, ladder, centre, spread, ranks))
-        return cls(centre, spread, ranks, index, count)
+        index = NearestNeighbors(n_neighbors=count + 1).fit(_features(y, ladder, centre, spread, categories))
+        return cls(centre, spread, categories, index, count)
 
     def distance(self, y: Array, ladder: Array) -> Array:
         """Mean distance to the nearest training rows, ``(n,)``.
 
         A row that is one of them is not its own neighbour. A new row that equals one is taken for it.
         """
+        starts = range(0, len(y), CHUNK)
+        parts = [self._nearest(y[start : start + CHUNK], ladder[start : start + CHUNK]) for start in starts]
+        return np.concatenate(parts)
+
+    def _nearest(self, y: Array, ladder: Array) -> Array:
         rows = _features(y, ladder, self.centre, self.spread, self.categories)
         found = self.index.kneighbors(rows)[0]
-        own = found[:, 0] <= SAME * (1.0 + np.linalg.norm(rows, axis=1))
+        own = found[:, 0] <= SAME * (1.0 + row_norms(rows))
         nearest: Array = np.where(own[:, None], found[:, 1:], found[:, :-1]).mean(1)
         return nearest
 
 
-def _ranks(codes: Array, number: int) -> NDArray[np.intp]:
-    """The rank of every code by how frequent it is, the same for all beyond the first ``MOST_CATEGORIES``."""
-    order = np.argsort(-np.bincount(codes.astype(np.intp), minlength=number), kind="stable")
-    ranks = np.empty(number, np.intp)
-    ranks[order] = np.minimum(np.arange(number), MOST_CATEGORIES)
-    return ranks
-
-
 def _features(
-    y: Array, ladder: Array, centre: Array, spread: Array, categories: Mapping[int, NDArray[np.intp]]
-) -> Array:
-    """Values in standard deviations, an indicator of every category, and the ladder in its share."""
+    y: Array, ladder: Array, centre: Array, spread: Array, categories: Mapping[int, int]
+) -> Array | sparse.csr_matrix:
+    """Values in standard deviations, the ladder in its share, and an indicator of every category."""
     values = np.delete((y - centre) / spread, list(categories), axis=1)
-    indicators = [
-        (ranks[y[:, j].astype(np.intp)][:, None] == np.arange(ranks.max() + 1)) / spread[j]
-        for j, ranks in categories.items()
-    ]
     share = np.sqrt(LADDER * y.shape[1] / ladder.shape[1])
-    return np.concatenate([values, *indicators, share * np.clip(ladder, -MOST, MOST)], 1)
+    dense = np.concatenate([values, share * np.clip(ladder, -MOST, MOST)], 1)
+    if not categories:
+        return dense
+    rows = np.arange(len(y))
+    indicators = [
+        sparse.csr_matrix((np.full(len(y), 1.0 / spread[j]), (rows, y[:, j].astype(np.intp))), (len(y), number))
+        for j, number in categories.items()
+    ]
+    features = sparse.hstack([sparse.csr_matrix(dense), *indicators], format="csr")
+    return features if features.shape[1] > DENSE else features.toarray()

@@ -70,8 +70,8 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
     source, are not covered.
 
     A row that breaks what held for all training rows, a constant column or an affine copy, loses
-    :math:`r^2 / 2\sigma^2` in log-density at noise :math:`\sigma`, with r the residual in scales, and is farther from
-    all of them by r over the least noise.
+    :math:`r^2 / 2\sigma^2` in log-density at noise :math:`\sigma`, with r the residual in scales, 1 for a category,
+    and is farther from all of them by r over the least noise.
 
     Args:
         estimator: The density, unfitted. Default ``NCMLDensityEstimator()``. Its process has to be Gaussian.
