@@ -76,9 +76,10 @@ def test_the_comparison_on_sequences_runs(tmp_path):
     for drawn, keys in ((cam["samples"]["direct"], ["k"]), (ncml["samples"]["two-part"], ["sigma", "solver"])):
         cases = drawn["validation"]
         taken = next(c for c in cases if all(c[key] == drawn[key] for key in keys))
-        allowed = min(c["energy"] for c in cases) + drawn["chance"]
+        usable = [c for c in cases if c["share"] <= 0.1] or [taken]
+        allowed = min(c["energy"] for c in usable) + drawn["chance"]
         assert taken["energy"] <= allowed
-        assert taken["share"] == min(c["share"] for c in cases if c["energy"] <= allowed)
+        assert taken["share"] == min(c["share"] for c in usable if c["energy"] <= allowed)
     assert "windows beyond the data, of 100 (" in text
     assert "| CAM, noisy context, fed back with noise | " in text
     table = text[text.index("| continuation") :].splitlines()
@@ -103,10 +104,12 @@ def test_settings_of_other_runs_are_taken_over(tmp_path):
     compare_sequences(tmp_path / "runs", *arguments, "--ways", "ncml", "cam")
     report = next((tmp_path / "runs").glob("*/ncml*seed0.json"))
     before = json.loads(report.read_text())
-    report.write_text(json.dumps({**before, "samples": {}}))
+    longer = {**before, "size": {**before["size"], "steps": 77}}  # as if the sizes had changed since
+    report.write_text(json.dumps({**longer, "samples": {}}))
     compare_sequences(tmp_path / "runs", *arguments, "--ways", "ncml", "--again", scripts=("run.py",))
     again = json.loads(report.read_text())
-    assert {**again, "environment": None} == {**before, "environment": None}
+    assert again.pop("trained in") == before["environment"]
+    assert {**again, "environment": None} == {**longer, "environment": None}
     page, data, text = sequences_page(tmp_path / "runs")
     (entry,) = data.values()
     assert [run["settings"]["seed"] for run in entry["runs"]] == [0, 0]
@@ -142,6 +145,14 @@ def test_sequences_far_beyond_the_window(tmp_path):
         assert found["nats"] == pytest.approx(report["nats"]["0"], abs=0.3)
     assert entry["long"]["held-out"]["beyond"] == 0
     assert text.count("| NCML, in two parts |") == 3  # the table, the sequences, and with every window
+    compare_sequences(tmp_path, *arguments[:-1], scripts=("long.py",))  # maximum likelihood alone: the other one stays
+    _, data, _ = sequences_page(tmp_path)
+    (after,) = data.values()
+    assert after["long"]["ncml, seed 0"] == entry["long"]["ncml, seed 0"]
+    for way, label in (("ml", "maximum likelihood"), ("ncml", "NCML, drawn at t = 0")):
+        alone = {key: value for key, value in entry["long"].items() if key in (f"{way}, seed 0", "held-out")}
+        table = page["far_beyond"]("paths-0.0001-64-transformer", {**entry, "long": alone})
+        assert [line.split(" | ")[0] for line in table[2:3]] == [f"| {label}"]
 
 
 def test_where_sequences_leave_the_data(monkeypatch):
@@ -160,6 +171,24 @@ def test_starts_are_chosen_by_windows_beyond_the_data_where_distances_are_alike(
     chosen = run["best_of"](cases, data, 500, generator())
     assert chosen["share"] == 0.01
     assert 1e-4 < chosen["chance"] < 0.05
+
+
+def test_starts_after_which_many_windows_are_astray_are_no_choice(run):
+    """However near to the data those are that stay."""
+    data = run["problem"]("paths-1e-4", 16, None)
+    astray = data.draw(1000, generator())
+    astray[:101] = 1e9
+    cases = [run["judged_by"](data, x) for x in (astray, 1.2 * data.draw(1000, generator()))]
+    assert cases[0]["energy"] < cases[1]["energy"]
+    assert run["best_of"](cases, data, 500, generator())["share"] == cases[1]["share"] < 0.1
+    worse = {"energy": -1.0, "share": 0.9}
+    assert run["best_of"]([worse, cases[0]], data, 500, generator())["share"] == 0.101
+
+
+def test_weights_that_are_not_there_are_named(run, tmp_path):
+    size, data = run["cut_short"](run["SIZES"]["made", "paths"], run["problem"]("paths-1e-4", 16, None))
+    with pytest.raises(SystemExit, match=r"ml-seed3\.safetensors: no such weights"):
+        run["load"]("made", size, data, run["Settings"]("ml", 3), tmp_path)
 
 
 def test_longer_windows_are_drawn_less_often(run):

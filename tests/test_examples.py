@@ -364,3 +364,7 @@ def test_the_comparison_on_images_runs(tmp_path):
     # Four steps have learnt nothing: a model without an idea costs 8 bits, and its start somewhat more.
     assert 7.5 < ml["bits per dim"] < 10.0
     assert "| NCML, in two parts |" in page["page"](data, "(tables)")
+    scored = {"cifar16-flow": [{**ncml, "way": "scored"}]}  # alone it has a page as well
+    assert "| NCML and score matching, in two parts |" in page["page"](scored, "(tables)")
+    with pytest.raises(SystemExit, match=r"cifar16-flow: got runs of \[4, 1500\] steps"):
+        page["collect"](tmp_path / "runs", {"cifar16-flow": [{**ncml, "seed": 1, "steps": 1500}]})

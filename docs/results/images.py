@@ -27,8 +27,11 @@ def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
     """The runs by data and model; of others, as recorded."""
     found = dict(recorded)
     for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
-        runs = [*found.get(folder.name, ()), *(json.loads(file.read_text()) for file in folder.glob("*/images.json"))]
-        latest = {(run["way"], run["seed"]): run for run in runs}
+        new = [json.loads(file.read_text()) for file in sorted(folder.glob("*/images.json"))]
+        latest = {(run["way"], run["seed"]): run for run in (*found.get(folder.name, ()), *new)}
+        steps = {run["steps"] for run in latest.values()}
+        if len(steps) > 1:
+            raise SystemExit(f"{folder}: got runs of {sorted(steps)} steps, with those recorded; expected one number")
         found[folder.name] = [latest[key] for key in sorted(latest)]
     return found
 
@@ -60,6 +63,8 @@ def main_table(runs: list[dict[str, Any]]) -> list[str]:
 def parts(runs: list[dict[str, Any]]) -> list[str]:
     """The errors of the two parts, one value per seed."""
     own = [run for run in runs if run["way"] == "ncml"]
+    if not own:
+        return []
     solvers = [name for name in own[0]["parts"][0] if isinstance(own[0]["parts"][0][name], dict)]
     head = "".join(f" {solver}: noisy images refined | draws refined |" for solver in solvers)
     lines = [f"| sigma | draws there against noisy images |{head}", "| --- | --- |" + " --- | --- |" * len(solvers)]

@@ -89,8 +89,9 @@ def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda r: r["settings"]["seed"])
 
 
-def number(value: float) -> str:
-    """Three significant digits."""
+def number(value: float | str) -> str:
+    """Three significant digits; what is infinite is recorded as a word."""
+    value = float(value)
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
@@ -267,7 +268,7 @@ def far_beyond(name: str, entry: dict[str, Any]) -> list[str]:
     problem, _, model = name.rsplit("-", 2)
     recordings, long = problem == "recordings", entry["long"]
     seeds = {way: [run for key, run in long.items() if key.startswith(f"{way}, seed")] for way in ("ml", "ncml")}
-    first = seeds["ncml"][0]
+    first = max((runs[0] for runs in seeds.values() if runs), key=len)  # with two parts, if any has them
     unit = "bits per sample, t = 0" if recordings else f"nats per value, t = 0 (exact {first['exact nats']:.3f})"
     parts = f" (two parts: {first['two-part']['windows']})" if "two-part" in first else ""
     lines = [
@@ -277,7 +278,7 @@ def far_beyond(name: str, entry: dict[str, Any]) -> list[str]:
         "| --- | --- | --- | --- | --- |",
     ]
     for way, kind, label in ROWS:
-        if way not in seeds or kind not in seeds[way][0]:
+        if not seeds.get(way) or kind not in seeds[way][0]:
             continue
         own = seeds[way]
         likely = " / ".join(bits_or_nats(run["nats"], recordings) for run in own) if kind == "direct" else ""

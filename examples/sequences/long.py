@@ -23,6 +23,7 @@ from problems import Problem, problem, smooth_paths
 from settings import Settings, Size
 from torch import Tensor
 
+from ncml.densities import CausalTransformer
 from ncml.density import AutoregressiveDensity
 from ncml.report import environment, write_report
 from run import SOLVERS, load, nats, parsed, refined
@@ -77,7 +78,7 @@ def measured(
         for seed in seeds:
             chosen = Settings(**{**settings[way], "seed": seed})
             density = load("transformer", size, windows, chosen, folder)
-            assert hasattr(density, "extended")
+            assert isinstance(density, CausalTransformer)
             report = json.loads((folder / f"{chosen.name}.json").read_text())
             found = evaluated(density.extended(LENGTH), report, data, windows, draws, test)
             result[f"{way}, seed {seed}"] = found
@@ -98,7 +99,9 @@ def main() -> None:
         data = smooth_paths(LENGTH, float(args.problem.removeprefix("paths-")), rows=(1, 1, DRAWS))
     ways = [way for way in args.ways if way in ("ml", "ncml")]
     result = measured(folder, size, data, windows, ways, args.seeds)
-    write_report(folder / "long.json", {**result, "environment": environment()})
+    file = folder / "long.json"
+    before = json.loads(file.read_text()) if file.exists() else {}  # of other ways and seeds
+    write_report(file, {**before, **result, "environment": environment()})
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ SOLVERS: dict[str, Sampler] = {
     "DPM++ 2M, 16 steps": DPMSolver2M(steps=16),
     "Euler-Maruyama, 32 steps": EulerMaruyama(steps=32),
 }
+ASTRAY = 0.1  # share of windows beyond the data, with more of which no way of drawing is chosen
 REPEATS = 10  # draws of training windows that say how far energy distances differ by chance
 
 
@@ -138,8 +139,10 @@ def best_of(cases: list[dict[str, Any]], data: Problem, n: int, generator: torch
     """
     fresh = [data.train[torch.randperm(len(data.train), generator=generator)[:n]] for _ in range(REPEATS)]
     chance = float(torch.tensor([energy_distance(x, data.validation[:n]) for x in fresh]).std())
-    least = min(found["energy"] for found in cases)
-    close = [found for found in cases if found["energy"] <= least + chance]
+    # Of a few windows that stay, a distance says little.
+    usable = [found for found in cases if found["share"] <= ASTRAY] or [min(cases, key=lambda found: found["share"])]
+    least = min(found["energy"] for found in usable)
+    close = [found for found in usable if found["energy"] <= least + chance]
     return {**min(close, key=lambda found: (found["share"], found["energy"])), "chance": chance}
 
 
@@ -226,7 +229,7 @@ def run(
     """
     file = folder / f"{settings.name}.json"
     before = dict(json.loads(file.read_text())) if file.exists() else {}
-    if before and not (again and not tuning):
+    if before and (tuning or not again):
         return before
     if before:
         density, seconds = load(model, size, data, settings, folder), before["training seconds"]
@@ -249,6 +252,9 @@ def run(
         **evaluate(density, data, size, settings, tuning),
         "environment": environment(),
     }
+    if before:
+        trained = {name: before["size"][name] for name in ("steps", "batch")}
+        report |= {"size": report["size"] | trained, "trained in": before.get("trained in", before["environment"])}
     write_report(file, report)
     print(f"{folder.name} {settings.name}: {report['nats']}, {seconds['cpu']:.0f} s", flush=True)
     return report
@@ -263,8 +269,11 @@ def judged(report: dict[str, Any]) -> float:
 
 def load(model: str, size: Size, data: Problem, settings: Settings, folder: Path) -> AutoregressiveDensity:
     """A trained model."""
+    file = folder / f"{settings.name}.safetensors"
+    if not file.exists():
+        raise SystemExit(f"{file}: no such weights; remove {settings.name}.json to train this model anew")
     density = build(model, size, data, settings)
-    density.load_state_dict(load_file(folder / f"{settings.name}.safetensors"))
+    density.load_state_dict(load_file(file))
     return density.eval()
 
 
