@@ -108,6 +108,15 @@ def test_metropolis_chains_complete_exactly():
     assert abs(float(y.var()) / VARIANCE - 1.0) < 0.05 + Z * math.sqrt(2.0 / n)
 
 
+def test_a_completion_within_a_completion_takes_its_noise_from_the_generator_too():
+    density = Correlated([[1.0, RHO, RHO], [RHO, 1.0, RHO], [RHO, RHO, 1.0]], WIDE)
+    known, x = torch.eye(3, dtype=torch.bool), torch.zeros(4, 3, dtype=F64)
+    target = CompletionTarget(CompletionTarget(density, x, known[0]), x, known[1])
+    first, again = (EulerMaruyama(4)(target.with_generator(seeded(0)), x) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, EulerMaruyama(4)(target.with_generator(seeded(1)), x))
+
+
 def test_the_bias_of_replacement_is_as_stated_and_falls_with_repeats():
     """0.61 of the mean by one way down, 0.96 with ten repeats; guidance by Tweedie's moments has none."""
     n = 20_000
