@@ -57,10 +57,8 @@ class _CachedLayer:
     """
 
     def __init__(self, layer: Layer, rows: int, length: int) -> None:
-        self.before_attention, self.before_perceptron = (
-            _settings(layer.before_attention),
-            _settings(layer.before_perceptron),
-        )
+        self.before_attention = _settings(layer.before_attention)
+        self.before_perceptron = _settings(layer.before_perceptron)
         self.leave, self.up, self.down = _transposed(layer.leave), _transposed(layer.up), _transposed(layer.down)
         weight, bias = _transposed(layer.enter)
         width = len(weight)
