@@ -448,9 +448,14 @@ def test_settings_have_the_defaults_of_the_model(model):
         assert name == "patch" or own[name].default == value
 
 
-def test_ncpn_needs_a_lattice_and_labels_for_classes():
+def test_ncpn_needs_images_a_lattice_and_labels_for_classes():
+    for shape in ((2,), (64, 1), (2, 8, 8)):
+        with pytest.raises(
+            ArgumentError, match=r"got 'ncpn' and data of shape .*; take causal-transformer for sequences"
+        ):
+            build_density(TrainConfig(), DataKind(shape, 17))
     with pytest.raises(ArgumentError, match=r"model\.name: got 'ncpn' and data without a lattice"):
-        build_density(TrainConfig(), DataKind((2,), std=1.0))
+        build_density(TrainConfig(), DataKind((1, 8, 8), std=1.0))
     with pytest.raises(ArgumentError, match=r"model\.classes"):
         build_density(TrainConfig(model=ModelConfig(classes=True)), DataKind((1, 8, 8), 17))
 

@@ -141,3 +141,10 @@ def test_the_strictly_typed_program_runs():
     found = strict_client.main()
     assert all(map(math.isfinite, found.values()))
     assert found["noise"] == pytest.approx(0.3)
+
+
+def test_every_extra_for_users_is_in_the_table_of_the_installation():
+    page = (ROOT / "docs" / "learn" / "install.md").read_text()
+    table = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
+    listed = {name for row in table for name in re.findall(r"`(\w+)`", row)}
+    assert listed == EXTRAS.keys() - {"test", "lint", "docs", "browser"}  # parts of dev

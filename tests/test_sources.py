@@ -430,7 +430,7 @@ def test_ncpn_on_a_table_is_refused_before_training(tmp_path, capsys):
     np.save(tmp_path / "x.npy", X)
     arguments = ["--data.name", "array", "--data.file", str(tmp_path / "x.npy"), "--out", str(tmp_path / "run")]
     assert main(["train", *SHORT, *arguments]) == 2
-    assert "model.name: got 'ncpn' and data without a lattice" in capsys.readouterr().err
+    assert "model.name: got 'ncpn' and data of shape (" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

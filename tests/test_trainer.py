@@ -527,12 +527,13 @@ def interruptible():
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_a_second_signal_leaves_at_once():
+def test_a_second_signal_leaves_at_once(capfd):
     """Repeats within seconds are the launcher's; later ones are the user's."""
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received == signal.SIGINT
+        assert capfd.readouterr().err.count("Send it again to stop at once.") == 1
         signals._first -= 10.0
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

@@ -57,6 +57,8 @@ def _settings_before(arguments: Sequence[str]) -> TrainConfig:
         return TrainConfig()  # tyro will say what is wrong
     before = TrainConfig()
     if known.config is not None:
+        if not known.config.is_file():
+            raise ArgumentError(f"config: got {known.config}, where there is no file; expected a TOML file")
         before = read_toml(known.config)
     elif known.resume and (known.out / SETTINGS).exists():
         before = _stored(known.out)
@@ -110,7 +112,7 @@ def _train_command(before: TrainConfig) -> Callable[..., int]:
     ) -> int:
         """Train a model by NCML, or (--noise.times zero) by maximum likelihood.
 
-        The options of --model and --data depend on --model.name and --data.name: add --help behind these.
+        The options of --model and --data depend on --model.name and --data.name: write --help after these.
 
         Leaves in the folder of the run: config.json, metrics.jsonl, checkpoints, samples, report.json.
         Started by torchrun, trains on all its processes. A signal saves and stops; --resume goes on.

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import tyro
 
 from ncml.cli.claims import beside_the_paper, print_claims, read_claims
-from ncml.cli.common import OpenRun, need_sampling, open_run, results_folder, test_data, with_place
+from ncml.cli.common import (
+    OpenRun,
+    need_sampling,
+    open_run,
+    results_folder,
+    shows_progress,
+    test_data,
+    with_place,
+)
 from ncml.cli.tables import EvaluateSettings, curve, frechet, likelihood, log_probability, outliers
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation import plot_robustness
@@ -46,7 +54,7 @@ def evaluate(
 
     Writes report.json and robustness.png. Likelihoods are those of the test data; exact for models with a lattice,
     bounds (<=) for others on dequantised levels, and nats for data without a lattice, which have no level noise and so
-    no robustness. The report is written after each part.
+    no robustness. The report is written after each part. For a first look: --images 32, which limits all parts.
 
     Args:
         run: Folder of the run, or of a checkpoint.
@@ -80,21 +88,30 @@ def evaluate(
             folder.mkdir(parents=True, exist_ok=True)
             write_report(folder / "report.json", report)
 
+    def begin(part: str) -> None:
+        if opened.first and not shows_progress():  # a bar has its label
+            print(f"{part} ...", flush=True)
+
     keep()  # whether it can be written is better known before
     if opened.first:
         (folder / FIGURE).unlink(missing_ok=True)  # of an earlier evaluation
+    begin(f"Likelihoods of {len(test):,} examples")
     if opened.lattice is None:
         keep(log_prob=log_probability(opened, test, settings))
     else:
         keep(bits_per_dim=likelihood(opened, test, settings))
+    if settings.curve_images and opened.lattice is not None:
+        begin(f"Likelihoods at {settings.curve_times} noise levels")
     robustness = curve(opened, test, settings)
     if robustness is not None:
         keep(robustness=robustness)
         if opened.first:
             plot_robustness({opened.config.noise.process: robustness}, folder / FIGURE)
     if settings.ood_images:
+        begin("Outliers")
         keep(auroc=outliers(opened, test, train, ood, settings))
     if train is not None and settings.samples:
+        begin(f"Fréchet distances of {settings.samples:,} samples")
         keep(frechet=frechet(opened, train, every.mixed(), settings))
     if beside is not None:
         keep(claims=beside_the_paper(*beside, report, data))

@@ -55,7 +55,7 @@ def sample(
 
     Writes samples.npy (integer levels of data on a lattice, else floats; N x ...), sample.json, of images samples.png,
     and of recordings a WAV file for each, at the rate of the data. A signal ends it after the batch that is being
-    drawn; what was drawn so far is written.
+    drawn, a second one at once; what was drawn so far is written.
 
     Args:
         run: Folder of the run, or of a checkpoint.

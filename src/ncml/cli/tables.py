@@ -44,7 +44,7 @@ class EvaluateSettings:
     """What to evaluate, and how much of it.
 
     Args:
-        images: Test examples for the likelihoods; all if not given.
+        images: Test examples, all if not given; no part takes more of them.
         curve_images: Test examples for the robustness curve, 0 for none.
         curve_times: Noise levels of the curve.
         ood_images: Examples on either side of the out-of-distribution table, 0 for none.
@@ -189,7 +189,7 @@ def outliers(
     times = [] if train is None else _ladder(run, settings)
     typical: dict[str, Typicality] = {}
     if train is not None:
-        some = train.mixed(max(2, settings.ood_images)).batch(slice(None))
+        some = train.mixed(max(2, n)).batch(slice(None))
         known = _statistics(run, some, times, "training data", settings)
         typical = {name: Typicality.fit(f) for name, f in _features(known).items()}
 

@@ -117,8 +117,8 @@ def _retrieve(folder: Path, url: str, sha256: str, progress: bool) -> Path:
         )
     except (OSError, ValueError) as error:  # of the network and the disk; of the sum
         raise DatasetError(
-            f"{url}: cannot be downloaded ({error}); get it by other means, put its files into a folder, and pass "
-            f"folder=..., or name the folder above that one in NCML_DATA"
+            f"{url}: cannot be downloaded; get it by other means, put its files into a folder, and pass folder=..., or "
+            f"name the folder above that one in NCML_DATA ({error})"
         ) from error
     return folder / name
 

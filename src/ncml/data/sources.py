@@ -38,8 +38,8 @@ class ImageSource(DataSource):
     Images are read, limited, padded, pooled and made coarser, in this order.
 
     Args:
-        name: mnist, cifar10, digits (of scikit-learn, 8x8 in 17 levels), folder, of image files; or array, of numbers
-            in a NumPy file, which has other settings.
+        name: mnist, cifar10, digits (of scikit-learn, 8x8 in 17 levels) or folder, of image files. With other settings:
+            array, of numbers in a NumPy file; audio, a folder of recordings; series, a file of numbers over time.
         folder: Where the files are. Needed for folder; mnist and cifar10 default to $NCML_DATA/NAME if
             there is such a folder, else they are downloaded; digits has none. A folder of image files has
             subfolders train and test (or training, testing, val, valid, validation, in any case), or is split by

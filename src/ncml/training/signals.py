@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ PATIENCE = 2.0  # seconds; launchers pass on a signal that their processes recei
 
 
 class StopSignals:
-    """Catches SIGINT and SIGTERM inside a ``with`` block; one that comes seconds after the first acts as usual.
+    """Catches SIGINT and SIGTERM inside a ``with`` block, and says so; one seconds after the first acts as usual.
 
     Attributes:
         received: Number of the signal that came, or 0.
@@ -42,6 +43,8 @@ class StopSignals:
     def _handler(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self._first = number, time.monotonic()
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, b"\nSignal received: finishing what is in hand. Send it again to stop at once.\n")
         elif time.monotonic() - self._first > PATIENCE:
             self._restore()
             signal.raise_signal(number)

@@ -58,8 +58,13 @@ class NCPNSettings:
             classes: Number of classes of an integer context, 0 for none.
 
         Raises:
-            ArgumentError: No lattice, or sizes that do not fit.
+            ArgumentError: No images, no lattice, or sizes that do not fit.
         """
+        if len(event_shape) != 3 or event_shape[0] not in (1, 3):
+            raise ArgumentError(
+                f"model.name: got 'ncpn' and data of shape {tuple(event_shape)}; expected (C, H, W), C = 1 or 3; "
+                f"take causal-transformer for sequences, made or maf for rows of a table"
+            )
         if lattice is None:
             raise ArgumentError(
                 "model.name: got 'ncpn' and data without a lattice; expected integer levels, whose mass it gives; take "
