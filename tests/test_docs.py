@@ -216,6 +216,10 @@ def test_the_page_of_sequences_says_what_its_runs_show():
             for key in ("energy inside", "frechet inside"):
                 assert kinds["two-part"][key] < kinds["direct"][key]
     assert all(k["two-part"]["high"] < k["direct"]["low"] for k in ncml["paths-0.0001-64-made"])
+    longer = "recordings-256-made"  # of which only two parts have the loudness
+    least = min(kinds["direct"]["energy inside"] for kinds in ml[longer] + ncml[longer])
+    assert all(3.0 * kinds["two-part"]["energy inside"] < least for kinds in ncml[longer])
+    assert max(k["direct"]["high"] for k in ncml[longer]) < min(k["direct"]["low"] for k in ml[longer])
     nats = {way: [r["nats"]["0"] for r in script["final"](data["paths-0.0001-64-made"], way)] for way in ("ml", "ncml")}
     assert max(nats["ml"] + nats["ncml"]) < -2.041 + 0.08
     readme = (ROOT / "README.md").read_text()
