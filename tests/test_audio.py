@@ -318,6 +318,8 @@ def changed(path: Path, what: str) -> None:
     elif what == "none":
         for file in path.rglob("*.wav"):
             file.unlink()
+    elif what == "away":
+        path.rename(path.with_name("elsewhere"))
 
 
 @pytest.mark.parametrize(
@@ -330,6 +332,7 @@ def changed(path: Path, what: str) -> None:
         ("flac", r"5\.flac: got 1 recordings of other formats"),
         ("one", "got the subfolders train; expected one for training"),
         ("none", "got no recordings"),
+        ("away", "got no folder; expected a folder with files that end in"),
     ],
 )
 def test_files_that_do_not_go_together_are_named(tmp_path, what, message):

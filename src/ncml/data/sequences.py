@@ -199,7 +199,8 @@ def _listed(root: Path) -> list[Path]:
         )
     found = [path for path in files if path.suffix.lower() in (".wav", ".wave")]
     if not found:
-        raise DatasetError(f"{root}: got no recordings; expected a folder with files that end in .wav")
+        what = "no recordings" if root.is_dir() else "no folder"
+        raise DatasetError(f"{root}: got {what}; expected a folder with files that end in .wav")
     return found
 
 
