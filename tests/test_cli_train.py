@@ -540,6 +540,14 @@ def test_options_that_cannot_be_parsed(tmp_path, capsys, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_misspelt_option_gets_suggestions_of_its_own_command(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--steps", "4"])
+    said = capsys.readouterr().err
+    assert "--optim.steps" in said
+    assert "refinement" not in said  # of which the other commands have --steps
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

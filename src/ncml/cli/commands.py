@@ -35,7 +35,11 @@ def run_command(arguments: Sequence[str]) -> int:
     before = _settings_before(arguments) if arguments[:1] == ["train"] else TrainConfig()
     commands: dict[str, Callable[..., Any]] = {"demo": demo, "train": _train_command(before)}
     commands |= {"sample": sample, "complete": complete, "evaluate": evaluate}
-    result = tyro.extras.subcommand_cli_from_dict(commands, prog="ncml", description=DESCRIPTION, args=arguments)
+    name, *rest = arguments
+    if name in commands:  # alone, so that what it suggests for a misspelt option is one of its own
+        result = tyro.cli(commands[name], prog=f"ncml {name}", args=rest)
+    else:
+        result = tyro.extras.subcommand_cli_from_dict(commands, prog="ncml", description=DESCRIPTION, args=arguments)
     finish()
     return int(result or 0)
 

@@ -38,7 +38,7 @@ class AudioSource(DataSource):
     floating numbers are real numbers, of full scale 1 times the gain.
 
     Args:
-        name: audio.
+        name: audio. Other data have other settings: mnist, cifar10, digits, folder, array, series.
         folder: The folder with the files.
         window: Samples of a window.
         hop: Samples from one window to the next; a whole window if not given. What is left at the end of a file is in
@@ -214,7 +214,7 @@ class SeriesSource(DataSource):
     test_fraction of each series is for testing.
 
     Args:
-        name: series.
+        name: series. Other data have other settings: mnist, cifar10, digits, folder, array, audio.
         file: The .npy, .npz or .csv file.
         window: Times in a window.
         hop: Times from one window to the next; a whole window if not given. What is left at the end of a series is in

@@ -148,7 +148,7 @@ class ArraySource(DataSource):
     have none. Labels are integers: y_train and y_test, or y beside x. Nothing is ever unpickled.
 
     Args:
-        name: array.
+        name: array. Other data have other settings: mnist, cifar10, digits, folder, audio, series.
         file: The .npz or .npy file.
         levels: Number of levels of integers; one more than the largest value in the file if not given.
         limit: Only the first so many examples of each split; if it is split here, after shuffling.
