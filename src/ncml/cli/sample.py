@@ -73,7 +73,7 @@ def sample(
         seconds: The same in seconds, of recordings.
         seed: Same seed, batch size and machine: same samples, on any number of processes.
         batch_size: Samples at a time.
-        threads: Number of CPU threads.
+        threads: Number of CPU threads. Take 1 for a small model on a busy machine: threads then wait for each other.
     """
     check_count(images, "images")
     check_count(batch_size, "batch_size")
@@ -157,7 +157,7 @@ def complete(
         seconds: The same in seconds, of recordings.
         seed: Seed.
         data_folder: Where the data are, if no longer where they were.
-        threads: Number of CPU threads.
+        threads: Number of CPU threads. Take 1 for a small model on a busy machine: threads then wait for each other.
     """
     check_count(images, "images")
     check_count(draws, "draws")
