@@ -208,14 +208,20 @@ def test_the_page_of_sequences_says_what_its_runs_show():
         {name: [run["samples"] for run in script["final"](entry, way)] for name, entry in data.items()}
         for way in ("ml", "ncml")
     )
-    for name, kind in (("paths-0.0001-64-made", "two-part"), ("recordings-64-made", "direct")):
+    smoother = "paths-1e-08-64-made"
+    for name, kind in (("paths-0.0001-64-made", "two-part"), (smoother, "direct"), ("recordings-64-made", "direct")):
         assert len(ml[name]) == len(ncml[name]) == 3
         assert min(k["direct"]["low"] for k in ml[name]) > max(k[kind]["high"] for k in ncml[name])
-    for name in ("paths-0.0001-64-made", "paths-0.0001-64-transformer"):
+    for name in ("paths-0.0001-64-made", "paths-0.0001-64-transformer", smoother):
         for kinds in ncml[name]:
             for key in ("energy inside", "frechet inside"):
                 assert kinds["two-part"][key] < kinds["direct"][key]
     assert all(k["two-part"]["high"] < k["direct"]["low"] for k in ncml["paths-0.0001-64-made"])
+    for a, b in zip(ml[smoother], ncml[smoother], strict=True):
+        assert b["two-part"]["high"] < a["direct"]["low"]
+        for other in (a["direct"], b["direct"]):
+            assert 9.0 * b["two-part"]["energy inside"] < other["energy inside"]
+            assert 4.0 * b["two-part"]["frechet inside"] < other["frechet inside"]
     longer = "recordings-256-made"  # of which only two parts have the loudness
     least = min(kinds["direct"]["energy inside"] for kinds in ml[longer] + ncml[longer])
     assert all(3.0 * kinds["two-part"]["energy inside"] < least for kinds in ncml[longer])
