@@ -158,6 +158,36 @@ def test_the_detector_knows_which_columns_are_categories():
     np.testing.assert_allclose(model.score_samples(frame), -np.sqrt(squared.min(1)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:X. duplicated")
+@pytest.mark.parametrize("order", [["kind", "number"], ["number", "kind"]])
+def test_a_category_and_its_copy_in_numbers_are_alike_or_not(order):
+    """A number that is off by little is off by little; by half a code, the category is another one."""
+    rng = np.random.default_rng(0)
+    code = rng.choice(5, 300)
+    frame = pd.DataFrame({"kind": np.array(list("abcde"))[code], "number": 10.0 * code, "x": rng.normal(size=300)})
+    estimator = NCMLDensityEstimator(max_steps=1, categories={"kind": list("abcde")})
+    columns = estimator.fit(frame[[*order, "x"]]).columns_
+    k, j = order.index("kind"), order.index("number")
+    rows = np.zeros((5, 3))
+    rows[:, k], rows[:, j] = [1.0, 0.0, 4.0, 1.0, 1.0], [10.0, 10.0, 10.0, 10.5, np.nan]
+    found = columns.residuals(rows)
+    assert np.abs(found).sum(1)[[0, 1, 2, 4]].tolist() == [0.0, 1.0, 1.0, 0.0]
+    assert 0.0 < np.abs(found[3]).sum() < 0.1
+    np.testing.assert_array_equal(np.abs(found).sum(0)[[j for j in range(3) if j not in columns.duplicates]], 0.0)
+
+
+def test_equal_rows_are_equally_odd_however_many_are_scored():
+    """Their scores differ by rounding, which must not decide."""
+    X = np.random.default_rng(0).integers(0, 2, (300, 2)).astype(float)
+    model = NCMLOutlierDetector(NCMLDensityEstimator(max_steps=1), random_state=0).fit(X)
+    together = model.p_values(X[:40])
+    assert [model.p_values(x[None])[0] for x in X[:40]] == together.tolist()
+    assert model.calibration_scores_[0] < model.calibration_scores_[-1] + 1e-12
+    perturbed = model.calibration_scores_ - 1e-12
+    assert (perturbed >= model.offset_).mean() == (model.calibration_scores_ >= model.offset_).mean()
+    assert (model.predict(X) == 1).all()
+
+
 def test_neighbours_see_where_no_row_has_been():
     """The middle of a ring, where a Gaussian's density is the largest."""
     angle = np.random.default_rng(0).uniform(0.0, 2.0 * np.pi, 1000)

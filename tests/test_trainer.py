@@ -533,10 +533,21 @@ def test_a_second_signal_leaves_at_once(capfd):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received == signal.SIGINT
-        assert capfd.readouterr().err.count("Send it again to stop at once.") == 1
+        assert capfd.readouterr().err.count("Another, seconds later, stops at once.") == 1
         signals._first -= 10.0
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_signal_is_caught_also_where_nobody_listens(monkeypatch):
+    def away(*arguments):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", away)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signals.received == signal.SIGINT
 
 
 class Tied(NoiseConditionalDensity):

@@ -61,7 +61,7 @@ def _settings_before(arguments: Sequence[str]) -> TrainConfig:
         return TrainConfig()  # tyro will say what is wrong
     before = TrainConfig()
     if known.config is not None:
-        if not known.config.is_file():
+        if not known.config.exists():
             raise ArgumentError(f"config: got {known.config}, where there is no file; expected a TOML file")
         before = read_toml(known.config)
     elif known.resume and (known.out / SETTINGS).exists():

@@ -54,7 +54,8 @@ def evaluate(
 
     Writes report.json and robustness.png. Likelihoods are those of the test data; exact for models with a lattice,
     bounds (<=) for others on dequantised levels, and nats for data without a lattice, which have no level noise and so
-    no robustness. The report is written after each part. For a first look: --images 32, which limits all parts.
+    no robustness. The report is written after each part. For a first look: --images 32, which limits them all but
+    the Fréchet distances.
 
     Args:
         run: Folder of the run, or of a checkpoint.
@@ -100,8 +101,7 @@ def evaluate(
         keep(log_prob=log_probability(opened, test, settings))
     else:
         keep(bits_per_dim=likelihood(opened, test, settings))
-    if settings.curve_images and opened.lattice is not None:
-        begin(f"Likelihoods at {settings.curve_times} noise levels")
+    begin("Robustness over noise levels")
     robustness = curve(opened, test, settings)
     if robustness is not None:
         keep(robustness=robustness)

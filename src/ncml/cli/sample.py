@@ -55,7 +55,7 @@ def sample(
 
     Writes samples.npy (integer levels of data on a lattice, else floats; N x ...), sample.json, of images samples.png,
     and of recordings a WAV file for each, at the rate of the data. A signal ends it after the batch that is being
-    drawn, a second one at once; what was drawn so far is written.
+    drawn, a second one, seconds later, at once; what was drawn so far is written.
 
     Args:
         run: Folder of the run, or of a checkpoint.
@@ -73,7 +73,7 @@ def sample(
         seconds: The same in seconds, of recordings.
         seed: Same seed, batch size and machine: same samples, on any number of processes.
         batch_size: Samples at a time.
-        threads: Number of CPU threads. Take 1 for a small model on a busy machine: threads then wait for each other.
+        threads: Number of CPU threads. For a small model on a busy machine take 1: several wait for each other.
     """
     check_count(images, "images")
     check_count(batch_size, "batch_size")
@@ -157,7 +157,7 @@ def complete(
         seconds: The same in seconds, of recordings.
         seed: Seed.
         data_folder: Where the data are, if no longer where they were.
-        threads: Number of CPU threads. Take 1 for a small model on a busy machine: threads then wait for each other.
+        threads: Number of CPU threads. For a small model on a busy machine take 1: several wait for each other.
     """
     check_count(images, "images")
     check_count(draws, "draws")

@@ -44,7 +44,7 @@ class EvaluateSettings:
     """What to evaluate, and how much of it.
 
     Args:
-        images: Test examples, all if not given; no part takes more of them.
+        images: Test examples, all if not given; of the parts only the Fréchet distances take more.
         curve_images: Test examples for the robustness curve, 0 for none.
         curve_times: Noise levels of the curve.
         ood_images: Examples on either side of the out-of-distribution table, 0 for none.
@@ -185,7 +185,7 @@ def outliers(
             "uniform noise": lattice.to_unit(torch.randint(lattice.levels, shape, generator=draw)),
         }
     if ood is not None:
-        sets[ood.name.lower()] = _others(run, ood, settings.ood_images)
+        sets[ood.name.lower()] = _others(run, ood, n)
     times = [] if train is None else _ladder(run, settings)
     typical: dict[str, Typicality] = {}
     if train is not None:

@@ -231,18 +231,22 @@ class Columns:
         """By how much rows break what was always so in training, in scales, ``(n, d)``.
 
         They are 0 for the kept columns, and where a value is missing. A constant column's scale is 1 or the size of its
-        constant, whichever is larger. Codes are as they were or not, 0 or else the sign of the difference.
+        constant, whichever is larger. Codes are as they were or not, 0 or the sign of the difference,
+        also where a column of numbers is the copy of one of codes.
         """
         r = np.zeros_like(X)
         for j, value in self.constant.items():
-            r[:, j] = (X[:, j] - value) / max(1.0, abs(value))
+            off = X[:, j] - value
+            r[:, j] = np.sign(off) if j in self.coded else off / max(1.0, abs(value))
         scales = dict(zip(self.kept.tolist(), self.scale.tolist(), strict=True))
         for j, (i, slope, intercept) in self.duplicates.items():
+            off = X[:, j] - slope * X[:, i] - intercept
             # Of two copies with noise of their own, the difference has the variance of both.
-            r[:, j] = (X[:, j] - slope * X[:, i] - intercept) / (np.sqrt(2.0) * abs(slope) * scales[i])
+            r[:, j] = off / (np.sqrt(2.0) * abs(slope) * scales[i])
+            if j in self.coded or i in self.coded:
+                other = np.abs(off) >= 0.5 * (1.0 if j in self.coded else abs(slope))
+                r[other, j] = np.sign(off[other])
         r[~(np.abs(r) >= 1e-6)] = 0.0  # rounding, and gaps
-        coded = list(self.coded)
-        r[:, coded] = np.sign(r[:, coded])
         return r
 
     def repair(self, X: Array) -> Array:

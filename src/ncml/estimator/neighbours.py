@@ -17,7 +17,7 @@ __all__ = ["Neighbours"]
 LADDER = 0.25  # of the squared distance that the values have; chosen on the same data as the statistic
 FLAT = 1e-3  # in the columns' scales; a column of less spread is what held for all rows, and keeps its scale
 SAME = 1e-6  # rows as near as this, relative to their length, are one row but for rounding
-DENSE = 500  # features; of more, mostly zeros, neighbours are found faster in a sparse matrix
+DENSE = 1000  # features; more of them, mostly zeros, are a sparse matrix
 CHUNK = 10_000  # rows whose features are in memory at a time
 MOST = 1e9  # standard deviations; stands for a log-density of minus infinity
 

@@ -48,6 +48,7 @@ from ncml.estimator.usual import Usual, correlated_pairs
 __all__ = ["NCMLOutlierDetector", "PyODDetector"]
 
 FALSE_ALARMS = 0.05  # of contamination="auto"
+ROUNDING = 1e-6
 ROWS = 4096  # training rows that say what is usual at a level
 MOST_NEIGHBOURS = 10_000  # training rows that are looked through for neighbours
 
@@ -70,8 +71,8 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
     source, are not covered.
 
     A row that breaks what held for all training rows, a constant column or an affine copy, loses
-    :math:`r^2 / 2\sigma^2` in log-density at noise :math:`\sigma`, with r the residual in scales, 1 for a category,
-    and is farther from all of them by r over the least noise.
+    :math:`r^2 / 2\sigma^2` in log-density at noise :math:`\sigma`, with r the residual in scales, or 1 where a
+    category differs, and is farther from all of them by r over the least noise.
 
     Args:
         estimator: The density, unfitted. Default ``NCMLDensityEstimator()``. Its process has to be Gaussian.
@@ -190,7 +191,8 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         n = len(self.calibration_scores_)
         if n == 0:
             raise ArgumentError("calibration: got no rows; expected calibration > 0 for p-values")
-        below = np.searchsorted(self.calibration_scores_, self.score_samples(X), side="right").astype(np.float64)
+        scores = self.score_samples(X)
+        below = np.searchsorted(self.calibration_scores_, scores + _tie(scores), side="right").astype(np.float64)
         return (1.0 + below) / (n + 1.0)
 
     def explain(self, X: Any) -> Array:  # noqa: ANN401 -- any table
@@ -200,8 +202,8 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
 
         over the levels above 0. By Tweedie's formula :math:`\sigma^2 \partial_j \log p_t` is the way from x to where
         its column is expected given the others, so that e is this way in units of the noise: positive where the value
-        is too small for the rest of the row. It is 0 for missing values. A broken copy pulls on itself and on the
-        column that it copied.
+        is too small for the rest of the row. It is 0 for missing values that no copy has. A broken copy pulls on
+        itself and on the column that it copied.
         """
         check_is_fitted(self)
         rows = self._validated(X, self.estimator_.form, reset=False)
@@ -276,10 +278,10 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
 
     def _offset(self, rows: Array) -> float:
         if self.contamination != "auto":
-            return float(np.percentile(self._score(rows), 100.0 * self.contamination))
+            return _below(np.quantile(self._score(rows), self.contamination))
         n = len(self.calibration_scores_)
         if n == 0:
-            return float(np.quantile(self._score(rows), FALSE_ALARMS))
+            return _below(np.quantile(self._score(rows), FALSE_ALARMS))
         k = math.floor(FALSE_ALARMS * (n + 1))
         if k == 0:
             warnings.warn(
@@ -288,7 +290,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
                 stacklevel=3,
             )
             return -float(np.finfo(np.float64).max)
-        return float(self.calibration_scores_[k - 1])
+        return _below(self.calibration_scores_[k - 1])
 
     def _validated(self, X: Any, form: TableForm, *, reset: bool) -> Array:  # noqa: ANN401 -- any table
         rows = validate_data(
@@ -310,6 +312,16 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
             raise ArgumentError(f"calibration: got {self.calibration!r}; expected a share, 0 <= calibration < 1")
         if self.contamination != "auto" and not 0.0 < self.contamination <= 0.5:
             raise ArgumentError(f"contamination: got {self.contamination!r}; expected 'auto' or a share in (0, 0.5]")
+
+
+def _tie(scores: Array) -> Array:
+    """By how much scores that are equal may differ: rounding depends on the rows that are scored together."""
+    return ROUNDING * (1.0 + np.abs(scores))
+
+
+def _below(score: float) -> float:
+    """A threshold that scores equal to this one are not below."""
+    return float(score - _tie(np.asarray(score)))
 
 
 class PyODDetector:

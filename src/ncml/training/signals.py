@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -17,7 +18,7 @@ PATIENCE = 2.0  # seconds; launchers pass on a signal that their processes recei
 
 
 class StopSignals:
-    """Catches SIGINT and SIGTERM inside a ``with`` block, and says so; one seconds after the first acts as usual.
+    """Catches SIGINT and SIGTERM inside a ``with`` block, and says so. One that comes seconds later acts as usual.
 
     Attributes:
         received: Number of the signal that came, or 0.
@@ -44,7 +45,8 @@ class StopSignals:
         if not self.received:
             self.received, self._first = number, time.monotonic()
             # Not print: the signal may have come in the middle of one.
-            os.write(2, b"\nSignal received: finishing what is in hand. Send it again to stop at once.\n")
+            with contextlib.suppress(OSError):  # nobody may be listening
+                os.write(2, b"\nSignal received: finishing what is in hand. Another, seconds later, stops at once.\n")
         elif time.monotonic() - self._first > PATIENCE:
             self._restore()
             signal.raise_signal(number)

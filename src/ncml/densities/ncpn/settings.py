@@ -63,7 +63,7 @@ class NCPNSettings:
         if len(event_shape) != 3 or event_shape[0] not in (1, 3):
             raise ArgumentError(
                 f"model.name: got 'ncpn' and data of shape {tuple(event_shape)}; expected (C, H, W), C = 1 or 3; "
-                f"take causal-transformer for sequences, made or maf for rows of a table"
+                f"take causal-transformer for sequences, made or maf for other shapes"
             )
         if lattice is None:
             raise ArgumentError(
