@@ -154,18 +154,13 @@ class CausalTransformer(AutoregressiveDensity):
         given: Tensor | None = None,
         keep: int = 0,
     ) -> Tensor:
-        """Log-likelihood ``(B,)`` in nats.
-
-        ``given`` as for :meth:`log_conditionals`, to train with; with ``keep`` that of the later positions given the
-        first ones.
-        """
+        """Log-likelihood ``(B,)`` in nats, after ``keep`` positions; ``given`` as in :meth:`log_conditionals`."""
         on_lattice = self.process.on_lattice(t) if edges and self.lattice is not None else None
         x, counts = (x, None) if lengths is None else counted(x, lengths)
         if given is not None and lengths is not None:
             given, _ = counted(given, lengths)
         terms = self._terms(x, given, t, context, on_lattice)
-        terms = terms if counts is None else terms.masked_fill(~counts, 0.0)
-        return terms[:, keep:].sum((1, 2))
+        return (terms if counts is None else terms.masked_fill(~counts, 0.0))[:, keep:].sum((1, 2))
 
     def log_conditionals(
         self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, given: Tensor | None = None
@@ -193,9 +188,8 @@ class CausalTransformer(AutoregressiveDensity):
         lengths: Tensor | None = None,
         keep: int = 0,
     ) -> Tensor:
-        more: dict[str, Any] = {} if lengths is None else {"lengths": lengths}
-        if keep:
-            more["keep"] = keep
+        given = {"lengths": lengths, "keep": keep or None}
+        more: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return gradient(self, x, t, context, create_graph=create_graph, **more)[1]
 
     def extended(self, length: int, overlap: int | None = None) -> ExtendedSequence:
