@@ -182,7 +182,6 @@ def test_equal_rows_are_equally_odd_however_many_are_scored():
     model = NCMLOutlierDetector(NCMLDensityEstimator(max_steps=1), random_state=0).fit(X)
     together = model.p_values(X[:40])
     assert [model.p_values(x[None])[0] for x in X[:40]] == together.tolist()
-    assert model.calibration_scores_[0] < model.calibration_scores_[-1] + 1e-12
     perturbed = model.calibration_scores_ - 1e-12
     assert (perturbed >= model.offset_).mean() == (model.calibration_scores_ >= model.offset_).mean()
     assert (model.predict(X) == 1).all()
