@@ -223,6 +223,10 @@ def test_the_page_of_sequences_says_what_its_runs_show():
             assert 9.0 * b["two-part"]["energy inside"] < other["energy inside"]
             assert 4.0 * b["two-part"]["frechet inside"] < other["frechet inside"]
     longer = "recordings-256-made"  # of which only two parts have the loudness
+    loud = data[longer]["loudness"]
+    for seed in range(3):
+        assert max(loud[f"{way}, seed {seed}"]["direct"] for way in ("ml", "ncml")) < 0.87 * loud["test windows"]
+        assert loud[f"ncml, seed {seed}"]["two-part"] > 0.93 * loud["test windows"]
     least = min(kinds["direct"]["energy inside"] for kinds in ml[longer] + ncml[longer])
     assert all(3.0 * kinds["two-part"]["energy inside"] < least for kinds in ncml[longer])
     assert max(k["direct"]["high"] for k in ncml[longer]) < min(k["direct"]["low"] for k in ml[longer])

@@ -44,7 +44,7 @@ def sequences_page(runs):
 def test_the_comparison_on_sequences_runs(tmp_path):
     """Cut short, with the mechanism behind it, to the page; a noisy context joins what is there."""
     arguments = ("--problem", "paths-1e-4", "--model", "made", "--length", "32")
-    compare_sequences(tmp_path, *arguments)
+    compare_sequences(tmp_path, *arguments, scripts=("run.py", "mechanism.py", "loudness.py"))
     results = tmp_path / "paths-0.0001-32-made"
     chosen = json.loads((results / "chosen.json").read_text())
     assert chosen["ncml"]["way"] == "ncml"
@@ -81,6 +81,11 @@ def test_the_comparison_on_sequences_runs(tmp_path):
         assert taken["energy"] <= allowed
         assert taken["share"] == min(c["share"] for c in usable if c["energy"] <= allowed)
     assert "windows beyond the data, of 100 (" in text
+    loud = entry["loudness"]
+    assert {*loud} == {"test windows", "ml, seed 0", "ncml, seed 0", "environment"}
+    assert 0.3 < loud["test windows"] < 1.0  # of paths of variance 1, less their means
+    assert [*loud["ml, seed 0"], *loud["ncml, seed 0"]] == ["direct", "direct", "two-part"]
+    assert "| *test windows* | 0." in text
     assert "| CAM, noisy context, fed back with noise | " in text
     table = text[text.index("| continuation") :].splitlines()
     table = table[: table.index("")]

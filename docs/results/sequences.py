@@ -57,7 +57,12 @@ def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
         entry["runs"] = list(reports.values())
         if (file := folder / "floor.json").exists():
             entry["floor"] = json.loads(file.read_text())
-        for name in ("chosen", "mechanism", "long"):  # one way after the other may have been run, here or elsewhere
+        for name in (
+            "chosen",
+            "mechanism",
+            "long",
+            "loudness",
+        ):  # one way after the other may have been run, here or elsewhere
             if (file := folder / f"{name}.json").exists():
                 entry[name] = {**(entry.get(name) or {}), **json.loads(file.read_text())}
         result[folder.name] = entry
@@ -263,6 +268,18 @@ def bits_or_nats(nats: float, recordings: bool) -> str:
     return f"{nats / math.log(2) + math.log2(8000):.3f}" if recordings else f"{nats:.3f}"
 
 
+def loud(entry: dict[str, Any]) -> list[str]:
+    """How loud windows are, one value per seed, where that was measured."""
+    if not (found := entry.get("loudness")):
+        return []
+    lines = ["", "| | median standard deviation of a window |", "| --- | --- |"]
+    for way, kind, label in ROWS:
+        values = [run[kind] for key, run in sorted(found.items()) if key.startswith(f"{way}, seed") and kind in run]
+        if values:
+            lines.append(f"| {label} | {cells(values)} |")
+    return [*lines, f"| *test windows* | {number(found['test windows'])} |"]
+
+
 def far_beyond(name: str, entry: dict[str, Any]) -> list[str]:
     """Sequences far longer than the window, one value per seed."""
     problem, _, model = name.rsplit("-", 2)
@@ -310,6 +327,7 @@ def page(data: dict[str, Any], words: str) -> str:
             f"{run['parameters']:,} parameters, {size['steps']} steps of {size['batch']}. {chosen(name, entry)}",
             "",
             *main_table(name, entry),
+            *loud(entry),
             *excess(entry),
             *forecasts(entry),
             "",

@@ -188,8 +188,8 @@ class CausalTransformer(AutoregressiveDensity):
         lengths: Tensor | None = None,
         keep: int = 0,
     ) -> Tensor:
-        given = {"lengths": lengths, "keep": keep or None}
-        more: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        options = {"lengths": lengths, "keep": keep or None}
+        more: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         return gradient(self, x, t, context, create_graph=create_graph, **more)[1]
 
     def extended(self, length: int, overlap: int | None = None) -> ExtendedSequence:
