@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -215,3 +217,18 @@ def test_wrong_categories(case):
     frame = mixed().astype({"kind": object})
     with pytest.raises(ValueError, match=message):
         call(frame)
+
+
+def test_keys_are_named():
+    """A column whose values hardly repeat is named by a warning; one that rows share, or a gap, is none."""
+    X = mixed(60)
+    X["key"] = [f"row {i}" for i in range(60)]
+    with pytest.warns(UserWarning, match=r"hardly repeat: key \(60 of 60 rows\); .* leave out"):
+        fitted(X, small_with_gaps, categories=["key", "kind"])
+    X["key"] = [f"row {i}" if i < 30 else None for i in range(60)]
+    with pytest.warns(UserWarning, match=r"key \(30 of 30 rows\)"):
+        fitted(X, small_with_gaps, categories=["key", "kind"])
+    X["key"] = [f"pair {i // 2}" for i in range(60)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fitted(X, small_with_gaps, categories=["key", "kind"])

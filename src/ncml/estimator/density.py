@@ -156,6 +156,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         codes = {j: len(values) for j, values in self._form.categories.items()}
         self.columns_ = Columns.of(rows, self._names(), self.bounds, codes)
         self.columns_.warn()
+        self._form.warn(rows)
         process = self.process_or_default
         times = LogUniformTimes(0.02, p_zero=0.3) if self.times is None else self.times
         objective = TableObjective(process, times, columns=self.columns_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ __all__ = ["Categories", "TableForm", "is_frame", "rows_of"]
 Categories = Iterable[Any] | Mapping[Any, Iterable[Any]]
 Objects = NDArray[np.object_]
 SHOWN = 8
+FEWEST = 20  # rows that can show that categories name them
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +143,21 @@ class TableForm:
                 column = _held(column, kind).astype(kind).astype(object)
             table[:, j] = column
         return table.astype(self.dtype)
+
+    def warn(self, rows: Array) -> None:
+        """Say which categories, in encoded rows ``(n, d)``, name rows more than they tell of them."""
+        columns = {j: rows[~np.isnan(rows[:, j]), j] for j in self.categories}
+        keys = [j for j, codes in columns.items() if len(codes) >= FEWEST and 2 * len(np.unique(codes)) > len(codes)]
+        if keys:
+            named = ", ".join(
+                f"{self.labels[j]} ({len(np.unique(columns[j]))} of {len(columns[j])} rows)" for j in keys
+            )
+            warnings.warn(
+                f"X: got categories that hardly repeat: {named}; expected ones that many rows share; leave out columns "
+                f"that only name rows, such as keys",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _of_another_form(self, X: Any) -> bool:  # noqa: ANN401 -- array or data frame
         if getattr(X, "ndim", 0) != 2 or X.shape[1] != len(self.labels):
