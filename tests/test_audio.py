@@ -19,7 +19,7 @@ from scipy.io import wavfile
 
 from ncml import Lattice
 from ncml.cli import main
-from ncml.data import AudioSource, SeriesSource, Windows, cut_windows, open_wav, write_wav
+from ncml.data import Arrays, AudioSource, SeriesSource, Windows, cut_windows, open_wav, write_wav
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
 from ncml.training import load_density
 
@@ -200,6 +200,27 @@ def test_quiet_windows_are_left_out_and_counted():
     assert windows.remark == "3 of 5 windows, of a standard deviation below 0.05, were left out"
     with pytest.raises(ArgumentError, match=r"5 windows of a standard deviation of at most 0\.09"):
         cut_windows([x], ["a"], 5, min_std=0.2)
+    scaled = cut_windows([10.0 * x], ["a"], 5, min_std=0.05, unit=10.0)
+    assert (scaled.starts.tolist(), scaled.remark) == (windows.starts.tolist(), windows.remark)
+    with pytest.raises(ArgumentError, match=r"min_std: got 0\.2, .* of at most 0\.09"):
+        cut_windows([10.0 * x], ["a"], 5, min_std=0.2, unit=10.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_levels_of_any_integer_type(dtype):
+    levels = torch.tensor([[0], [40_000], [65_535]]).to(dtype)
+    lattice = Lattice(65_536)
+    expected = lattice.to_unit(torch.tensor([[0], [40_000], [65_535]]))
+    assert torch.equal(Arrays(levels, lattice=lattice).batch(slice(None)), expected)
+    assert torch.equal(Windows(levels, torch.tensor([0]), 3, lattice).batch(slice(None))[0], expected)
+
+
+def test_numbers_beyond_single_precision():
+    x = torch.tensor([[1e300], [0.0]], dtype=torch.float64)
+    with pytest.raises(ArgumentError, match=r"values: got numbers up to 1e\+300"):
+        Arrays(x)
+    with pytest.raises(ArgumentError, match=r"series: got numbers up to 1e\+300"):
+        Windows(x, torch.tensor([0]), 1)
 
 
 @pytest.mark.parametrize(
@@ -414,7 +435,7 @@ def test_given_splits_levels_and_csv_files(tmp_path):
     path = csv(tmp_path / "x.csv", f"when,level,share\n{lines}\n")
     source = SeriesSource(file=path, window=10, time="when", test_fraction=0.2)
     assert np.array_equal(source.load(train=True).series, REAL[:80].astype(np.float32))
-    one = SeriesSource(file=path, window=10, time="when", columns=("share",)).load(train=False)
+    one = SeriesSource(file=str(path), window=10, time="when", columns=("share",)).load(train=False)
     assert np.array_equal(one.series, REAL[90:, 1:].astype(np.float32))
 
 
@@ -443,6 +464,15 @@ BAD_SERIES = {
     "nan cell": ("a,b\n0,nan\n2,1\n", {}, r"bad\.csv: line 2: got 'nan' in b"),
     "short row": ("a,b\n0,1\n2\n", {}, r"bad\.csv: line 3: got 1 cells; expected 2"),
     "no rows": ("a,b\n", {}, r"bad\.csv: got 1 lines"),
+    "semicolons": ("a;b\n0;1\n", {}, r"bad\.csv: line 1: got ';' between the columns; expected commas"),
+    "nan as time": ("t,a\nnan,1\nnan,2\n", {"time": "t"}, r"bad\.csv: line 2: got the time 'nan'"),
+    "a missing day": (
+        "t,a\n20200130,1\n20200131,2\n20200202,3\n",
+        {"time": "t"},
+        r"bad\.csv: line 4: got a step of 172800 in t; expected 86400",
+    ),
+    "seconds since 1970": (1.7e9 + T, {}, r"bad\.npy: got values between 17000000\d\d.*subtract their mean"),
+    "too small": (1e-50 * (1.0 + T), {}, r"single precision cannot tell apart"),
 }
 
 
@@ -468,6 +498,14 @@ def test_what_the_errors_of_series_name_works(tmp_path):
     np.savez(tmp_path / "x.npz", x_train=REAL, x_test=REAL[:5])
     with pytest.raises(DatasetError, match=r"series 0, test part: got 5 positions; .* or remove it"):
         SeriesSource(file=tmp_path / "x.npz", window=10).load(train=False)
+
+
+def test_dates_without_marks_are_dates(tmp_path):
+    """20200131 and 20200201 are a day apart; numbers that are no dates are numbers."""
+    path = csv(tmp_path / "x.csv", "".join(["t,a\n", *(f"202001{k},{k}\n" for k in range(30, 32)), "20200201,32\n"]))
+    assert SeriesSource(file=path, window=1, time="t", test_fraction=0.3).load(train=True).series.flatten()[0] == 30.0
+    path = csv(tmp_path / "y.csv", "".join(["t,a\n", *(f"{20200130 + 70 * k},{k}\n" for k in range(5))]))
+    assert len(SeriesSource(file=path, window=1, time="t", test_fraction=0.2).load(train=True)) == 4
 
 
 def test_settings_of_series(tmp_path):

@@ -275,3 +275,40 @@ def test_wrong_input(case):
     call, error, message = WRONG[case]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_rows_beside_a_bound_do_not_stop_the_training():
+    """P-values: some are so small that single precision would put them on the bound. As with the logit by hand."""
+    rng = np.random.default_rng(7)
+
+    def table(n):
+        p = rng.random(n)
+        small = rng.random(n) < 0.3
+        p[small] = 10.0 ** -rng.uniform(1.0, 12.0, small.sum())
+        return np.column_stack([p, rng.normal(size=n)])
+
+    X, Y = table(600), table(600)
+    model = NCMLDensityEstimator(bounds={0: (0.0, 1.0)}, max_steps=100, random_state=0).fit(X)
+    assert np.isfinite(model.validation_score_)
+    assert model.n_iter_ > 25
+    logits = [np.column_stack([np.log(A[:, 0]) - np.log1p(-A[:, 0]), A[:, 1]]) for A in (X, Y)]
+    by_hand = NCMLDensityEstimator(max_steps=100, random_state=0).fit(logits[0])
+    slope = -np.log(Y[:, 0]) - np.log1p(-Y[:, 0])
+    assert model.score(Y) == pytest.approx(by_hand.score(logits[1]) + slope.mean(), abs=0.05)
+
+
+class Edged(MADE):
+    """Trained, it has no density for first values above 1."""
+
+    def forward(self, x, t, context=None, *, edges=True):
+        log_p = super().forward(x, t, context, edges=edges)
+        return log_p if self.training else log_p.masked_fill(x[:, 0] > 1.0, -torch.inf)
+
+
+def test_held_out_rows_without_a_density_do_not_decide_alone():
+    """The best weights are looked for by the other rows; the likelihood says that there were some."""
+    X = np.random.default_rng(8).normal(size=(400, 2))
+    X[:, 1] = X[:, 0] ** 2 + 0.1 * X[:, 1]
+    model = NCMLDensityEstimator(Tiny(Edged), learning_rate=1e-2, max_steps=150, random_state=0).fit(X)
+    assert model.n_iter_ > 25
+    assert model.validation_score_ == -np.inf

@@ -232,3 +232,44 @@ def test_keys_are_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         fitted(X, small_with_gaps, categories=["key", "kind"])
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int64, np.float16, np.float32])
+def test_arrays_of_numbers_there_and_back(dtype):
+    """Without categories too; what lies beyond the type is its end."""
+    X = np.array([[0, 1], [1, 1], [0, 0], [1, 0]] * 30).astype(dtype)
+    model = fitted(X)
+    drawn = model.sample(200, random_state=0)
+    assert drawn.dtype == X.dtype
+    assert np.isfinite(drawn.astype(float)).all()
+    assert np.isfinite(model.score_samples(drawn)).all()
+    ends = TableForm.of(X, None).decode(np.array([[-1e30, 1e30]]))[0].astype(float)
+    info = None if dtype is bool else (np.iinfo if np.issubdtype(dtype, np.integer) else np.finfo)(dtype)
+    low, high = (0.0, 1.0) if info is None else (max(float(info.min), -1e30), min(float(info.max), 1e30))
+    np.testing.assert_allclose(ends, [low, high], rtol=1e-6)
+
+
+def test_declared_categories_longer_than_those_of_the_table():
+    X = np.array([["ab"[i % 2], "xy"[i % 3 // 2]] for i in range(60)])
+    form = TableForm.of(X, {0: ["a", "crowbar", "b"], 1: ["x", "y"]})
+    assert form.decode(np.array([[1.0, 0.0]])).tolist() == [["crowbar", "x"]]
+
+
+def test_what_is_missing_for_pandas_is_no_category():
+    """In arrays of objects as in data frames."""
+    values = [pd.NA if i % 4 == 0 else (pd.NaT if i % 4 == 2 else "ab"[i % 3 % 2]) for i in range(60)]
+    X = np.array([[0.1 * i if i % 5 else pd.NA, v] for i, v in enumerate(values)], dtype=object)
+    model = fitted(X, small_with_gaps, categories=[1])
+    assert model.form.categories == {1: ["a", "b"]}
+    assert np.isfinite(model.score_samples(X)).all()
+
+
+def test_objects_of_one_kind_there_and_back():
+    """Booleans and integers with gaps, which pandas and numpy hold as objects."""
+    frame = pd.DataFrame(
+        {"flag": [True, None, False] * 20, "count": [1, 2, None] * 20, "x": np.arange(60.0)}, dtype=object
+    )
+    drawn = fitted(frame, small_with_gaps).sample(20, random_state=0)
+    assert {type(v) for v in drawn["flag"]} == {bool}
+    assert {type(v) for v in drawn["count"]} == {int}
+    assert {type(v) for v in drawn["x"]} == {float}

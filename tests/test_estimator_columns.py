@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from ncml.errors import ArgumentError
 from ncml.estimator import Columns
@@ -69,3 +70,52 @@ def test_columns_by_numbers_of_numpy():
     assert TableForm.of(frame, [np.int64(1)]).categories == {1: ["u", "v"]}
     with pytest.raises(ArgumentError, match="got True"):
         seen(X, {True: (0.0, None)})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("step", "most"), [(0.1, 60), (0.01, 2000), (0.001, 60_000), (7.3, 500)])
+def test_lattices_in_single_and_double_precision(dtype, step, most):
+    """Rounding of large values is in the smallest gap, and many steps add it up; real numbers lie on no lattice."""
+    counts = np.random.default_rng(5).integers(0, most, 4 * most)
+    X = np.column_stack([counts, normal_rows(len(counts))[:, 0]]) * [step, 1.0]
+    columns = seen(X.astype(dtype).astype(np.float64))
+    assert columns.width[0] == pytest.approx(step, rel=1e-5)
+    assert columns.width[1] == 0.0
+    repeated = np.repeat(normal_rows().astype(dtype), 2, axis=0).astype(np.float64)
+    assert np.isnan(seen(repeated).origin).all()
+
+
+@pytest.mark.parametrize("value", [1.7e308, 1e200, -1e160, 1e40])
+def test_values_beyond_all_others(value):
+    """Codes for missing values that no arithmetic would survive are named; in new rows they are only far away."""
+    X = normal_rows()
+    columns = seen(X)
+    X[3, 1] = value
+    with pytest.raises(ArgumentError, match=r"in x1.*make a gap"):
+        seen(X)
+    assert np.isfinite(columns.standardise(X)).all()
+    with pytest.raises(ArgumentError, match=r"in x0; expected sizes from 1e-150.*change the unit"):
+        seen(1e-200 * normal_rows())
+
+
+@pytest.mark.parametrize("end", [0.0, 5.0])
+def test_no_digit_is_lost_beside_a_bound(end):
+    """Values down to 1e-12 above, or below, a bound: logarithm and its slope as in closed form."""
+    size = 10.0 ** -np.random.default_rng(6).uniform(0.0, 12.0, 400)
+    x, bounds = (end + size, (end, None)) if end == 0.0 else (end - size, (None, end))
+    X = np.column_stack([x, normal_rows(400)[:, 0]])
+    columns = seen(X, {0: bounds})
+    z, log_det = (part.numpy() for part in columns.to_model(torch.from_numpy(columns.standardise(X))))
+    gap = np.abs(x - end)
+    centre, scale = columns.after[:, 0]
+    # The sign and a constant aside, z is the logarithm of the distance to the bound.
+    logs = np.log(gap) - np.log(columns.scale[0])
+    np.testing.assert_allclose(np.abs(z[:, 0] * scale + centre), np.abs(logs), rtol=1e-3 if end else 1e-9)
+    closed = -np.log(gap) - np.log(scale) - np.log(columns.scale[1])
+    np.testing.assert_allclose(log_det, closed, rtol=1e-3 if end else 1e-9)
+    np.testing.assert_allclose(columns.from_model(torch.from_numpy(z)), X, rtol=1e-9)
+
+
+def test_bounds_that_are_no_mapping():
+    with pytest.raises(ArgumentError, match=r"bounds: got \[\(0, 1\)\]; expected a mapping"):
+        seen(normal_rows(), [(0, 1)])

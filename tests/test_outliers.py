@@ -428,3 +428,37 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r"ncml\[sklearn\]"):
         _ = ncml.estimator.FeatureShift
+
+
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_rows_beyond_everything_are_outliers(neighbours):
+    """Beyond a bound, far away, a broken constant: finite scores, the least p-value, and no warning of numpy."""
+    rng = np.random.default_rng(11)
+    X = np.column_stack([rng.lognormal(size=200), rng.normal(size=200), np.ones(200)])
+    estimator = NCMLDensityEstimator(lambda s, p: MADE(s, p, hidden=(8,)), max_steps=20, bounds={0: (0.0, None)})
+    model = NCMLOutlierDetector(estimator, n_neighbors=neighbours, random_state=0)
+    with pytest.warns(UserWarning, match="set aside"):
+        model.fit(X)
+    odd = [[-5.0, 0.0, 1.0], [1.0, 1e200, 1.0], [1.0, -1.7e308, 1.0], [1.0, 0.0, 1e200], [1e300, 0.0, 1.0]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = model.score_samples(odd)
+        p = model.p_values(odd)
+    assert np.isfinite(scores).all()
+    assert (model.predict(odd) == -1).all()
+    np.testing.assert_allclose(p, 1.0 / (len(model.calibration_scores_) + 1))
+
+
+def test_what_calibration_leaves():
+    """A part for calibration that takes all values of a column, or all that differ, is named, and not the table."""
+    X = np.random.default_rng(12).normal(size=(40, 2))
+    X[:, 1] = np.nan
+    held = np.random.RandomState(0).permutation(40)[0]
+    X[held, 1] = 1.0
+    model = NCMLOutlierDetector(NCMLDensityEstimator(max_steps=2), calibration=0.5, random_state=0)
+    with pytest.raises(ArgumentError, match=r"calibration: got 0.5, .* without a value in x1"):
+        model.fit(X)
+    flag = np.zeros((40, 1))
+    flag[held] = 1.0
+    with pytest.raises(ArgumentError, match=r"calibration: got 0.5, .*all the same"):
+        model.fit(flag)

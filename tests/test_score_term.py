@@ -156,6 +156,18 @@ def test_attention_in_a_wrapper_is_differentiated_twice():
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("factors", [{"score_matching": 1.0}, {"fokker_planck": 0.1}])
+def test_in_inference_mode(factors):
+    """The terms are those of ``no_grad``."""
+    density, (x, z) = made(), draws(4)
+    objective, seed = NCMLObjective(PROCESS, **factors), 5
+    with torch.no_grad():
+        expected = objective(density, x, t=T, noise=z, generator=seeded(seed))
+    with torch.inference_mode():
+        found = objective(density, x.clone(), t=T, noise=z.clone(), generator=seeded(seed))
+    assert torch.equal(found, expected)
+
+
 def test_what_cannot_be_is_refused():
     for factor in (-1.0, math.inf, math.nan, True, "1"):
         with pytest.raises(ArgumentError, match="score_matching: got"):

@@ -123,6 +123,23 @@ def test_two_splits(tmp_path):
     assert read_arrays(tmp_path / "b.npz").labels is None
 
 
+def test_labels_that_are_no_classes(tmp_path):
+    """Times or keys as labels would make as many classes as the largest."""
+    np.savez(tmp_path / "a.npz", x=X, y=np.arange(40) + 1_700_000_000)
+    with pytest.raises(DatasetError, match=r"a\.npz: x: .*labels up to 1700000039; .* at most 65536"):
+        read_arrays(tmp_path / "a.npz")
+
+
+def test_values_that_single_precision_cannot_tell_apart(tmp_path):
+    """In one column of many; a column that is constant but for rounding is fine."""
+    x = np.column_stack([X, 0.3 + 1e-17 * np.arange(40), 0.1 + np.spacing(0.1) * (np.arange(40) % 3)])
+    np.save(tmp_path / "a.npy", x)
+    assert len(read_arrays(tmp_path / "a.npy"))
+    np.save(tmp_path / "a.npy", np.column_stack([x, 1.7e9 + np.arange(40.0)]))
+    with pytest.raises(DatasetError, match=r"values between 1700000000 and 1700000039, which single precision"):
+        read_arrays(tmp_path / "a.npy")
+
+
 @pytest.mark.parametrize("write", [lambda p: np.save(p / "f.npy", X), lambda p: np.savez(p / "f.npz", x=X)])
 def test_one_array_is_split_once(tmp_path, write):
     write(tmp_path)
@@ -423,6 +440,10 @@ def test_images_in_an_array(tmp_path):
     few = ["--samples", "4", "--steps", "1", "--classifier-steps", "2", "--curve-images", "0", "--ood-images", "4"]
     assert main(["evaluate", str(run), *few]) == 0
     report = json.loads((run / "evaluation" / "report.json").read_text())
+    assert set(report["frechet"]["distances"]) == {"test images", "direct", "two-part"}
+    assert main(["evaluate", str(run), *few, "--ood-levels", "0"]) == 0
+    report = json.loads((run / "evaluation" / "report.json").read_text())
+    assert "typical_ladder" not in report["auroc"]["constant"]
     assert set(report["frechet"]["distances"]) == {"test images", "direct", "two-part"}
 
 

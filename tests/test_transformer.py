@@ -348,7 +348,7 @@ def test_completion_refuses_what_does_not_fit():
         model.complete(x, 2, 2.0 * VP.T)
     with pytest.raises(ArgumentError, match=r"^context: got"):
         model.complete(x, 2, 0.0, torch.zeros(3, 1))
-    with pytest.raises(ArgumentError, match=r"^overlap: got"):
+    with pytest.raises(ArgumentError, match=r"^length: got 3; expected 1: windows of one"):
         small((1, 2)).sample(2, length=3)
 
 

@@ -282,7 +282,11 @@ def test_guidance_is_what_its_formulas_say():
 def test_guidance_that_does_not_fit_is_refused():
     with pytest.raises(UnsupportedError, match=r"^guidance: got one and a flow without classes"):
         small((4, 1)).sample(2, guidance=FlowGuidance(1.0))
-    for arguments, name in (({"weight": -1.0}, "weight"), ({"weight": 1.0, "kind": "ab"}, "kind")):
+    for arguments, name in (
+        ({"weight": -1.0}, "weight"),
+        ({"weight": "1"}, "weight"),
+        ({"weight": 1.0, "kind": "ab"}, "kind"),
+    ):
         with pytest.raises(ArgumentError, match=f"^{name}: got"):
             FlowGuidance(**arguments)
     with pytest.raises(ArgumentError, match=r"^blocks: got"):

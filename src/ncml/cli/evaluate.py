@@ -109,7 +109,7 @@ def evaluate(
             plot_robustness({opened.config.noise.process: robustness}, folder / FIGURE)
     if settings.ood_images:
         begin("Outliers")
-        keep(auroc=outliers(opened, test, train, ood, settings))
+        keep(auroc=outliers(opened, test, train if settings.ood_levels else None, ood, settings))
     if train is not None and settings.samples:
         begin(f"Fréchet distances of {settings.samples:,} samples")
         keep(frechet=frechet(opened, train, every.mixed(), settings))

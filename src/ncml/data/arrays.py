@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncml.data.base import Rows, kind_of
+from ncml.data.base import Rows, check_single, kind_of, signed
 from ncml.data.files import PathLike
 from ncml.data.split import Choice, split_by_name
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
@@ -24,6 +24,10 @@ __all__ = ["Arrays", "read_arrays"]
 WHOLE = ("x", "X", "data")
 SPLIT = {True: ("x_train", "train"), False: ("x_test", "test")}
 LABELS = ("y", "labels")
+MOST_CLASSES = 65_536
+ROWS = 4096  # looked at at a time
+MOST_ROUNDING = 0.01  # of the range of a column, by single precision
+ALIKE = 1e-12  # of their size: values that differ by less are one but for rounding
 SPLIT_LABELS = {True: ("y_train", "train_labels"), False: ("y_test", "test_labels")}
 
 
@@ -70,12 +74,15 @@ class Arrays(Rows):
             raise ArgumentTypeError(f"values: got {v.dtype} and lattice={self.lattice}; expected {expected}")
         if v.ndim < 2 or 0 in v.shape:
             raise ArgumentError(f"values: got shape {tuple(v.shape)}; expected (N, ...), at least one row")
+        v = signed(v)
+        object.__setattr__(self, "values", v)
         if self.lattice is None:
             if not bool(torch.isfinite(v.sum())) and (bad := ~torch.isfinite(v.flatten(1)).all(1)).any():
                 raise ArgumentError(
                     f"values: got NaN or infinity in {int(bad.sum())} of {len(v)} rows, the first in row "
                     f"{int(bad.nonzero()[0])}; clean the data"
                 )
+            check_single(v, "values")
         elif (low := int(v.min())) < 0 or int(v.max()) >= self.lattice.levels:
             raise ArgumentError(
                 f"values: got values in [{low}, {int(v.max())}]; expected 0 .. {self.lattice.levels - 1}"
@@ -134,6 +141,11 @@ def read_arrays(path: PathLike, *, train: bool = True, levels: int | None = None
     try:
         values = as_values(x, lattice)
         top = max((int(v.max()) for v in _labels_of(arrays) if v.size), default=-1)
+        if top >= MOST_CLASSES:
+            raise ArgumentError(
+                f"labels up to {top}; expected classes 0, 1, ..., at most {MOST_CLASSES}; number them, or save what "
+                f"they are in another array than y"
+            )
         classes = tuple(map(str, range(top + 1))) if labels is not None else ()
         classified = None if labels is None else torch.from_numpy(labels.astype(np.int64))
         return Arrays(values, classified, lattice, classes, choice)
@@ -266,9 +278,26 @@ def lattice_for(path: Path, every: list[Any], levels: int | None) -> Lattice | N
 
 
 def as_values(x: Any, lattice: Lattice | None) -> Tensor:  # noqa: ANN401 -- an array
-    """Real numbers as float32, levels in as few bytes as they need."""
+    """Real numbers as float32, levels in as few bytes as they need.
+
+    Raises:
+        ArgumentError: Single precision cannot tell the values of a column apart.
+    """
     if lattice is None:
-        with np.errstate(over="ignore"):  # infinity is refused with its row
-            return torch.from_numpy(np.ascontiguousarray(x.astype(np.float32)))
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused with its row
+            values = np.ascontiguousarray(x.astype(np.float32))
+            reach = np.ptp(x, axis=0)
+            parts = [slice(k, k + ROWS) for k in range(0, len(x), ROWS)]
+            rounding = np.max([np.abs(x[part] - values[part]).max(0) for part in parts], 0)
+            differ = reach > ALIKE * np.abs(values).max(0)
+        lost = np.isfinite(reach) & (rounding > MOST_ROUNDING * reach) & differ
+        if lost.any():
+            place = tuple(int(i) for i in np.argwhere(lost)[0])
+            column = x[(slice(None), *place)]
+            raise ArgumentError(
+                f"values between {column.min():.10g} and {column.max():.10g}, which single precision cannot tell "
+                f"apart; subtract their mean, or change the unit"
+            )
+        return torch.from_numpy(values)
     small = np.uint8 if lattice.levels <= 256 else np.int32
     return torch.from_numpy(np.ascontiguousarray(x.astype(small)))

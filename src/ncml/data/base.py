@@ -15,7 +15,7 @@ from ncml.checks import check_count
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice
 
-__all__ = ["DataSet", "DataSource", "Rows", "kind_of"]
+__all__ = ["DataSet", "DataSource", "Rows", "check_single", "kind_of", "signed"]
 
 MIXING_SEED = 1  # of the data set, not of a run: every run is evaluated on the same examples
 
@@ -69,6 +69,25 @@ class DataSource:
         """The same data, in another file or folder."""
         changed: dict[str, Any] = {self.place: place}
         return replace(self, **changed)
+
+
+def signed(levels: Tensor) -> Tensor:
+    """Integers in a dtype that torch can compute with; of unsigned ones it has 8 bits only."""
+    kinds = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+    return levels.to(kinds[levels.dtype]) if levels.dtype in kinds else levels
+
+
+def check_single(x: Tensor, name: str) -> None:
+    """Refuse finite numbers that would be infinite in single precision, in which batches are.
+
+    Raises:
+        ArgumentError: There are some.
+    """
+    if x.dtype == torch.float64 and bool((x.abs() > torch.finfo(torch.float32).max).any()):
+        raise ArgumentError(
+            f"{name}: got numbers up to {float(x.abs().max()):g}; expected at most 3e38, for single precision; change "
+            f"the unit"
+        )
 
 
 def kind_of(value: object, name: str) -> str:

@@ -98,7 +98,6 @@ class AudioSource(DataSource):
         files = every[train]
         read = progress_bar(files, progress, "reading recordings")
         sequences = [torch.from_numpy(self._numbers(wav, lattice)) for wav in read]
-        scale = self.gain if lattice is None else 1.0
         try:
             windows = cut_windows(
                 sequences,
@@ -107,7 +106,8 @@ class AudioSource(DataSource):
                 self.hop,
                 lattice=lattice,
                 rate=first.rate,
-                min_std=self.min_std * scale,
+                min_std=self.min_std,
+                unit=self.gain if lattice is None else 1.0,
             )
             return replace(windows, choice=splits[train][1])
         except ArgumentError as error:
@@ -287,6 +287,8 @@ def _check_settings(source: Any, name: str, place: str, expected: str) -> None: 
         raise ArgumentError(f"name: got {source.name!r}; expected {name!r}")
     if getattr(source, place) is None:
         raise ArgumentError(f"{place}: got None; expected {expected}, for name={name!r}")
+    if isinstance(getattr(source, place), str):
+        object.__setattr__(source, place, Path(getattr(source, place)))
     check_count(source.window, "window")
     if source.hop is not None:
         check_count(source.hop, "hop")

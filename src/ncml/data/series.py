@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ncml.data.arrays import SPLIT, WHOLE, as_values, check_numbers, lattice_for, load_arrays
-from ncml.errors import DatasetError
+from ncml.errors import ArgumentError, DatasetError
 from ncml.noise import Lattice
 
 __all__ = ["SeriesData", "read_csv", "read_series"]
@@ -76,7 +77,10 @@ def read_series(
             f"{parts[False].shape[2]} ({parts[False].dtype}) to test on; expected the same"
         )
     lattice = lattice_for(path, [x for x in parts.values() if x.size], levels)
-    return SeriesData(tuple(as_values(x, lattice) for x in parts[train]), lattice, None in pair)
+    try:
+        return SeriesData(tuple(as_values(x, lattice) for x in parts[train]), lattice, None in pair)
+    except ArgumentError as error:
+        raise DatasetError(f"{path}: got {error}") from error
 
 
 def _shaped(path: Path, name: str, x: Numbers) -> Numbers:
@@ -114,6 +118,8 @@ def read_csv(path: Path, *, columns: Sequence[str] = (), time: str | None = None
     if len(rows) < 2:
         raise DatasetError(f"{path}: got {len(rows)} lines; expected a header and at least one row")
     header = [name.strip() for name in rows[0][1]]
+    if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        raise DatasetError(f"{path}: line {rows[0][0]}: got {other!r} between the columns; expected commas")
     if all(map(_is_number, header)):
         raise DatasetError(
             f"{path}: line {rows[0][0]}: got numbers alone, {', '.join(header)}; expected a header with the names of "
@@ -125,27 +131,41 @@ def read_csv(path: Path, *, columns: Sequence[str] = (), time: str | None = None
             raise DatasetError(f"{path}: got the columns {', '.join(header)}; expected one named {name!r}")
     places = [header.index(name) for name in chosen]
     values = np.empty((len(rows) - 1, len(chosen)))
-    times: list[float] = []
     for k, (line, row) in enumerate(rows[1:]):
         if len(row) != len(header):
             raise DatasetError(f"{path}: line {line}: got {len(row)} cells; expected {len(header)}, as in the header")
         for j, place in enumerate(places):
             values[k, j] = _number(path, line, header[place], row[place])
-        if time is not None:
-            times.append(_time(path, line, row[header.index(time)]))
-            if k > 1:
-                step, first = times[-1] - times[-2], times[1] - times[0]
-                if not abs(step - first) <= IRREGULAR * abs(first):
-                    raise DatasetError(
-                        f"{path}: line {line}: got a step of {step:g} in {time}; expected {first:g}, as between the "
-                        f"first rows; resample the series, or if that does not matter, name the columns to read, "
-                        f"without time"
-                    )
-            elif k == 1 and not times[1] > times[0]:
-                raise DatasetError(
-                    f"{path}: line {line}: got times that do not increase; expected regular ones; sort it"
-                )
+    if time is not None:
+        _check_times(path, time, [(line, row[header.index(time)]) for line, row in rows[1:]])
     return values
+
+
+def _check_times(path: Path, time: str, cells: list[tuple[int, str]]) -> None:
+    """Refuse times that are not regular."""
+    days = [day for _, cell in cells if (day := _day(cell)) is not None]  # 20200131, which is a number as well
+    times = days if len(days) == len(cells) else [_time(path, line, cell) for line, cell in cells]
+    for k, (line, _) in enumerate(cells):
+        if k > 1:
+            step, first = times[k] - times[k - 1], times[1] - times[0]
+            if not abs(step - first) <= IRREGULAR * abs(first):
+                raise DatasetError(
+                    f"{path}: line {line}: got a step of {step:g} in {time}; expected {first:g}, as between the first "
+                    f"rows; resample the series, or if that does not matter, name the columns to read, without time"
+                )
+        elif k == 1 and not times[1] > times[0]:
+            raise DatasetError(f"{path}: line {line}: got times that do not increase; expected regular ones; sort it")
+
+
+def _day(cell: str) -> float | None:
+    """A date without marks between year, month and day, in seconds; None if it is none of these centuries."""
+    if not re.fullmatch(r"(1[89]|20|21)\d{6}", cell.strip()):
+        return None
+    try:
+        day = datetime.datetime.strptime(cell.strip(), "%Y%m%d")
+    except ValueError:
+        return None
+    return (day - datetime.datetime(1970, 1, 1)).total_seconds()
 
 
 def _is_number(cell: str) -> bool:
@@ -171,7 +191,8 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
 def _time(path: Path, line: int, cell: str) -> float:
     """A time stamp as a number: seconds if it is a date."""
     try:
-        return float(cell)
+        if np.isfinite(number := float(cell)):
+            return number
     except ValueError:
         pass
     try:

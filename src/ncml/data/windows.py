@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ncml.checks import check_count
-from ncml.data.base import Rows
+from ncml.data.base import Rows, check_single, signed
 from ncml.data.split import Choice
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice
@@ -59,6 +59,7 @@ class Windows(Rows):
 
     def __post_init__(self) -> None:
         check_count(self.length, "length")
+        object.__setattr__(self, "series", signed(self.series))
         x, starts = self.series, self.starts
         if x.ndim != 2 or 0 in x.shape:
             raise ArgumentError(f"series: got shape {tuple(x.shape)}; expected (T, C), at least one position")
@@ -68,6 +69,7 @@ class Windows(Rows):
         if self.lattice is None and not bool(torch.isfinite(x).all()):
             row = int((~torch.isfinite(x)).any(1).nonzero()[0])
             raise ArgumentError(f"series: got NaN or infinity, first at position {row}; clean the data")
+        check_single(x, "series")
         if self.lattice is not None and ((low := int(x.min())) < 0 or int(x.max()) >= self.lattice.levels):
             raise ArgumentError(
                 f"series: got values in [{low}, {int(x.max())}]; expected 0 .. {self.lattice.levels - 1}"
@@ -120,6 +122,7 @@ def cut_windows(
     lattice: Lattice | None = None,
     rate: int | None = None,
     min_std: float = 0.0,
+    unit: float = 1.0,
     remedy: str = "remove it",
 ) -> Windows:
     """Windows of sequences, each from one of them.
@@ -130,7 +133,8 @@ def cut_windows(
         length: Positions of a window.
         hop: Positions from one window to the next; a whole window if None.
         lattice, rate: As for :class:`Windows`.
-        min_std: Windows with a smaller standard deviation, in data units, are left out and counted.
+        min_std: Windows with a smaller standard deviation are left out and counted.
+        unit: That of ``min_std``, in data units.
         remedy: What to do about a sequence that is too short, besides a smaller window.
 
     Returns:
@@ -159,11 +163,11 @@ def cut_windows(
     if min_std > 0.0:
         parts = torch.arange(len(windows)).split(CHUNK)
         stds = [windows.batch(part, dtype=torch.float64).flatten(1).std(1, correction=0) for part in parts]
-        loud = torch.cat(stds) >= min_std
+        loud = torch.cat(stds) >= min_std * unit
     if not bool(loud.any()):
         raise ArgumentError(
             f"min_std: got {min_std:g}, and {len(windows)} windows of a standard deviation of at most "
-            f"{float(torch.cat(stds).max()):g}; expected less"
+            f"{float(torch.cat(stds).max()) / unit:g}; expected less"
         )
     said = []
     if left_out := int((~loud).sum()):

@@ -4,10 +4,11 @@ A row goes through three maps, column by column:
 
 .. math:: x \;\to\; y = \frac{x + w\,(u - \tfrac12) - c}{s} \;\to\; z = g(y),
 
-with c the median, s the standard deviation of the middle 99 %, w the step of a column on a lattice (0 for real
-numbers) with u uniform on [0, 1), and g the identity or, within bounds, a logarithm or a logit. The log-density of x is
-that of z plus :math:`\log|dz/dx|`; on a lattice it is the probability of the value divided by w, so that for integers
-it is the probability itself. Missing values are NaN; c, s, w and the rest are those of the values that are there.
+with c the median, or a bound, beside which no digit is lost, s the standard deviation of the middle 99 %, w the step
+of a column on a lattice (0 for real numbers) with u uniform on [0, 1), and g the identity or, within bounds, a
+logarithm or a logit. The log-density of x is that of z plus :math:`\log|dz/dx|`; on a lattice it is the probability of
+the value divided by w, so that for integers it is the probability itself. Missing values are NaN; c, s, w and the rest
+are those of the values that are there.
 """
 
 from __future__ import annotations
@@ -24,19 +25,16 @@ from torch import Tensor
 
 from ncml.checks import is_whole
 from ncml.errors import ArgumentError
+from ncml.estimator.traits import HUGE, Array, affine_copy, check_sizes, lattice_of, spread, tied_share
 
 __all__ = ["Bounds", "Columns"]
 
-Array = NDArray[np.float64]
 Bounds = Mapping[Any, tuple[float | None, float | None]]
 
 TIES = 0.1  # a real column with more tied rows than this is jittered
 TIED_WIDTH = 0.01  # in scales of the column
-TOLERANCE = 1e-3  # of the step: how far values may lie off a lattice
-MOST_STEPS = 2**20  # a finer lattice is as good as real numbers
-REPEATS = 2.0  # rows to each distinct value, on average, for a lattice that is not one of integers
-FEWEST = 8  # rows that can show that a column is an affine copy
 MARGIN = 1e-6  # keeps jittered values off the ends of their step
+FARTHEST = 1e15  # scales from the centre: farther is no number of the same kind, and too much for single precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +46,7 @@ class Columns:
         kept: Indices of the k columns that the density sees.
         constant: Columns with one value, index to value.
         duplicates: Columns that are an affine function of an earlier one, index to (that index, slope, intercept).
-        centre, scale: Of the kept columns, ``(k,)``.
+        centre, scale: Of the kept columns, ``(k,)``; the centre of those within bounds is one of these.
         width: Width of the uniform noise that spreads a column's values, 0 for real numbers, ``(k,)``.
         origin: A point of each lattice; NaN for columns that lie on none, ``(k,)``.
         low, high: Bounds of what ``width`` made of the kept columns, infinite if there is none, ``(k,)``.
@@ -86,8 +84,8 @@ class Columns:
             codes: Columns of codes 0, 1, ... by index, and how many there are.
 
         Raises:
-            ArgumentError: A column without a value; every column is constant; bounds that name no column, or that
-                values reach.
+            ArgumentError: A column without a value; every column is constant; values too large, too small or too far
+                from the others; bounds that name no column, or that values reach.
         """
         there = ~np.isnan(X)
         if empty := [str(names[j]) for j in range(X.shape[1]) if not there[:, j].any()]:
@@ -95,13 +93,14 @@ class Columns:
                 f"X: got no value in {', '.join(empty)}; expected some in every column; leave such columns out"
             )
         low, high = np.nanmin(X, axis=0), np.nanmax(X, axis=0)
+        check_sizes(low, high, names)
         constant = {j: float(low[j]) for j in range(X.shape[1]) if low[j] == high[j]}
         duplicates: dict[int, tuple[int, float, float]] = {}
         kept: list[int] = []
         for j in range(X.shape[1]):
             if j in constant:
                 continue
-            found = next(((i, *line) for i in kept if (line := _line(X[:, i], X[:, j])) is not None), None)
+            found = next(((i, *line) for i in kept if (line := affine_copy(X[:, i], X[:, j])) is not None), None)
             if found is None:
                 kept.append(j)
             else:
@@ -113,17 +112,26 @@ class Columns:
             )
         values = [X[there[:, j], j] for j in kept]
         centre = np.array([np.median(column) for column in values])
-        scale = np.array([_spread(column) for column in values])
-        lattices = [_lattice(column) for column in values]
+        scale = np.array([spread(column) for column in values])
+        lattices = [lattice_of(column) for column in values]
         width = np.array([step for step, _ in lattices])
         origin = np.array([start for _, start in lattices])
         codes = dict(codes or {})
         coded = np.isin(kept, list(codes))
         width[coded], origin[coded] = 1.0, 0.0
-        tied = np.array([_tied(column) > TIES for column in values]) & (width == 0.0)
+        tied = np.array([tied_share(column) > TIES for column in values]) & (width == 0.0)
         width = np.where(tied, TIED_WIDTH * scale, width)
         low, high = _bounds(bounds, names, X, kept, duplicates, width)
         low[coded], high[coded] = -0.5, np.array([codes.get(j, 0) for j in kept])[coded] - 0.5
+        centre = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high, centre))
+        ends = np.stack([np.nanmin(X[:, kept], axis=0), np.nanmax(X[:, kept], axis=0)])
+        far = np.abs((ends - centre) / scale)
+        if (far > FARTHEST).any():
+            place = np.unravel_index(far.argmax(), far.shape)
+            raise ArgumentError(
+                f"X: got {ends[place]:g} in {names[kept[int(place[1])]]}, {far[place]:.1g} times its other values' "
+                f"spread from them; expected numbers of one kind; make a gap (NaN) of a code for missing values"
+            )
         columns = cls(
             tuple(names),
             np.array(kept),
@@ -160,7 +168,8 @@ class Columns:
             for j in gaps:
                 i, slope, intercept = self.duplicates[j]
                 X[:, i] = np.where(np.isnan(X[:, i]), (X[:, j] - intercept) / slope, X[:, i])
-        return (X[:, self.kept] - self.centre) / self.scale
+        with np.errstate(over="ignore"):  # of new rows
+            return np.clip((X[:, self.kept] - self.centre) / self.scale, -HUGE, HUGE)
 
     def to_model(self, y: Tensor, u: Tensor | None = None, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Standardised rows as the density sees them, and the log-determinant of the way from the user's units.
@@ -281,65 +290,6 @@ def column_of(key: Any, labels: Sequence[Any], name: str) -> int:  # noqa: ANN40
     return int(key)
 
 
-def _spread(column: Array) -> float:
-    """Standard deviation of the middle 99 %, or of all rows where these are alike."""
-    low, high = np.quantile(column, [0.005, 0.995])
-    return float(np.clip(column, low, high).std()) or float(column.std())
-
-
-def _line(x: Array, y: Array) -> tuple[float, float] | None:
-    """Slope and intercept if y is an affine function of x to rounding, in rows that have both, which are most."""
-    there = ~(np.isnan(x) | np.isnan(y))
-    if not there.all():
-        if there.sum() < max(FEWEST, 0.5 * (~(np.isnan(x) & np.isnan(y))).sum()):
-            return None
-        x, y = x[there], y[there]
-        if np.ptp(x) == 0.0 or np.ptp(y) == 0.0:
-            return None
-    if np.array_equal(x, y):
-        return 1.0, 0.0
-    if len(x) < FEWEST:
-        return None
-    a, b = x - x.mean(), y - y.mean()
-    slope = float(a @ b) / float(a @ a)
-    if slope == 0.0 or np.abs(b - slope * a).max() > 1e-6 * np.abs(b).max():
-        return None
-    # Any columns that share a huge value, such as a code for missing ones, pass that: now by what is usual for y, with
-    # every value once, however frequent the code.
-    first = np.unique(x, return_index=True)[1]
-    rest = y - slope * x
-    intercept = float(np.median(rest[first]))
-    size = np.abs(y - np.median(y[first]))
-    if (np.abs(rest - intercept) > 1e-6 * (size + np.median(size[first]))).any():
-        return None
-    return slope, intercept
-
-
-def _tied(column: Array) -> float:
-    """Share of rows whose value another row has too."""
-    _, counts = np.unique(column, return_counts=True)
-    return float(counts[counts > 1].sum()) / len(column)
-
-
-def _lattice(column: Array) -> tuple[float, float]:
-    """Step and a point of the lattice that a column lies on; 0 and NaN if there is none."""
-    values = np.unique(column)
-    none = 0.0, float("nan")
-    if np.array_equal(values, np.round(values)) and np.abs(values).max() < 2**53:
-        step = float(np.gcd.reduce(np.diff(values).astype(np.int64)))
-    elif len(column) >= REPEATS * len(values):
-        gaps = np.diff(values)
-        gaps = gaps[gaps > 1e-7 * np.ptp(values)]  # smaller ones are rounding
-        step = float(gaps.min())
-        multiples = (values - values[0]) / step
-        if np.abs(multiples - np.round(multiples)).max() > max(TOLERANCE, 1e-6 * multiples[-1]):
-            return none
-        step = float(np.ptp(values)) / float(np.round(multiples[-1]))
-    else:
-        return none
-    return (step, float(values[0])) if np.ptp(values) <= MOST_STEPS * step else none
-
-
 def _bounds(
     bounds: Bounds | None,
     names: Sequence[str],
@@ -350,6 +300,8 @@ def _bounds(
 ) -> tuple[Array, Array]:
     """Lower and upper bounds of the kept columns' jittered values; those of a copy are of the column that it copies."""
     low, high = np.full(len(kept), -np.inf), np.full(len(kept), np.inf)
+    if bounds is not None and not isinstance(bounds, Mapping):
+        raise ArgumentError(f"bounds: got {bounds!r}; expected a mapping, {{column: (low, high)}}")
     for key, ends in (bounds or {}).items():
         j = column_of(key, names, "bounds")
         i, slope, intercept = duplicates.get(j, (j, 1.0, 0.0))

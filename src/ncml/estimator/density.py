@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -17,9 +18,10 @@ from torch import Tensor
 from ncml.checks import check_count, check_positive
 from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, UnsupportedError
-from ncml.estimator.columns import Array, Bounds, Columns
+from ncml.estimator.columns import Bounds, Columns
 from ncml.estimator.form import Categories, TableForm
 from ncml.estimator.objective import TableObjective, default_density, is_marginal, marginal_density, seeded
+from ncml.estimator.traits import Array
 from ncml.noise import LinearVESDE, NoiseProcess
 from ncml.objective import LogUniformTimes, TimeSampler
 from ncml.training import EMA, fit
@@ -162,7 +164,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         objective = TableObjective(process, times, columns=self.columns_)
         held = min(int(self.validation_fraction * len(rows)), MOST_HELD)
         order = random.permutation(len(rows))
-        table = torch.from_numpy(self.columns_.standardise(rows)).float()
+        table = torch.from_numpy(self.columns_.standardise(rows))
         seed = int(random.randint(2**31 - 1))
         with seeded(seed):
             default = marginal_density if wanted else default_density
@@ -181,7 +183,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
                     f"ncml.densities.MarginalMADE(shape, process); or impute them"
                 )
             density = density.to(self.device or "cpu")
-            table = table.to(density.device, density.dtype)
+            table = table.to(density.device)
             self.density_ = density
             sobol = torch.quasirandom.SobolEngine(table.shape[1], scramble=True, seed=seed)
             self._points = sobol.draw(self.dequantisations)
@@ -242,7 +244,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         scores = []
         for part in table.split(ROWS):
             filled, mask = self._split(part)
-            scores.append(self.density_.score(self.columns_.to_model(filled)[0], t, mask))
+            z = self.columns_.to_model(filled)[0].to(self.density_.dtype)
+            scores.append(self.density_.score(z, t, mask))
         out = np.zeros((len(table), self.n_features_in_))
         out[:, self.columns_.kept] = torch.cat(scores).double().cpu().numpy()
         return out
@@ -291,7 +294,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         with torch.no_grad():
             for u in points:
                 z, log_det = self.columns_.to_model(filled, u, observed)
-                terms.append(self.density_.log_density(z, t, mask) + log_det)
+                terms.append(self.density_.log_density(z.to(self.density_.dtype), t, mask) + log_det)
         return torch.stack(terms).logsumexp(0) - float(np.log(len(terms)))
 
     def _split(self, table: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -299,7 +302,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         if not self.marginal_:
             return table, None
         gaps = table.isnan()
-        return table.masked_fill(gaps, 0.0), gaps.logical_not().to(table.dtype)
+        return table.masked_fill(gaps, 0.0), gaps.logical_not().to(self.density_.dtype)
 
     @property
     def process_or_default(self) -> NoiseProcess:
@@ -322,7 +325,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         """
         if self.missing is False or not self.marginal_:
             self._refuse_gaps(rows)
-        return torch.from_numpy(self.columns_.standardise(rows)).to(self.density_.device, self.density_.dtype)
+        return torch.from_numpy(self.columns_.standardise(rows)).to(self.density_.device)
 
     def _names(self) -> list[str]:
         return list(getattr(self, "feature_names_in_", [f"x{j}" for j in range(self.n_features_in_)]))
@@ -368,7 +371,7 @@ class _Watch:
         self.estimator, self.rows = estimator, held_out
         self.density = estimator.density_
         self.average = EMA(self.density.parameters(), DECAY)
-        self.best, self.at, self.bad = -float("inf"), 0, 0
+        self.best, self.at, self.bad = (0.0, -math.inf), 0, 0  # share of rows with a density, and its logarithm's mean
         self.weights = [p.detach().clone() for p in self.average.average]
 
     def __call__(self, step: int) -> bool:
@@ -376,7 +379,10 @@ class _Watch:
         if step % EVERY and step != self.estimator.max_steps:
             return False
         with self.average.applied():
-            value = float(self.estimator.log_density_of(self.rows, 0.0).mean())
+            log_p = self.estimator.log_density_of(self.rows, 0.0)
+        # A row that has no density yet must not decide alone.
+        finite = log_p.isfinite()
+        value = float(finite.double().mean()), float(log_p[finite].mean())
         self.bad += 1
         if value > self.best or self.at == 0:
             self.best, self.at, self.bad = value, step, 0
@@ -388,4 +394,5 @@ class _Watch:
         with torch.no_grad():
             for p, best in zip(self.average.parameters, self.weights, strict=True):
                 p.copy_(best)
-        return self.at, self.best
+        share, mean = self.best
+        return self.at, mean if share == 1.0 else -math.inf

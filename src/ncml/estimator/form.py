@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncml.errors import ArgumentError
-from ncml.estimator.columns import Array, column_of
+from ncml.estimator.columns import column_of
+from ncml.estimator.traits import Array
 
 __all__ = ["Categories", "TableForm", "is_frame", "rows_of"]
 
@@ -30,15 +31,15 @@ class TableForm:
         labels: Names of a data frame's columns; indices of those of an array.
         categories: Of a column, by index, the values in the order of their codes 0, 1, ...
         frame: The data frame without its rows; None for arrays.
-        dtype: Of an array that has categories.
-        whole: Columns of such an array that hold integers.
+        dtype: Of an array; None for lists.
+        kinds: Of columns of objects that are no categories: ``bool`` or ``int`` where they hold nothing else.
     """
 
     labels: list[Any]
     categories: dict[int, list[Any]]
     frame: Any
     dtype: Any
-    whole: frozenset[int]
+    kinds: dict[int, type]
 
     @classmethod
     def of(cls, X: Any, categories: Categories | None) -> TableForm:  # noqa: ANN401 -- any table
@@ -68,11 +69,12 @@ class TableForm:
             known[j] = list(values)
             if len(set(known[j])) < len(known[j]):
                 raise ArgumentError(f"categories: got {known[j]!r} for {key!r}; expected every value once")
+        dtypes = list(X.dtypes) if is_frame(X) else [getattr(X, "dtype", None)] * len(labels)
+        objects = [j for j, dtype in enumerate(dtypes) if isinstance(dtype, np.dtype) and dtype.kind == "O"]
+        held = {j: kind for j in objects if j not in known and (kind := _kind(_column(X, j))) is not None}
         if is_frame(X):
-            return cls(labels, known, X.iloc[:0].copy(), None, frozenset())
-        others = [j for j in range(len(labels)) if known and j not in known]
-        whole = frozenset(j for j in others if all(isinstance(v, numbers.Integral) for v in _present(_column(X, j))))
-        return cls(labels, known, None, getattr(X, "dtype", None), whole)
+            return cls(labels, known, X.iloc[:0].copy(), None, held)
+        return cls(labels, known, None, getattr(X, "dtype", None), held)
 
     @property
     def declared(self) -> dict[Any, list[Any]]:
@@ -128,21 +130,21 @@ class TableForm:
         for j, values in self.categories.items():
             codes = np.rint(rows[:, j]).astype(int)
             columns[j] = np.array([values[code] for code in codes], dtype=object)
+        for j, kind in self.kinds.items():
+            columns[j] = _held(columns[j], np.dtype(kind)).astype(kind).astype(object)
         if self.frame is not None:
             kinds = dict(enumerate(self.frame.dtypes))
             held = {j: column if j in self.categories else _held(column, kinds[j]) for j, column in columns.items()}
             frame = type(self.frame)(held).astype(kinds)
             frame.columns = self.frame.columns
             return frame
-        if not self.categories:
-            return rows
+        if not self.categories and getattr(self.dtype, "kind", "f") in "biuf":
+            return rows if self.dtype is None else _held(rows, self.dtype).astype(self.dtype)
         table = np.empty(rows.shape, dtype=object)
         for j, column in columns.items():
-            if j in self.whole:
-                kind = self.dtype if getattr(self.dtype, "kind", "O") in "biu" else np.dtype(np.int64)
-                column = _held(column, kind).astype(kind).astype(object)
-            table[:, j] = column
-        return table.astype(self.dtype)
+            table[:, j] = column if j in self.categories else _held(column, self.dtype)
+        # Text as wide as the longest category, of which the training table may have had shorter ones alone.
+        return table.astype(self.dtype.kind if self.dtype.kind in "US" else self.dtype)
 
     def warn(self, rows: Array) -> None:
         """Say which categories, in encoded rows ``(n, d)``, name rows more than they tell of them."""
@@ -213,8 +215,11 @@ def _column(X: Any, j: int) -> Objects:  # noqa: ANN401 -- array or data frame
 
 
 def _held(column: Array, dtype: Any) -> Array:  # noqa: ANN401 -- a type of numpy or pandas
-    """Numbers rounded and put into the range of an integer type; as they are for others."""
+    """Numbers in the range of a type, rounded for one of integers; as they are for others."""
     kind = getattr(dtype, "kind", "O")
+    if kind == "f":
+        most = float(np.finfo(getattr(dtype, "numpy_dtype", getattr(dtype, "subtype", dtype))).max)
+        return column.clip(-most, most)
     if kind not in "biu":
         return column
     if kind == "b":
@@ -226,11 +231,21 @@ def _held(column: Array, dtype: Any) -> Array:  # noqa: ANN401 -- a type of nump
 
 
 def _missing(value: Any) -> bool:  # noqa: ANN401 -- a cell
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas', which need not be installed
+        return True
     return value is None or (isinstance(value, (float, np.floating)) and bool(np.isnan(value)))
 
 
 def _present(column: Objects) -> list[Any]:
     return [value for value in column if not _missing(value)]
+
+
+def _kind(column: Objects) -> type | None:
+    """``bool`` or ``int`` if there is nothing else in a column of objects."""
+    there = _present(column)
+    if there and all(isinstance(v, (bool, np.bool_)) for v in there):
+        return bool
+    return int if there and all(isinstance(v, numbers.Integral) for v in there) else None
 
 
 def _in_order(column: Objects) -> list[Any]:

@@ -10,16 +10,16 @@ from scipy import sparse  # type: ignore[import-untyped]
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import row_norms
 
-from ncml.estimator.columns import Array
+from ncml.estimator.traits import Array
 
-__all__ = ["Neighbours"]
+__all__ = ["MOST", "Neighbours"]
 
 LADDER = 0.25  # of the squared distance that the values have; chosen on the same data as the statistic
 FLAT = 1e-3  # in the columns' scales; a column of less spread is what held for all rows, and keeps its scale
 SAME = 1e-6  # rows as near as this, relative to their length, are one row but for rounding
 DENSE = 1000  # features; more of them, mostly zeros, are a sparse matrix
 CHUNK = 10_000  # rows whose features are in memory at a time
-MOST = 1e9  # standard deviations; stands for a log-density of minus infinity
+MOST = 1e9  # standard deviations; stands for all that is farther, and for a log-density of minus infinity
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Neighbours:
 
         Args:
             y: Their columns, ``(n, d)``.
-            ladder: Their standardised log-densities, ``(n, m)``.
+            ladder: Their standardised log-densities, within ``MOST``, ``(n, m)``.
             count: Neighbours; where there are too few rows, all others.
             categories: Columns that are codes of categories, and how many of these there are.
         """
@@ -89,7 +89,7 @@ def _features(
     """Values in standard deviations, the ladder in its share, and an indicator of every category."""
     values = np.delete((y - centre) / spread, list(categories), axis=1)
     share = np.sqrt(LADDER * y.shape[1] / ladder.shape[1])
-    dense = np.concatenate([values, share * np.clip(ladder, -MOST, MOST)], 1)
+    dense = np.concatenate([np.clip(values, -MOST, MOST), share * ladder], 1)
     if not categories:
         return dense
     rows = np.arange(len(y))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def marginal_density(event_shape: Sequence[int], process: NoiseProcess) -> Margi
 
 @dataclass(frozen=True)
 class TableObjective(NCMLObjective):
-    """The objective on standardised rows, whose lattice columns are spread afresh in every batch.
+    """The objective on standardised rows, float64, whose lattice columns are spread afresh in every batch.
 
     A context is the mask of observed values. In half of the rows of a batch further values are hidden, each with a
     probability that is uniform from row to row, so that every set of observed values is trained.
@@ -61,12 +61,13 @@ class TableObjective(NCMLObjective):
         **options: Any,  # noqa: ANN401
     ) -> Tensor:
         assert self.columns is not None
-        u = None
+        u, dtype = None, cast(NoiseConditionalDensity, density).dtype
         if self.columns.jittered:
-            u = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+            u = torch.rand(x.shape, dtype=dtype, device=x.device, generator=generator)
         if context is not None:
             context = _hide_more(context, generator)
-        return super().__call__(density, self.columns.to_model(x, u)[0], context, generator=generator, **options)
+        z = self.columns.to_model(x, u)[0].to(dtype)  # beside a bound single precision would lose all digits
+        return super().__call__(density, z, context, generator=generator, **options)
 
 
 def _hide_more(mask: Tensor, generator: torch.Generator | None) -> Tensor:

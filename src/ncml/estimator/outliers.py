@@ -38,11 +38,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ncml.checks import check_count
 from ncml.errors import ArgumentError
-from ncml.estimator.columns import Array
 from ncml.estimator.density import NCMLDensityEstimator
 from ncml.estimator.form import TableForm, rows_of
-from ncml.estimator.neighbours import Neighbours
+from ncml.estimator.neighbours import MOST, Neighbours
 from ncml.estimator.objective import times_of
+from ncml.estimator.traits import Array
 from ncml.estimator.usual import Usual, correlated_pairs
 
 __all__ = ["NCMLOutlierDetector", "PyODDetector"]
@@ -148,8 +148,10 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
             estimator.set_params(categories=form.declared)
         if estimator.missing is None and np.isnan(rows).any():
             estimator.set_params(missing=True)  # those left for training may have none
-        self.estimator_: NCMLDensityEstimator = estimator.fit(rows_of(X, order[held:]))
         seen = rows[order[held:]]
+        if held:
+            self._check_left(rows, seen)
+        self.estimator_: NCMLDensityEstimator = estimator.fit(rows_of(X, order[held:]))
         self._usual = self._fit_usual(seen[:ROWS], random)
         wanted = self.n_neighbors > 0 and not self.estimator_.marginal_
         self._neighbours = self._fit_neighbours(seen[:MOST_NEIGHBOURS]) if wanted else None
@@ -228,9 +230,9 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         return -self._neighbours.distance(self._values(rows), ladder)
 
     def _ladder(self, rows: Array) -> Array:
-        """The standardised log-densities, ``(n, levels)``."""
+        """The standardised log-densities, ``(n, levels)``, as far as anything can be told apart."""
         mean, std = self._usual.of(self._observed(rows))
-        return (self._log_densities(rows) - mean) / std
+        return np.clip((self._log_densities(rows) - mean) / std, -MOST, MOST)  # finite, as metrics want scores
 
     def _values(self, rows: Array) -> Array:
         """What distances are of: columns, codes of categories, and what is broken, in units of the least noise."""
@@ -241,7 +243,8 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         if not (columns.constant or columns.duplicates):
             return values
         least = min(level for level in self.levels if level > 0.0)
-        broken = np.linalg.norm(columns.residuals(rows), axis=1, keepdims=True) / least
+        with np.errstate(over="ignore"):
+            broken = np.linalg.norm(columns.residuals(rows), axis=1, keepdims=True) / least
         return np.concatenate([values, broken], 1)
 
     def _fit_neighbours(self, rows: Array) -> Neighbours:
@@ -253,7 +256,8 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         return {k: len(known[j]) for k, j in enumerate(self.estimator_.columns_.kept.tolist()) if j in known}
 
     def _log_densities(self, rows: Array) -> Array:
-        squared = np.square(self.estimator_.columns_.residuals(rows)).sum(1)
+        with np.errstate(over="ignore"):
+            squared = np.square(self.estimator_.columns_.residuals(rows)).sum(1)
         table = self.estimator_.table_of(rows)
         columns = [self.estimator_.log_densities_of(table, t) for t in self._times]
         for sigma, column in zip(self.levels, columns, strict=True):
@@ -303,6 +307,21 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         )
         return cast(Array, rows)
 
+    def _check_left(self, rows: Array, seen: Array) -> None:
+        """Refuse a calibration part that leaves the training without what the table has."""
+        remedy = "take fewer calibration rows, or another random_state"
+        if lost := np.flatnonzero(np.isnan(seen).all(0) & ~np.isnan(rows).all(0)).tolist():
+            names = list(getattr(self, "feature_names_in_", [f"x{j}" for j in range(rows.shape[1])]))
+            raise ArgumentError(
+                f"calibration: got {self.calibration}, which leaves {len(seen)} rows to train on, without a value in "
+                f"{', '.join(str(names[j]) for j in lost)}; expected some; {remedy}"
+            )
+        if _alike(seen) and not _alike(rows):
+            raise ArgumentError(
+                f"calibration: got {self.calibration}, which leaves {len(seen)} rows to train on that are all the "
+                f"same; expected several values; {remedy}"
+            )
+
     def _check_parameters(self) -> None:
         levels = list(self.levels)
         if not levels or not all(0.0 <= level < math.inf for level in levels) or max(levels) == 0.0:
@@ -317,6 +336,11 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
 def _tie(scores: Array) -> Array:
     """By how much scores that are equal may differ: rounding depends on the rows that are scored together."""
     return ROUNDING * (1.0 + np.abs(scores))
+
+
+def _alike(rows: Array) -> bool:
+    """Whether no column has two values."""
+    return all(len(np.unique(column[~np.isnan(column)])) < 2 for column in rows.T)
 
 
 def _below(score: float) -> float:

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from ncml.checks import Time, check_count
 from ncml.density import NoiseConditionalDensity, inner_density
 from ncml.errors import ArgumentError
-from ncml.estimator.columns import Array
 from ncml.estimator.density import NCMLDensityEstimator
 from ncml.estimator.form import TableForm
 from ncml.estimator.objective import TableObjective, seeded, times_of
+from ncml.estimator.traits import Array
 from ncml.objective import LadderTimes
 from ncml.progress import progress_bar
 from ncml.training import fit
@@ -145,7 +145,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         columns, density = self.estimator_.columns_, self.estimator_.density_
         self.names_ = tuple(getattr(self, "feature_names_in_", columns.names))
         objective = TableObjective(estimator.process_or_default, LadderTimes((t,)), columns=columns)
-        standard = torch.from_numpy(columns.standardise(rows)).to(density.device, torch.float32)
+        standard = torch.from_numpy(columns.standardise(rows)).to(density.device)
         deals = [np.arange(len(rows)), *(random.permutation(len(rows)) for _ in range(self.resamples))]
         seeds = random.randint(2**31 - 1, size=len(deals)).tolist()
         found = []
@@ -185,6 +185,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
                     generator=generator,
                 )
             models.append(model)
-            u = torch.rand(part.shape, dtype=part.dtype, device=part.device, generator=generator)
-            noisy.append(objective.process.perturb(columns.to_model(part, u)[0], t, generator=generator))
+            u = torch.rand(part.shape, dtype=model.dtype, device=part.device, generator=generator)
+            z = columns.to_model(part, u)[0].to(model.dtype)
+            noisy.append(objective.process.perturb(z, t, generator=generator))
         return cast(Array, shift_statistic(models[0], models[1], noisy[0], noisy[1], t).double().cpu().numpy())

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 
-from ncml.estimator.columns import Array
+from ncml.estimator.traits import Array
 
 __all__ = ["Usual", "correlated_pairs"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ncml.density import score_of, slopes_of
+from ncml.density import score_of, slopes_of, usable
 from ncml.density.gradient import random_direction
 from ncml.errors import UnsupportedError
 from ncml.noise import GaussianProcess
@@ -48,6 +48,19 @@ def score_terms(
 
     Formulas in :class:`~ncml.NCMLObjective`. Both use the score of one call.
     """
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return score_terms(
+                density,
+                process,
+                usable(x_t),
+                usable(t),
+                None if context is None else usable(context),
+                usable(noise),
+                score_matching=score_matching,
+                fokker_planck=fokker_planck,
+                generator=generator,
+            )
     training = torch.is_grad_enabled()
     noisy = t > 0.0
     # One row at least: every process of a distributed run makes the same calls. At T, if it has no noise of its own.

@@ -120,6 +120,8 @@ class ExtendedSequence(AutoregressiveDensity):
 def check_overlap(overlap: int | None, window: int, length: int) -> int:
     """The overlap of windows of a sequence, half of one if None."""
     overlap = window // 2 if overlap is None else check_count(overlap, "overlap")
+    if length > window == 1:
+        raise ArgumentError(f"length: got {length}; expected 1: windows of one position cannot overlap")
     if length > window and not 0 < overlap < window:
         raise ArgumentError(
             f"overlap: got {overlap}; expected 1 to {window - 1} positions, fewer than the {window} of the window"
