@@ -13,6 +13,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from sequences_summary import summary
+
 HERE = Path(__file__).parent
 MODELS = {"made": "MADE", "transformer": "causal transformer"}
 PROBLEMS = {
@@ -343,7 +345,8 @@ def page(data: dict[str, Any], words: str) -> str:
             "",
         ]
     beyond = [line for name, entry in data.items() if entry.get("long") for line in far_beyond(name, entry)]
-    parts = {"(tables)": lines, "(long)": beyond, "(appendix)": appendix}
+    short = summary(data, final, bits_or_nats)
+    parts = {"(summary)": short, "(tables)": lines, "(long)": beyond, "(appendix)": appendix}
     for place, part in parts.items():
         words = words.replace(place, "\n".join(part).strip())
     return words
