@@ -292,6 +292,8 @@ def test_typicality_is_minus_mahalanobis_distance():
     collinear = Typicality.fit(features[:, [0, 0]])  # neither this nor a constant has an inverse by itself
     assert bool(collinear(features[:, [0, 0]]).isfinite().all())
     assert bool(Typicality.fit(torch.ones(2, 3))(torch.zeros(1, 3)).isfinite().all())
+    constant = torch.full((7, 1), 0.1, dtype=torch.float64)  # its standard deviation is no 0, but rounding
+    assert abs(float(Typicality.fit(constant)(constant[:1] + 1e-6))) < 1e-5
     for wrong in (features[:1], features[0], torch.full((3, 1), INF)):
         with pytest.raises(ArgumentError, match="features: got"):
             Typicality.fit(wrong)

@@ -281,7 +281,8 @@ def frechet(run: OpenRun, train: DataSet, test: DataSet, settings: EvaluateSetti
         progress=run.first and shows_progress(),
     )
     reference = features_of(lambda rows: ruler.model.features(train.batch(rows)), torch.arange(len(train)))
-    scale = reference.std(0)  # so that every feature counts alike
+    scale = reference.std(0)  # so that every feature counts alike, but for those that never vary
+    scale = torch.where(scale > 0.0, scale, 1.0)
 
     def distance(x: Tensor) -> float:
         return frechet_distance(features_of(ruler.model.features, x) / scale, reference / scale)

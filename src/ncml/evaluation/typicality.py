@@ -25,6 +25,7 @@ from ncml.evaluation.likelihood import batches, check_batch
 __all__ = ["Typicality", "ladder_statistics"]
 
 LEAST = -1e30  # of a log-density, where it is 0
+ROUNDING = 1e-12  # of the mean: what varies by less is constant
 
 
 def ladder_statistics(
@@ -122,7 +123,7 @@ class Typicality:
         check_probability(shrinkage, "shrinkage")
         f = features.double()
         mean, std = f.mean(0), f.std(0)
-        std = torch.where(std > 0.0, std, 1.0)  # what never varies counts in its own unit
+        std = torch.where(std > ROUNDING * mean.abs(), std, 1.0)  # what never varies counts in its own unit
         z = (f - mean) / std
         identity = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
         correlation = torch.lerp(z.T @ z / (len(f) - 1), identity, shrinkage)
