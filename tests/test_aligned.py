@@ -107,3 +107,5 @@ def test_a_fitted_grid_beats_the_others(stop):
         assert error(steps, grid) < 0.97 * min(error(steps, name) for name in ("quadratic", "log-snr", "karras"))
     with pytest.raises(ArgumentError, match="steps: got 9; expected at most candidates = 8"):
         fit_grid(density, start, 9, candidates=8)
+    with pytest.raises(ArgumentError, match=r"x: got shape \(0, .*at least one sample"):
+        fit_grid(density, start[:0], 4)

@@ -11,7 +11,7 @@ import torch
 
 from ncml import VESDE, DiscreteProcess, Lattice, LevelNoise, SampleableDensity, generate
 from ncml.densities import GaussianMixtureDensity, ToyLattice
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
 from ncml.sampling import HMC, AnnealedLangevin, LatticeGibbs, LatticeMetropolis, MetropolisLangevin, Sampler
 from tests.problems import PMF, PROCESSES, gaussian, plane_mixture, seeded
 from tests.statistics import Z, assert_frequencies, assert_law, assert_mean, assert_variance, normal_cdf
@@ -233,3 +233,27 @@ def test_rows_that_have_failed_leave_the_others_alone(sampler, value):
     if isinstance(sampler, LatticeMetropolis):
         rates = kept.info["acceptance"] * 6 * 8
         assert torch.allclose(rates, rates.round())  # of six rows with eight moves
+
+
+GAPS = torch.tensor([[0.4, 0.0, 0.2, 0.0, 0.4]], dtype=F64)
+
+
+@pytest.mark.parametrize("sampler", [LatticeGibbs(20), LatticeMetropolis(4, moves=200)], ids=["gibbs", "metropolis"])
+def test_states_without_mass_are_left(sampler):
+    """Levels that no data have: noisy samples stand on them, and none may be given back."""
+    density = ToyLattice(LevelNoise(5), GAPS.repeat(2, 1))
+    noisy = density.sample(2000, 0.3, generator=seeded(0))
+    refined = sampler(density, noisy, 0.3, generator=seeded(1))
+    assert bool((density.log_prob(refined) > -math.inf).all())
+
+
+def test_states_without_mass_are_failures():
+    """In ten dimensions one sweep does not leave them: they are named, or given up."""
+    density = ToyLattice(LevelNoise(5), GAPS.repeat(10, 1))
+    noisy = density.sample(200, 1.0, generator=seeded(0))
+    with pytest.raises(NonFiniteError, match="log-mass: got NaN or infinity for"):
+        LatticeGibbs(1)(density, noisy, 1.0, generator=seeded(1))
+    kept = LatticeGibbs(1)(density, noisy, 1.0, generator=seeded(1), on_failure="keep")
+    good = kept.isfinite().all(1)
+    assert 0 < int(good.sum()) < 200
+    assert bool((density.log_prob(kept[good]) > -math.inf).all())

@@ -109,6 +109,14 @@ def test_sample(run, tmp_path):
     assert settings["model"]["step"] == 8
 
 
+def test_results_are_not_put_in_the_place_of_a_file(run, tmp_path, capsys):
+    (tmp_path / "here").write_text("mine")
+    for command in ("sample", "complete", "evaluate"):
+        assert main([command, str(run), "--out", str(tmp_path / "here")]) == 2
+        assert "which is a file; expected a folder" in capsys.readouterr().err
+    assert (tmp_path / "here").read_text() == "mine"
+
+
 def test_sample_with_another_sampler(run, tmp_path, capsys):
     """The named one, with as many steps; and --n, since not everything is an image."""
     arguments = ["--n", "3", "--steps", "2", "--batch-size", "3", "--sampler", "heun"]

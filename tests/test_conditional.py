@@ -10,7 +10,7 @@ import torch
 from ncml import VESDE, VPSDE, Lattice, LevelNoise, NoiseConditionalDensity, SampleableDensity
 from ncml.densities import MADE, CallableDensity, GaussianDensity, GaussianMixtureDensity, ToyLattice
 from ncml.density import CompletionTarget, EventTarget, PosteriorTarget, Target, guided, time_posterior
-from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
 from ncml.sampling import (
     AdaptiveHeun,
     AnnealedSMC,
@@ -534,3 +534,21 @@ def test_a_completion_makes_no_moves_unless_asked():
     )
     assert same_bits(default, none)
     assert not same_bits(default, one)
+
+
+def test_rows_that_fail_are_kept_by_every_way_to_restore():
+    """By means as by a sampler: NaN in the row that has failed, and the others as without it."""
+    process = VESDE.linear(1.0)
+    right = GaussianDensity(process, torch.zeros(2, dtype=torch.float64), 0.5)
+    wrong = CallableDensity(
+        right.log_prob, (2,), process, score=lambda x, t: right.score(x, t).masked_fill(x[:, :1] > 5.0, math.nan)
+    )
+    x = torch.randn(4, 2, generator=seeded(0), dtype=torch.float64)
+    x[2, 0] = 9.0
+    levels = [0.1, 0.2, 0.4]
+    with pytest.raises(NonFiniteError):
+        restore(wrong, x, sigmas=levels)
+    kept = restore(wrong, x, sigmas=levels, on_failure="keep").x
+    assert bool(kept[2].isnan().all())
+    others = [0, 1, 3]
+    torch.testing.assert_close(kept[others], restore(right, x[others], sigmas=levels).x)

@@ -48,6 +48,7 @@ from ncml.data import images as images_module
 from ncml.data.decoding import FORMATS
 from ncml.data.split import split_by_name
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError, LeftOutWarning, MissingExtraError
+from ncml.evaluation import save_grid
 
 needs_data = pytest.mark.skipif("NCML_DATA" not in os.environ, reason="NCML_DATA names no folder of data sets")
 
@@ -1129,3 +1130,12 @@ def test_mixed_images_are_some_of_all_classes():
     )
     with pytest.raises(ArgumentError, match="n: got 0"):
         images.mixed(0)
+
+
+def test_samples_that_have_failed_are_white(tmp_path):
+    images = torch.full((2, 1, 4, 4), -1.0)
+    images[1] = torch.nan
+    save_grid(images, tmp_path / "grid.png", columns=2, scale=1)
+    pixels = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert set(np.unique(pixels[:, :4])) == {0}
+    assert set(np.unique(pixels[:, 4:])) == {255}

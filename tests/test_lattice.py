@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncml import BitsPerDim, Lattice
+from ncml import VPSDE, BitsPerDim, Lattice, NCMLObjective
+from ncml.densities import GaussianDensity, ToyLattice
 from ncml.errors import ArgumentError, ArgumentTypeError
 from tests.problems import same_bits, seeded
 from tests.statistics import assert_law
@@ -189,3 +190,25 @@ def test_every_integer_dtype_has_levels(dtype):
     assert torch.equal(Lattice(17).to_unit(k.to(dtype)), Lattice(17).to_unit(k))
     with pytest.raises(ArgumentError, match=r"got values in \[0, 17\]; expected 0 .. 16"):
         Lattice(17).to_unit(torch.tensor([0, 17]).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_half_precision_holds_the_levels(dtype, levels):
+    """Rounded points are the points again, for the lattice and for densities on it."""
+    lattice = Lattice(levels)
+    exact = lattice.points(dtype=torch.float64)
+    half = exact.to(dtype)
+    assert torch.equal(lattice.nearest(half), torch.arange(levels))
+    lattice.check(half)
+    assert torch.equal(lattice.raised(half), lattice.points(dtype=torch.float32))
+    off = torch.tensor([0.49], dtype=dtype) * lattice.width - 1.0
+    if levels < 256:  # between the first two, where half precision can tell
+        assert torch.equal(lattice.raised(off), off.float())
+    density = ToyLattice(VPSDE.at_noise(0.08), torch.ones(3, levels))
+    x = half[torch.randint(levels, (6, 3), generator=seeded(0))]
+    expected = density.log_prob(lattice.quantize(x.float()))
+    assert torch.equal(density.log_prob(x), expected)
+    objective = NCMLObjective(VPSDE.at_noise(0.08), dequantize=lattice)
+    plain = GaussianDensity(VPSDE.at_noise(0.08), torch.zeros(3), 0.5)
+    assert bool(objective(plain, x, generator=seeded(1)).isfinite())

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 
-from ncml import VPSDE
+from ncml import VESDE, VPSDE, NCMLObjective, NoiseConditionalDensity
 from ncml.densities import MarginalMADE
 from ncml.errors import ArgumentError
+from ncml.evaluation import flow_log_prob, fokker_planck_residual, ladder_bound
+from ncml.objective import LadderTimes
+from ncml.sampling import AnnealedSMC, restore
 from ncml.testing import check_density
 from tests.problems import seeded
 
 VP = VPSDE.at_noise(0.5)
+F64 = torch.float64
+STD = 0.7
 ORDER = [2, 0, 1]
 MASKS = torch.tensor(list(itertools.product([1.0, 0.0], repeat=3)), dtype=torch.float64)
 
@@ -96,3 +102,64 @@ def test_the_mask_is_seen_by_the_conditionals():
 def test_wrong_masks(context, message):
     with pytest.raises(ArgumentError, match=message):
         marginal().log_prob(torch.zeros(8, 3, dtype=torch.float64), 0.0, context)
+
+
+class MaskedNormal(NoiseConditionalDensity):
+    """The ladder of N(0, STD^2 I), of the observed values, in closed form."""
+
+    def forward(self, x, t, context=None, *, edges=True):
+        variance = (self.process.alpha(t) * STD).square() + self.process.sigma(t).square()
+        terms = -0.5 * (x.square() / variance[:, None] + (2.0 * math.pi * variance[:, None]).log())
+        return (terms * context).sum(1)
+
+    def observed(self, x, context=None):
+        return context != 0
+
+
+@pytest.mark.parametrize("mask", [(1.0, 1.0, 1.0), (1.0, 0.0, 1.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0)])
+def test_only_observed_values_count_where_a_formula_has_their_number(mask):
+    """Under another process, along the Fokker-Planck equation and the flow, in a bound, and in the particles' Z."""
+    density = MaskedNormal((3,), VP)
+    rows = torch.tensor([mask], dtype=F64).expand(200, 3)
+    x = STD * torch.randn(200, 3, generator=seeded(0), dtype=F64) * rows
+    other = VESDE.linear(0.5)
+    expected = MaskedNormal((3,), other).log_prob(x, 0.3, rows)
+    torch.testing.assert_close(density.under(other).log_prob(x, 0.3, rows), expected)
+    residual, rise = fokker_planck_residual(density, x, 0.5 * VP.T, rows)
+    assert float(residual.abs().max()) < 1e-9 * (1.0 + float(rise.abs().max()))
+    torch.testing.assert_close(flow_log_prob(density, x, rows), density.log_prob(x, 0.0, rows), rtol=1e-6, atol=1e-6)
+    half = rows[:100]
+    bound = ladder_bound(density, x[:100], 0.5 * VP.T, fit=x[100:], context=half, fit_context=half, generator=seeded(1))
+    exact = density.log_prob(x[:100], 0.0, half)
+    assert float(bound.mean() - exact.mean()) == pytest.approx(0.0, abs=0.2)
+    objective = NCMLObjective(VP, LadderTimes((0.5 * VP.T,)), fokker_planck=1.0)
+    terms = objective.terms(density, x, rows, generator=seeded(2))
+    torch.testing.assert_close(terms.loss, terms.nll, rtol=1e-9, atol=1e-9)
+    start = VP.perturb(x, VP.T, generator=seeded(3)) * rows
+    refined = AnnealedSMC(16).refine(density, start, context=rows, generator=seeded(4))
+    assert refined.info["log_z"] == pytest.approx(0.0, abs=0.15)
+
+
+def test_the_number_of_values_is_seen():
+    """Planted: all values count, as in a density without gaps."""
+
+    class Forgotten(MaskedNormal):
+        def observed(self, x, context=None):
+            return None
+
+    density, rows = Forgotten((3,), VP), torch.tensor([[1.0, 0.0, 0.0]], dtype=F64)
+    x = torch.zeros(1, 3, dtype=F64)
+    residual, _ = fokker_planck_residual(density, x, 0.5 * VP.T, rows)
+    assert abs(float(residual)) > 0.1
+
+
+def test_a_mask_reaches_the_formulas_of_the_network():
+    """All missing: whatever the process, nothing is said, and nothing is told of the noise."""
+    density, nothing = marginal(), torch.zeros(5, 3, dtype=F64)
+    x = torch.randn(5, 3, generator=seeded(0), dtype=F64)
+    under = density.under(VESDE.linear(0.5))
+    assert bool((under.log_prob(x, 0.4, nothing) == 0.0).all())
+    assert bool((flow_log_prob(density, x, nothing) == 0.0).all())
+    assert torch.equal(density.observed(x, MASKS[:5]), MASKS[:5] == 1)
+    weights = restore(density, x, sigmas=[0.1, 0.2, 0.4], context=nothing).posterior
+    torch.testing.assert_close(weights, torch.full_like(weights, 1.0 / 3.0))

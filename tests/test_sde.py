@@ -13,6 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ncml import VESDE, VPSDE, Lattice, LevelNoise, LinearVESDE, SubVPSDE
+from ncml.densities import GaussianDensity
 from ncml.errors import ArgumentError
 from ncml.score import exact_divergence
 from tests.problems import LEVEL, PROCESSES, SDES, WHOLE_SDES, each_linear_sde, each_whole_sde, plane_mixture, seeded
@@ -458,3 +459,27 @@ def test_the_papers_ten_levels_to_the_letter():
     assert abs(float(moved.std()) / LEVEL - 10.0) < 0.04  # its standard error is 0.007
     with pytest.raises(ArgumentError, match="data_std"):
         VPSDE.at_noise(0.1, data_std=-1.0)
+
+
+def test_inverses_take_what_their_own_functions_return():
+    """In float32, at both ends, also where a process starts with noise."""
+    for process in (VESDE(song=True), VPSDE.at_noise(0.5), VESDE.linear(1.0)):
+        for t in (0.0, process.T):
+            times = torch.full((1,), t)
+            assert float(process.time_at(process.sigma(times))) == pytest.approx(t, abs=1e-6)
+            if math.isfinite(float(process.log_snr(times))):
+                assert float(process.time_at_log_snr(process.log_snr(times))) == pytest.approx(t, abs=1e-6)
+
+
+def test_the_largest_time_rounded_to_float32():
+    """As a number and as a tensor, of float64 data too; more than rounding is refused."""
+    process = VPSDE.at_noise(2.0 * Lattice(17).width)
+    density = GaussianDensity(process, torch.zeros(2), 1.0)
+    rounded = torch.tensor(process.T)
+    assert float(rounded) != process.T
+    for x in (torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.float64)):
+        expected = density.log_prob(x, process.T)
+        for t in (rounded, float(rounded), rounded.double()):
+            torch.testing.assert_close(density.log_prob(x, t), expected, rtol=1e-6, atol=0.0)
+        with pytest.raises(ArgumentError, match="t: got"):
+            density.log_prob(x, process.T * (1.0 + 1e-5))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from ncml import VPSDE
 from ncml.densities import CallableDensity, GaussianDensity
-from ncml.density import ComposedTarget, Target
+from ncml.density import CompletionTarget, ComposedTarget, Target
 from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
 from ncml.sampling import AnnealedSMC, EulerMaruyama
 from tests.affine import noisy_moments
@@ -189,3 +190,18 @@ def test_the_last_step_to_the_data_may_be_tweedies_formula():
     expected = (x + float(VP.sigma(t)) ** 2 * density.score(x, t)) / float(VP.alpha(t))
     assert refined.path[-1][0] == 0.0
     assert torch.allclose(refined.x, expected)
+
+
+def test_z_of_a_completion_is_that_of_the_free_values():
+    """What is held takes no part: Z is the ratio of the held values' densities at both ends."""
+    process = VPSDE.at_noise(0.9)
+    density = GaussianDensity(process, torch.zeros(2, dtype=torch.float64), 1.0)
+    target = CompletionTarget(density, torch.tensor([[0.3, 0.0]], dtype=torch.float64), torch.tensor([True, False]))
+    target.z = torch.zeros(500, 2, dtype=torch.float64)
+    found = []
+    for seed in range(20):
+        x = density.sample(500, process.T, generator=seeded(seed))
+        found.append(math.exp(AnnealedSMC(32).refine(target, x, generator=seeded(100 + seed)).info["log_z"]))
+    alpha = float(process.alpha(process.T))
+    expected = math.exp(-0.5 * (0.3**2 - (alpha * 0.3) ** 2))  # of unit variance at every t
+    assert sum(found) / 20 == pytest.approx(expected, rel=0.03)  # without: 1 / alpha, 2.2 times as much

@@ -142,6 +142,17 @@ def test_a_lower_final_step_is_ddims(sampler):
         assert torch.equal(before, same)
 
 
+def test_lower_final_acts_on_the_way_to_the_data():
+    """There the very last step is Tweedie's anyway: it is the one before that has order 1."""
+    density = plane_mixture(VP)
+    x = density.sample(5, VP.T, generator=seeded(0))
+    lower, plain = (DPMSolver2M(8, lower_final=low).refine(density, x, path=True).path for low in (True, False))
+    (t, before), (s, after), _ = lower[-3:]
+    assert torch.equal(before, plain[-3][1])
+    assert torch.allclose(after, DDIM(1)(density, before, t, s), atol=1e-12)
+    assert not torch.allclose(lower[-1][1], plain[-1][1], rtol=0.0, atol=1e-6)
+
+
 def test_multistep_methods_at_order_one_are_ddim():
     density = plane_mixture(VP)
     x = density.sample(5, VP.T, generator=seeded(0))

@@ -233,6 +233,8 @@ BAD = {
     "other columns": ({"x_train": X, "x_test": X[:, :2]}, {}, "x_test"),
     "other types": ({"x_train": X, "x_test": X.astype(np.float32)}, {}, "x_test"),
     "nan": ({"x_train": NAN, "x_test": X}, {}, "x_train: values: got NaN or infinity in 1 of 40 rows.*row 12"),
+    "nan, to be split": ({"x": NAN}, {}, r"x: got NaN or infinity \(.*\) in 1 of 40 rows, the first in row 12"),
+    "too large, to be split": ({"x": X * 1e300}, {}, r"in 40 of 40 rows, the first in row 0"),
     "too large": ({"x_train": X * 1e300, "x_test": X}, {}, "x_train: values: got NaN or infinity"),
     "negative": ({"x": K - 1}, {}, "integers from -1"),
     "all zero": ({"x": 0 * K}, {}, "integers up to 0"),

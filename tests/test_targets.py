@@ -313,3 +313,13 @@ def test_samplers_ask_for_a_coefficient_once(sampler):
     sampler(density, x, None, 0.1, generator=seeded(1))
     assert len([n for n in asked if n == 1]) < 4
     assert len(moved) <= 1
+
+
+def test_measurements_of_another_precision_and_margins_without_a_gradient():
+    density = normal(dtype=torch.float32)
+    x, one = torch.zeros(2, 1), torch.ones(1, 1)
+    expected = PosteriorTarget(density, one, one, noise=0.1).score(x, 1.0)
+    torch.testing.assert_close(PosteriorTarget(density, one.double(), one, noise=0.1).score(x, 1.0), expected)
+    for margin in (lambda x: torch.ones(len(x)), lambda x: torch.ones(len(x), requires_grad=True)):
+        with pytest.raises(ArgumentError, match="margin: got values that autograd does not connect with x"):
+            EventTarget(density, margin).score(x, 1.0)

@@ -121,7 +121,7 @@ def check_time(t: Time, x: Tensor, T: float = math.inf) -> Tensor:
         raise ArgumentError("x: got a 0-d tensor; expected a batch, (B, *event_shape)")
     n = x.shape[0]
     dtype = torch.promote_types(x.dtype, torch.float32)
-    limit = T * (1.0 + 4.0 * torch.finfo(dtype).eps)
+    limit = T * (1.0 + 4.0 * torch.finfo(torch.float32).eps)  # T itself, rounded to float32, may lie above T
     if not isinstance(t, Tensor) and not is_real(t):
         raise ArgumentTypeError(f"t: got {type(t).__name__}; expected a number or a tensor")
     if isinstance(t, Tensor):
@@ -133,9 +133,6 @@ def check_time(t: Time, x: Tensor, T: float = math.inf) -> Tensor:
             raise ArgumentError(f"t: got device {t.device}; expected {x.device}, that of x; move it with .to()")
         if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != n):
             raise ArgumentError(f"t: got shape {tuple(t.shape)}; expected a scalar or ({n},), one time per example")
-        # T itself, rounded to the dtype of t or to that of x, may lie above T.
-        coarser = max(torch.finfo(torch.promote_types(d, torch.float32)).eps for d in (t.dtype, dtype))
-        limit = T * (1.0 + 4.0 * coarser)
         t = t.detach().to(dtype)
         low, high = (float(v) for v in t.aminmax()) if t.numel() else (0.0, 0.0)
     else:

@@ -49,6 +49,11 @@ class SquaredDiffusion(VPSDE):
         return super().diffusion(t).square()
 
 
+class TwiceTheDivergence(VPSDE):
+    def fokker_planck(self, x, t, rise, score, divergence, dims=None):
+        return super().fokker_planck(x, t, rise, score, 2.0 * divergence, dims)
+
+
 class AlphaMissing(VPSDE):
     def perturb(self, x, t, *, noise=None, generator=None):
         y = super().perturb(x, t, noise=noise, generator=generator)
@@ -292,6 +297,7 @@ PROCESS_BUGS = {
     "beta linear -> const": Bug("vp", lambda: ConstantBeta(T=0.2), "alpha_solves_the_drift"),
     "expm1 -> exp - 1": Bug("vp", lambda: Cancellation(T=0.2), "coefficients_are_precise_in_float32"),
     "drift sign": Bug("vp", lambda: DriftSign(T=0.2), "alpha_solves_the_drift"),
+    "twice the divergence": Bug("vp", lambda: TwiceTheDivergence(T=0.2), "fokker_planck_is_that_of_the_sde"),
     "g for g^2": Bug("vp", lambda: SquaredDiffusion(T=0.2), "sigma_solves_the_diffusion"),
     "alpha missing in the kernel mean": Bug("vp", lambda: AlphaMissing(T=0.2), "perturb_applies_alpha_and_sigma"),
     "alpha missing in the transition": Bug(

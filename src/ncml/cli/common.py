@@ -122,8 +122,14 @@ def open_run(folder: Path, threads: int | None) -> OpenRun:
 
 
 def results_folder(run: Path, out: Path | None, name: str) -> Path:
-    """Where results go: the folder given, or one in that of the run (not in a checkpoint, which may be removed)."""
+    """Where results go: the folder given, or one in that of the run (not in a checkpoint, which may be removed).
+
+    Raises:
+        ArgumentError: A file is there.
+    """
     if out is not None:
+        if out.exists() and not out.is_dir():
+            raise ArgumentError(f"out: got {out}, which is a file; expected a folder, which is made if it is not there")
         return out
     return (run.parent.parent if (run / MANIFEST).exists() else run) / name
 

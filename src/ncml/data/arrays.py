@@ -202,6 +202,7 @@ def _split(
             f"{path}: got the arrays {', '.join(sorted(arrays)) or 'none'}; expected x, or x_train and x_test"
         )
     x = check_numbers(path, whole, arrays[whole])
+    _check_finite(path, whole, x)  # before the split, so that rows have the numbers that they have in the file
     label_name = _find(arrays, LABELS)
     labels = None if label_name is None else _label_array(path, label_name, arrays[label_name])
     if labels is not None and len(labels) != len(x):
@@ -240,6 +241,18 @@ def check_numbers(path: Path, name: str, x: Any) -> Any:  # noqa: ANN401 -- an a
     if x.ndim == 0 or x.size == 0:
         raise DatasetError(f"{path}: {name}: got shape {x.shape}; expected (N, ...), at least one row")
     return x
+
+
+def _check_finite(path: Path, name: str, x: Any) -> None:  # noqa: ANN401 -- an array
+    if x.dtype.kind != "f":
+        return
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(x.astype(np.float32)).reshape(len(x), -1).all(1)
+    if bad.any():
+        raise DatasetError(
+            f"{path}: {name}: got NaN or infinity (or beyond 3e38) in {int(bad.sum())} of {len(x)} rows, the "
+            f"first in row {int(bad.argmax())}; clean the data"
+        )
 
 
 def _label_array(path: Path, name: str, y: Any) -> Any:  # noqa: ANN401 -- an array

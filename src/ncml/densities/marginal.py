@@ -67,6 +67,9 @@ class MarginalMADE(MADE):
             context_features=math.prod(event_shape),
         )
 
+    def observed(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
+        return None if context is None else (context != 0).reshape(x.shape)
+
     def _hidden(self, context: Tensor | None) -> Tensor | None:
         assert context is not None  # the conditioning has refused it
         hidden = context == 0

@@ -11,6 +11,7 @@ from ncml.density.checks import (
     check_log_density,
     check_noise,
     check_score,
+    counted,
     process_by_name,
 )
 from ncml.density.completion import CompletionTarget
@@ -18,6 +19,7 @@ from ncml.density.composed import ComposedTarget, guided
 from ncml.density.entry import (
     check_process,
     density_and_score_of,
+    dims_of,
     inner_density,
     process_of,
     score_of,
@@ -56,7 +58,9 @@ __all__ = [
     "check_noise",
     "check_process",
     "check_score",
+    "counted",
     "density_and_score_of",
+    "dims_of",
     "eval_mode",
     "evaluating",
     "gradient",

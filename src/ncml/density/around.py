@@ -41,6 +41,9 @@ class AroundTarget(Target):
     def has_log_density(self) -> bool:  # type: ignore[override]
         return self.inner.has_log_density
 
+    def observed(self, x: Tensor) -> Tensor | None:
+        return self.inner.observed(x)
+
     @property
     def differing(self) -> tuple[str, ...]:
         own = {name: getattr(self, name) for name in self.per_row}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ncml.checks import (
+    HALF,
     Time,
     check_context,
     check_count,
@@ -38,6 +39,7 @@ __all__ = [
     "check_score",
     "checked_resample",
     "checked_sample",
+    "counted",
     "process_by_name",
 ]
 
@@ -61,6 +63,8 @@ def check_arguments(
         ArgumentError, ArgumentTypeError: Something does not fit; nothing has changed.
     """
     own = density.own_tensor()
+    if density.lattice is not None and isinstance(x, Tensor) and x.dtype in HALF:
+        x = density.lattice.raised(x)
     dtype = None if own is None or density.dtype_follows_input else own.dtype
     x = check_input(x, density.event_shape_for(x), dtype, None if own is None else own.device, finite=finite)
     return x, check_time(t, x, density.max_time), check_context(context, x.shape[0], x.device)
@@ -86,6 +90,11 @@ def check_kept(density: NoiseConditionalDensity, x: Tensor, t: Tensor) -> Tensor
     if density.lattice is not None:
         density.lattice.check(x[density.process.on_lattice(t)])
     return x
+
+
+def counted(observed: Tensor | None, x: Tensor) -> int | Tensor:
+    """The number of values that count in each example: D if there is no mask, ``(B,)`` otherwise."""
+    return math.prod(x.shape[1:]) if observed is None else observed.flatten(1).sum(1).to(x.dtype)
 
 
 def check_draw(

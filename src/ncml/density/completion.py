@@ -62,6 +62,10 @@ class CompletionTarget(AroundTarget):
     def holds_values(self) -> bool:
         return True
 
+    def observed(self, x: Tensor) -> Tensor | None:
+        inner, free = self.inner.observed(x), ~self.known.expand(x.shape)
+        return free if inner is None else free & inner
+
     def bound(self, x: Tensor, t: Time, *, on_failure: OnFailure = "raise") -> tuple[Target, Tensor]:
         # What stands in the place of known values may be anything, also NaN.
         shape = (len(x), *self.event_shape)

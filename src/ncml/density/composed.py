@@ -62,6 +62,11 @@ class ComposedTarget(Target):
     def has_log_density(self) -> bool:  # type: ignore[override]
         return all(part.has_log_density for _, part in self.parts)
 
+    def observed(self, x: Tensor) -> Tensor | None:
+        masks = [part.observed(x) for _, part in self.parts]
+        known = [mask for mask in masks if mask is not None]
+        return torch.stack(known).any(0) if len(known) == len(masks) else None
+
     @property
     def differing(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for _, part in self.parts for name in part.differing))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ncml.density.checks import counted
 from ncml.density.gradient import gradient, slopes
 from ncml.density.interface import NoiseConditionalDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
@@ -14,6 +15,7 @@ from ncml.noise.gaussian import clean_at_zero
 __all__ = [
     "check_process",
     "density_and_score_of",
+    "dims_of",
     "inner_density",
     "process_of",
     "score_of",
@@ -92,6 +94,12 @@ def slopes_of(density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None =
                 f"that autograd can differentiate in x and t"
             )
     return slopes(density, x, t, context)
+
+
+def dims_of(density: nn.Module, x: Tensor, context: Tensor | None = None) -> int | Tensor:
+    """How many values the log-density of a density or its wrapper is of, for each example: D, or ``(B,)``."""
+    inner = unwrapped(density)
+    return counted(None if inner is None else inner.observed(x, context), x)
 
 
 def check_process(density: nn.Module, process: NoiseProcess) -> None:

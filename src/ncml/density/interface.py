@@ -128,6 +128,13 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         """
         return self.event_shape
 
+    def observed(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
+        """Which values of ``x`` the log-density is of, bool of its shape; None, as here, if of all.
+
+        Override it in densities of rows with gaps: where a formula has the number of values, these count.
+        """
+        return None
+
     def forward_score(
         self, x: Tensor, t: Tensor, context: Tensor | None = None, *, create_graph: bool = False
     ) -> Tensor:

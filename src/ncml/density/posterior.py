@@ -169,7 +169,7 @@ class PosteriorTarget(GuidedTarget):
                 "or a sampler that leads to t = 0 by Tweedie's formula, denoise_last=True"
             )
         sigma, alpha = (v.reshape(-1, 1, 1) if isinstance(v, Tensor) else v for v in (self.sigma(t), self.alpha(t)))
-        residual = (self.y - clean.flatten(1) @ A.t()).unsqueeze(-1)
+        residual = (self.y.to(clean) - clean.flatten(1) @ A.t()).unsqueeze(-1)
         eye = torch.eye(len(A), dtype=clean.dtype, device=clean.device)
         directions = A.reshape(-1, 1, *self.event_shape).expand(-1, *clean.shape)
         if self.second_order:
@@ -218,7 +218,9 @@ class EventTarget(GuidedTarget):
         if not isinstance(margin, Tensor) or margin.shape != clean.shape[:1]:
             got: Any = tuple(margin.shape) if isinstance(margin, Tensor) else type(margin).__name__
             raise ArgumentError(f"margin: got {got}; expected ({len(clean)},), a number for each example")
-        (normal,) = torch.autograd.grad(margin.sum(), leaf)
+        normal = torch.autograd.grad(margin.sum(), leaf, allow_unused=True)[0] if margin.requires_grad else None
+        if normal is None:
+            raise ArgumentError("margin: got values that autograd does not connect with x; expected a function of x")
         slope = slopes(normal[None])[0]
         sigma, alpha = self.sigma(t), self.alpha(t)
         ratio = sigma**2 / alpha

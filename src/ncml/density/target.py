@@ -87,6 +87,10 @@ class Target:
         """Shape of one example."""
         return self._inner.event_shape
 
+    def observed(self, x: Tensor) -> Tensor | None:
+        """Which values of ``x`` the target is a density of, bool of its shape; None if of all."""
+        return self._inner.observed(x, self.context)
+
     @property
     def differing(self) -> tuple[str, ...]:
         """Names of what is not the same for all rows, which are then not exchangeable; empty if all is."""

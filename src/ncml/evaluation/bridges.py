@@ -69,14 +69,23 @@ def ladder_bound(
         x_t = alpha * clean + sigma * z
         return x_t, z, (x_t + sigma**2 * inner.score(x_t, t, context)) / alpha
 
-    width = float((noisy(fit, fit_context)[2] - fit).double().square().mean().sqrt())
+    def counting(values: Tensor, clean: Tensor, context: Tensor | None) -> Tensor:
+        """The values that the density is of; 0 for others."""
+        observed = inner.observed(clean, context)
+        return values if observed is None else torch.where(observed, values, 0.0)
+
+    squared = counting((noisy(fit, fit_context)[2] - fit).double().square(), fit, fit_context)
+    width = math.sqrt(
+        float(squared.sum()) / max(1.0, float(counting(torch.ones_like(squared), fit, fit_context).sum()))
+    )
     width = max(width, 1e-6 * sigma / alpha)  # a lattice's values may be found without any error
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for _ in range(draws):
         x_t, z, mean = noisy(x, context)
         log_q = -0.5 * z.double().square() - math.log(sigma) - 0.5 * math.log(2.0 * math.pi)
         decoded = _decoded(x.double(), mean.double(), width, inner.lattice)
-        total += inner.log_density(x_t, t, context).detach().double() + (decoded - log_q).flatten(1).sum(1)
+        gained = counting(decoded - log_q, x, context).flatten(1).sum(1)
+        total += inner.log_density(x_t, t, context).detach().double() + gained
     return total / draws
 
 

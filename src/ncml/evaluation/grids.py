@@ -22,7 +22,8 @@ def save_grid(
     """Write images as one PNG, row by row.
 
     Args:
-        images: ``(N, C, H, W)`` in data units, [-1, 1] from black to white; values outside are clamped. C is 1 or 3.
+        images: ``(N, C, H, W)`` in data units, [-1, 1] from black to white; values outside are clamped, and NaN, of
+            samples that have failed, is white as the gaps are. C is 1 or 3.
         path: The file.
         columns: Images per row; about as many as rows if None.
         scale: Pixels of the file per pixel of an image; 1 from a height of 128 pixels on, more below, if None.
@@ -44,7 +45,7 @@ def save_grid(
     columns = math.ceil(math.sqrt(n)) if columns is None else check_count(columns, "columns")
     scale = max(1, 128 // height) if scale is None else check_count(scale, "scale")
     rows = math.ceil(n / columns)
-    bytes_ = ((images.detach().cpu().float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+    bytes_ = ((images.detach().cpu().float().nan_to_num(1.0).clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
     canvas = torch.full((channels, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, dtype=torch.uint8)
     for i, image in enumerate(bytes_):
         top, left = (i // columns) * (height + GAP), (i % columns) * (width + GAP)

@@ -24,6 +24,7 @@ from ncml.density import (
     NoiseConditionalDensity,
     SampleableDensity,
     check_arguments,
+    dims_of,
     evaluating,
     inner_density,
     usable,
@@ -84,7 +85,8 @@ def fokker_planck_residual(
     if rise is None:
         raise UnsupportedError(f"density: got {type(inner).__name__}, whose log-density has no derivative in t")
     score, divergence = score_and_divergence(inner, x, times, context, probes=probes, generator=generator)
-    return process.fokker_planck(x, times, rise.detach(), score, divergence), rise.detach()
+    dims = dims_of(inner, x, context)
+    return process.fokker_planck(x, times, rise.detach(), score, divergence, dims), rise.detach()
 
 
 def flow_log_prob(
@@ -121,7 +123,7 @@ def flow_log_prob(
     steps = check_count(steps, "steps")
     y, _, context = check_arguments(inner, x, t_start, context)
     check_generator(generator, y.device)
-    dims = y[0].numel() if len(y) else 0
+    dims = dims_of(inner, y, context)
 
     def flow(x: Tensor, root: float) -> tuple[Tensor, Tensor]:
         """The derivatives of x and of the integral in the root of time."""
@@ -248,7 +250,7 @@ def audit_ladder(
         derivatives.append(rise.double().square().mean().sqrt())
         # d/dt E log p_t(x_t), by Ito's formula, plus what de Bruijn says it loses; the divergence is in the residual.
         f, along = float(process.drift_coefficient(t)), (noisy * inner.score(noisy, t, context)).flatten(1).sum(1)
-        missed = (2.0 * (rise + x[0].numel() * f + f * along) - residual).double()
+        missed = (2.0 * (rise + dims_of(inner, noisy, context) * f + f * along) - residual).double()
         entropies.append(torch.stack([missed.mean(), missed.std() / math.sqrt(len(x))]))
         bound = ladder_bound(density, x[half:], t, fit=x[:half], context=held, fit_context=fitted, generator=generator)
         bounds.append(bound.mean() - exact)

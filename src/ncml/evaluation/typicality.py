@@ -25,7 +25,7 @@ from ncml.evaluation.likelihood import batches, check_batch
 __all__ = ["Typicality", "ladder_statistics"]
 
 LEAST = -1e30  # of a log-density, where it is 0
-ROUNDING = 1e-12  # of the mean: what varies by less is constant
+ROUNDING = 2.0**-22  # of the mean, by single precision: what varies by less is constant
 
 
 def ladder_statistics(

@@ -102,7 +102,8 @@ class GaussianProcess(NoiseProcess):
         bottom, top = float(self.sigma(0.0)), float(self.sigma(self.T))
         if sigma.numel():
             low, high = float(sigma.min()), float(sigma.max())
-            if not (low >= bottom and high <= top * (1.0 + 4.0 * torch.finfo(sigma.dtype).eps)):
+            slack = 4.0 * torch.finfo(sigma.dtype).eps
+            if not (low >= bottom * (1.0 - slack) and high <= top * (1.0 + slack)):
                 raise ArgumentError(
                     f"sigma: got values in [{low:.6g}, {high:.6g}]; expected {bottom:.6g} <= sigma <= sigma(T) = "
                     f"{top:.6g}; build the process with at_noise(std) for a larger T"
@@ -118,8 +119,9 @@ class GaussianProcess(NoiseProcess):
         """
         log_snr = as_time(log_snr)
         low, high = float(self.log_snr(self.T)), float(self.log_snr(0.0))
-        slack = 16.0 * torch.finfo(log_snr.dtype).eps * max(1.0, abs(low))
-        if log_snr.numel() and not (float(log_snr.min()) >= low - slack and float(log_snr.max()) <= high):
+        slack = 16.0 * torch.finfo(log_snr.dtype).eps
+        least, most = low - slack * max(1.0, abs(low)), high + slack * max(1.0, abs(high))
+        if log_snr.numel() and not (float(log_snr.min()) >= least and float(log_snr.max()) <= most):
             raise ArgumentError(
                 f"log_snr: got values in [{float(log_snr.min()):.6g}, {float(log_snr.max()):.6g}]; expected "
                 f"log_snr(T) = {low:.6g} to {high:.6g}"
@@ -171,7 +173,15 @@ class GaussianProcess(NoiseProcess):
         """Forward drift ``f(t) x``, shape of ``x``; ``t`` is a number or ``(B,)``."""
         return (per_example(self.drift_coefficient(t), x) * x).to(x.dtype)
 
-    def fokker_planck(self, x: Tensor, t: Time, rise: Tensor, score: Tensor, divergence: Tensor) -> Tensor:
+    def fokker_planck(
+        self,
+        x: Tensor,
+        t: Time,
+        rise: Tensor,
+        score: Tensor,
+        divergence: Tensor,
+        dims: int | Tensor | None = None,
+    ) -> Tensor:
         r"""By how much a log-density misses the Fokker-Planck equation of this process: 0 for one that belongs to it.
 
         .. math:: R = \partial_t \log p_t + D f + f\, x \cdot s - \tfrac12 g^2 \left(\nabla \cdot s + \|s\|^2\right)
@@ -182,6 +192,7 @@ class GaussianProcess(NoiseProcess):
             rise: :math:`\partial_t \log p_t(x)`, ``(B,)`` in nats per unit of time.
             score: :math:`s = \nabla \log p_t(x)`, shape of ``x``.
             divergence: :math:`\nabla \cdot s`, or an estimate of it, ``(B,)``.
+            dims: D, a number or ``(B,)``, where the density is of some of the values only; all if None.
 
         Returns:
             R, ``(B,)`` in nats per unit of time.
@@ -189,7 +200,8 @@ class GaussianProcess(NoiseProcess):
         f, g = self.drift_coefficient(t).to(x.dtype), self.diffusion(t).to(x.dtype)
         along = (x * score).flatten(1).sum(1)
         squared = score.flatten(1).square().sum(1)
-        return rise + math.prod(x.shape[1:]) * f + f * along - 0.5 * g * g * (divergence + squared)
+        dims = math.prod(x.shape[1:]) if dims is None else dims
+        return rise + dims * f + f * along - 0.5 * g * g * (divergence + squared)
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         r"""Scale and standard deviation of :math:`x_t` given :math:`x_s`, for :math:`s \le t`.

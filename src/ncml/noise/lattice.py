@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ncml.checks import check_finite, check_floating, check_generator, is_whole
+from ncml.checks import HALF, check_finite, check_floating, check_generator, is_whole
 from ncml.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["BitsPerDim", "Lattice"]
@@ -96,8 +96,7 @@ class Lattice:
 
     def nearest(self, x: Tensor) -> Tensor:
         """The nearest level of each value, clamped to ``0 .. levels - 1``, int64, same shape."""
-        scaled = (x.detach() + 1.0) * (0.5 * (self.levels - 1))
-        return scaled.round().clamp(0, self.levels - 1).long()
+        return self._scaled(x).round().clamp(0, self.levels - 1).long()
 
     def quantize(self, x: Tensor) -> Tensor:
         """Clamp and round to the nearest lattice point, same shape and dtype."""
@@ -109,8 +108,20 @@ class Lattice:
 
     def _distance(self, x: Tensor) -> Tensor:
         """How far each value is from its lattice point, in levels."""
-        scaled = (x.detach() + 1.0) * (0.5 * (self.levels - 1))
+        scaled = self._scaled(x)
         return (scaled - scaled.round().clamp(0, self.levels - 1)).abs()
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Values in levels, from 0, in at least float32: half precision would round once more."""
+        x = x.detach().float() if x.dtype in HALF else x.detach()
+        return (x + 1.0) * (0.5 * (self.levels - 1))
+
+    def raised(self, x: Tensor) -> Tensor:
+        """Half precision as float32, where what it can tell from no lattice point is that point; others as they are."""
+        if x.dtype not in HALF:
+            return x
+        near = self._distance(x) <= self._tolerance(x.dtype)
+        return torch.where(near, self.to_unit(self.nearest(x), dtype=torch.float32), x.float())
 
     def _tolerance(self, dtype: torch.dtype) -> float:
         """The value itself is rounded to its dtype, which at 16 bits costs more than the usual tolerance."""

@@ -261,6 +261,8 @@ class NCMLObjective:
                 self.dequantize.check(x)
             return x, context
         check_process(inner, self.process)
+        if self.dequantize is not None and isinstance(x, Tensor):
+            x = self.dequantize.raised(x)
         x, _, context = check_arguments(inner, x, 0.0, context, finite=False)
         if self.dequantize is not None and inner.lattice is not None:
             raise ArgumentError(

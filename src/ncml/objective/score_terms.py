@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ncml.density import score_of, slopes_of, usable
+from ncml.density import dims_of, score_of, slopes_of, usable
 from ncml.density.gradient import random_direction
 from ncml.errors import UnsupportedError
 from ncml.noise import GaussianProcess
@@ -96,10 +96,10 @@ def _residuals(
         score, slope = slopes_of(density, x, t.detach().requires_grad_(), context)
         # d log(sigma / alpha) / dt is g^2 / (2 sigma^2).
         unit = 2.0 * (process.sigma(t) / process.diffusion(t)).square().to(score.dtype)
-        residuals = []
+        residuals, dims = [], dims_of(density, x, context)
         for _ in range(2):
             v = random_direction(x, "rademacher", generator)
             (hv,) = torch.autograd.grad((score * v).sum(), x, create_graph=training, retain_graph=True)
             divergence = (hv * v).flatten(1).sum(1)
-            residuals.append(unit * process.fokker_planck(x, t, slope, score, divergence))
+            residuals.append(unit * process.fokker_planck(x, t, slope, score, divergence, dims))
     return score, residuals[0], residuals[1]

@@ -216,10 +216,11 @@ def restore(
     posterior = time_posterior(ladder, x, levels, context, prior=prior, shared=shared)
     y = torch.zeros_like(x)
     if sampler is None:
-        for k, sigma in enumerate(levels):
-            weight = posterior[:, k].to(x.dtype).reshape(-1, *([1] * (x.ndim - 1)))
-            mean = x if sigma == 0.0 else x + sigma**2 * ladder.score(x, sigma, context)
-            y += weight * mean
+        target, _ = Target(ladder, context=context).bound(x, 0.0, on_failure=on_failure)
+        with target.evaluating(), torch.no_grad():
+            for k, sigma in enumerate(levels):
+                weight = posterior[:, k].to(x.dtype).reshape(-1, *([1] * (x.ndim - 1)))
+                y += weight * (x if sigma == 0.0 else target.denoise(x.clone(), sigma))
     elif len(x):
         drawn = torch.multinomial(posterior, 1, generator=generator)[:, 0]
         for k in drawn.unique().tolist():

@@ -62,10 +62,12 @@ class LatticeMetropolis(GridSampler):
             proposed = levels.scatter(1, site, moved.clamp(0, lattice.levels - 1))
             y = lattice.to_unit(proposed, dtype=x.dtype).reshape(x.shape)
             log_q = target.log_prob(y, s)
-            taken = (target.uniform(n).log() < log_q - log_p) & inside[:, 0]
+            # From where there is no mass any move is taken.
+            taken = ((target.uniform(n).log() < log_q - log_p) | (log_p == -torch.inf)) & inside[:, 0]
             levels, log_p = torch.where(taken[:, None], proposed, levels), torch.where(taken, log_q, log_p)
             x = torch.where(per_example(taken, x), y, x)
             accepted += taken
+        x = _with_mass(target, x, log_p, s)
         if target.failed is not None:
             accepted = accepted[~target.failed]
         return x, [*(state or []), accepted.mean() / self.moves]
@@ -81,8 +83,9 @@ class LatticeGibbs(Sampler):
     .. math:: P(x_0 \mid x_t) \propto P_0(x_0) \prod_i Q_t(x_{0i} \to x_{ti})
 
     By Gibbs' sampling: value after value is drawn given the others and :math:`x_t`, from the masses at t = 0 of all
-    levels that can have become :math:`x_{ti}`. Exact after one sweep where values are independent, in the limit of many
-    sweeps otherwise. A ``t_end`` above 0 adds the noise of that level afterwards.
+    levels that can have become :math:`x_{ti}`. Exact after one sweep where values are independent and all levels have
+    mass, in the limit of many sweeps otherwise. Where no level has mass given the others, one is drawn by :math:`Q_t`
+    alone; rows that end without mass have failed. A ``t_end`` above 0 adds the noise of that level afterwards.
 
     Args:
         sweeps: How often each value is drawn. A sweep takes a log-likelihood for each value and level in reach, three
@@ -121,14 +124,24 @@ class LatticeGibbs(Sampler):
                     levels[:, i] = origin[:, k]
                     y = lattice.to_unit(levels, dtype=x.dtype).reshape(x.shape)
                     log_joint[:, k] += target.log_prob(y, 0.0)
-                cumulated = log_joint.softmax(1).cumsum(1)
+                possible = (log_joint > -torch.inf).any(1, keepdim=True)
+                cumulated = torch.where(possible, log_joint, share.log()).softmax(1).cumsum(1)
                 drawn = (cumulated < target.uniform(len(x))[:, None] * cumulated[:, -1:]).sum(1)
                 levels[:, i] = origin[rows, drawn.clamp(max=reach - 1)]
             x = lattice.to_unit(levels, dtype=x.dtype).reshape(x.shape)
-            if sweep == self.sweeps and stop > 0.0:
-                x = target.process.perturb(x, stop, generator=target.generator)
+            if sweep == self.sweeps:
+                log_p = target.log_prob(x, 0.0)
+                x = x if stop == 0.0 else target.process.perturb(x, stop, generator=target.generator)
+                x = _with_mass(target, x, log_p, 0.0)
             keep(stop if sweep == self.sweeps else 0.0, x)
         return x, {}
+
+
+def _with_mass(target: Target, x: Tensor, log_p: Tensor, t: float) -> Tensor:
+    """``x`` after a state with the log-mass ``log_p``; rows without any have failed, and are NaN."""
+    times = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+    failed = target.noted(log_p == -torch.inf, times, "log-mass")
+    return x.masked_fill(per_example(failed, x), torch.nan) if bool(failed.any()) else x
 
 
 def _levels(target: Target, x: Tensor) -> Tensor:

@@ -82,13 +82,14 @@ class DPMSolver2M(_Exponential):
 
     Args:
         steps, grid, denoise_last: See :class:`~ncml.sampling.GridSampler`; the grid is even in log-SNR.
-        lower_final: Take the last step at order 1, which is steadier; for a dozen steps or fewer.
+        lower_final: Take the last step at order 1, which is steadier; for a dozen steps or fewer. (On the way to t = 0
+            the one before: the last is of order 1 anyway.)
     """
 
     lower_final: bool = False
 
     def begin(self, times: list[float]) -> tuple[None, float]:
-        return None, times[-1]
+        return None, times[-2] if times[-1] == 0.0 else times[-1]
 
     def step(
         self, target: Target, x: Tensor, t: float, s: float, state: tuple[State | None, float] | None

@@ -89,6 +89,8 @@ def fit_grid(
     candidates = check_count(candidates, "candidates")
     if steps > candidates:
         raise ArgumentError(f"steps: got {steps}; expected at most candidates = {candidates}")
+    if isinstance(x, Tensor) and not len(x):
+        raise ArgumentError(f"x: got shape {tuple(x.shape)}; expected at least one sample, which is followed")
     sampler = MultistepODE(candidates, "log-snr", order=3)
     path = sampler.refine(density, x, t_start, t_end, context=context, path=True).path
     times, places = [float(t) for t, _ in path], [y for _, y in path]

@@ -38,10 +38,13 @@ class Kernels:
         """A draw of x_s from normals ``z``, given the score at x_t."""
         return x_t.add(score, alpha=self.std**2).add_(z, alpha=self.std).div_(self.scale)
 
-    def log_ratio(self, x_s: Tensor, x_t: Tensor, score: Tensor) -> Tensor:
-        r""":math:`\log K_f(x_t \mid x_s) - \log K_b(x_s \mid x_t)`, ``(B,)``, given the score at x_t."""
+    def log_ratio(self, x_s: Tensor, x_t: Tensor, score: Tensor, dims: int | Tensor) -> Tensor:
+        r""":math:`\log K_f(x_t \mid x_s) - \log K_b(x_s \mid x_t)`, ``(B,)``, given the score at x_t.
+
+        Of the ``dims`` values that the density is of; the score of others is 0.
+        """
         rest = x_s.mul(self.scale).sub_(x_t)
         # Half the difference of the squares of rest - v score and of rest, over v, without cancellation; the
         # normalising constants differ by the scale.
         terms = score.mul(0.5 * self.std**2).sub_(rest).mul_(score)
-        return terms.flatten(1).sum(1) - x_s[0].numel() * math.log(self.scale)
+        return terms.flatten(1).sum(1) - dims * math.log(self.scale)

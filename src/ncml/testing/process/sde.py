@@ -95,6 +95,27 @@ def short_transitions_are_precise(case: ProcessCase) -> None:
         )
 
 
+def fokker_planck_is_that_of_the_sde(case: ProcessCase) -> None:
+    """Normal data have the derivative in closed form, from f and g."""
+    process = gaussian_process(case)
+    x = case.x.double()
+    dims = x[0].numel()
+    for t in (0.1 * process.T, process.T):
+        f, g = float(process.drift_coefficient(t)), float(process.diffusion(t))
+        variance = float(process.alpha(t)) ** 2 + float(process.sigma(t)) ** 2
+        squared = x.flatten(1).square().sum(1)
+        rise = 0.5 * (squared / variance - dims) / variance * (2.0 * f * variance + g * g)
+        divergence = torch.full_like(rise, -dims / variance)
+        residual = process.fokker_planck(x, t, rise, -x / variance, divergence)
+        size = rise.abs() + dims * abs(f) + 0.5 * g * g * (dims / variance + squared / variance**2)
+        expect(
+            bool((residual.abs() <= 1e-9 * size).all()),
+            f"fokker_planck(...) up to {float(residual.abs().max()):.3g} at t = {t:.3g} for normal data",
+            "0",
+            "the residual of a density that belongs to the process: D f + f x.s - g^2 (div s + |s|^2) / 2 is off",
+        )
+
+
 CHECKS = (
     alpha_solves_the_drift,
     sigma_solves_the_diffusion,
@@ -102,4 +123,5 @@ CHECKS = (
     transition_from_zero_is_the_kernel,
     transitions_compose,
     short_transitions_are_precise,
+    fokker_planck_is_that_of_the_sde,
 )
