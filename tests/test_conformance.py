@@ -375,10 +375,10 @@ def test_the_report_is_readable():
         "  not applicable  c_check: no lattice",
     ]
     text = str(check_noise_process(VP)).splitlines()
-    assert text[0] == "VPSDE: 32 checks passed, 4 not applicable"
+    assert text[0] == "VPSDE: 33 checks passed, 4 not applicable"
     assert "  passed          time_at_inverts_sigma" in text
     assert "  not applicable  moves_match_the_transition_matrix: not a DiscreteProcess" in text
-    assert len(text) == 37
+    assert len(text) == 38
 
 
 def test_a_failure_names_check_got_expected_and_remedy():

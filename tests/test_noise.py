@@ -176,8 +176,9 @@ def test_rounding_of_the_largest_time_is_forgiven(process):
     assert same_bits(process.perturb(x, t, noise=z), process.perturb(x, process.T, noise=z))
     x, z = x.double(), z.double()
     assert same_bits(process.perturb(x, t, noise=z), process.perturb(x, process.T, noise=z))
+    assert same_bits(process.perturb(x, t.double(), noise=z), process.perturb(x, process.T, noise=z))
     with pytest.raises(ArgumentError, match=r"^t: got"):
-        process.perturb(x, t.double(), noise=z)
+        process.perturb(x, (1.0 + 1e-6) * t.double(), noise=z)
 
 
 @pytest.mark.parametrize(

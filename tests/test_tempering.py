@@ -56,7 +56,7 @@ def test_kernels_are_the_process_forth_and_back():
     normal = torch.distributions.Normal
     forth = normal(a * x_s, math.sqrt(v)).log_prob(x_t).sum(1)
     back = normal((x_t + v * score) / a, math.sqrt(v) / a).log_prob(x_s).sum(1)
-    assert torch.allclose(kernels.log_ratio(x_s, x_t, score), forth - back, rtol=1e-12, atol=1e-10)
+    assert torch.allclose(kernels.log_ratio(x_s, x_t, score, 3), forth - back, rtol=1e-12, atol=1e-10)
     assert torch.allclose(kernels.forth(x_s, z), a * x_s + math.sqrt(v) * z)
     assert torch.allclose(kernels.back(x_t, score, z), (x_t + v * score + math.sqrt(v) * z) / a)
 
@@ -160,15 +160,15 @@ def test_arrivals_count_samples_that_have_come_all_the_way():
 class _NoDrift(Kernels):
     """Planted: the density of the way back without the square of its drift."""
 
-    def log_ratio(self, x_s, x_t, score):
-        return super().log_ratio(x_s, x_t, score) - 0.5 * score.square().sum(1) * self.std**2
+    def log_ratio(self, x_s, x_t, score, dims):
+        return super().log_ratio(x_s, x_t, score, dims) - 0.5 * score.square().sum(1) * self.std**2
 
 
 @dataclass(frozen=True)
 class _ForthOnly(Kernels):
     """Planted: the way back is taken for noise, without its density."""
 
-    def log_ratio(self, x_s, x_t, score):
+    def log_ratio(self, x_s, x_t, score, dims):
         return -0.5 * (x_t - self.scale * x_s).flatten(1).square().sum(1) / self.std**2
 
 

@@ -220,7 +220,7 @@ def restore(
         with target.evaluating(), torch.no_grad():
             for k, sigma in enumerate(levels):
                 weight = posterior[:, k].to(x.dtype).reshape(-1, *([1] * (x.ndim - 1)))
-                y += weight * (x if sigma == 0.0 else target.denoise(x.clone(), sigma))
+                y = y + weight * (x if sigma == 0.0 else target.denoise(x.clone(), sigma))
     elif len(x):
         drawn = torch.multinomial(posterior, 1, generator=generator)[:, 0]
         for k in drawn.unique().tolist():
