@@ -100,8 +100,8 @@ def test_values_beyond_all_others(value):
 
 @pytest.mark.parametrize("end", [0.0, 5.0])
 def test_no_digit_is_lost_beside_a_bound(end):
-    """Values down to 1e-12 above, or below, a bound: logarithm and its slope as in closed form."""
-    size = 10.0 ** -np.random.default_rng(6).uniform(0.0, 12.0, 400)
+    """Values down to 1e-30 above 0, or 1e-12 below 5: logarithm and its slope as in closed form."""
+    size = 10.0 ** -np.random.default_rng(6).uniform(0.0, 12.0 if end else 30.0, 400)
     x, bounds = (end + size, (end, None)) if end == 0.0 else (end - size, (None, end))
     X = np.column_stack([x, normal_rows(400)[:, 0]])
     columns = seen(X, {0: bounds})

@@ -36,10 +36,7 @@ def compare_sequences(out, *arguments, scripts=("run.py", "mechanism.py")):
 
 def sequences_page(runs):
     """The record of runs, collected twice, which is once, and the page of it."""
-    folder = EXAMPLES.parent / "docs" / "results"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)  # of the modules beside it
-        page = runpy.run_path(str(folder / "sequences.py"))
+    page = runpy.run_path(str(EXAMPLES.parent / "docs" / "results" / "sequences.py"))
     data = page["collect"](runs, page["collect"](runs, {}))
     return page, data, page["page"](data, "(tables)(long)(appendix)")
 

@@ -126,7 +126,7 @@ def test_two_splits(tmp_path):
 def test_labels_that_are_no_classes(tmp_path):
     """Times or keys as labels would make as many classes as the largest."""
     np.savez(tmp_path / "a.npz", x=X, y=np.arange(40) + 1_700_000_000)
-    with pytest.raises(DatasetError, match=r"a\.npz: x: .*labels up to 1700000039; .* at most 65536"):
+    with pytest.raises(DatasetError, match=r"a\.npz: y: got labels up to 1700000039; .* at most 65536"):
         read_arrays(tmp_path / "a.npz")
 
 

@@ -13,8 +13,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sequences_summary import summary
-
 HERE = Path(__file__).parent
 MODELS = {"made": "MADE", "transformer": "causal transformer"}
 PROBLEMS = {
@@ -22,6 +20,7 @@ PROBLEMS = {
     "paths-1e-08": "Smooth paths, 1e-8 on the kernel's diagonal",
     "recordings": "Instrument recordings, 16 bits, 8 kHz",
 }
+SHORT = {"paths-0.0001": "paths, 1e-4", "paths-1e-08": "paths, 1e-8", "recordings": "recordings"}
 ROWS = (
     ("ml", "direct", "maximum likelihood"),
     ("fixed", "direct", "one noise level, drawn there"),
@@ -59,12 +58,8 @@ def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
         entry["runs"] = list(reports.values())
         if (file := folder / "floor.json").exists():
             entry["floor"] = json.loads(file.read_text())
-        for name in (
-            "chosen",
-            "mechanism",
-            "long",
-            "loudness",
-        ):  # one way after the other may have been run, here or elsewhere
+        # One way after the other may have been run, here or elsewhere.
+        for name in ("chosen", "mechanism", "long", "loudness"):
             if (file := folder / f"{name}.json").exists():
                 entry[name] = {**(entry.get(name) or {}), **json.loads(file.read_text())}
         result[folder.name] = entry
@@ -316,6 +311,37 @@ def far_beyond(name: str, entry: dict[str, Any]) -> list[str]:
     ]
 
 
+def span(values: list[float], form: str) -> str:
+    """The least and the largest value, once where they look alike."""
+    return " to ".join(dict.fromkeys(format(value, form) for value in (min(values), max(values))))
+
+
+def summary(data: dict[str, Any]) -> list[str]:
+    """The table in short, for the README too: one row for each problem, length and model, of ranges over seeds."""
+    lines = [
+        "| | at t = 0: ML / NCML | % of windows that leave the data: ML / NCML / in two parts | "
+        "energy distance from test windows: ML / NCML / in two parts |",
+        "| --- | --- | --- | --- |",
+    ]
+    order = list(SHORT)
+    rows = sorted((name.rsplit("-", 2) for name in data), key=lambda row: (order.index(row[0]), int(row[1]), row[2]))
+    for problem, length, model in rows:
+        ml, ncml = (final(data["-".join((problem, length, model))], way) for way in ("ml", "ncml"))
+        if not (ml and ncml):
+            continue
+        recordings = problem == "recordings"
+        likely = [span([float(bits_or_nats(r["nats"]["0"], recordings)) for r in runs], ".2f") for runs in (ml, ncml)]
+        ways = [
+            [r["samples"][kind] for r in runs] for runs, kind in ((ml, "direct"), (ncml, "direct"), (ncml, "two-part"))
+        ]
+        shares = [span([100.0 * kind["share"] for kind in seeds], ".2f") for seeds in ways]
+        energies = [span([kind["energy inside"] for kind in seeds], ".3f") for seeds in ways]
+        unit = "bits" if recordings else "nats"
+        cells_ = (f"{' / '.join(likely)} {unit}", " / ".join(shares), " / ".join(energies))
+        lines.append(f"| {SHORT[problem]}, {length} values, {MODELS[model].split()[-1]} | {' | '.join(cells_)} |")
+    return lines
+
+
 def page(data: dict[str, Any], words: str) -> str:
     """The page, from the numbers and the words alone."""
     lines = []
@@ -345,8 +371,7 @@ def page(data: dict[str, Any], words: str) -> str:
             "",
         ]
     beyond = [line for name, entry in data.items() if entry.get("long") for line in far_beyond(name, entry)]
-    short = summary(data, final, bits_or_nats)
-    parts = {"(summary)": short, "(tables)": lines, "(long)": beyond, "(appendix)": appendix}
+    parts = {"(summary)": summary(data), "(tables)": lines, "(long)": beyond, "(appendix)": appendix}
     for place, part in parts.items():
         words = words.replace(place, "\n".join(part).strip())
     return words

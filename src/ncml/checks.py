@@ -31,12 +31,16 @@ __all__ = [
     "is_whole",
     "kind_of",
     "per_example",
+    "signed",
 ]
 
 Time: TypeAlias = float | Tensor
 """A Python number, a 0-d tensor, or one time per example, shape ``(B,)``."""
 
 HALF = (torch.float16, torch.bfloat16)
+SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+ROUNDED = 1.0 + 4.0 * torch.finfo(torch.float32).eps
+"""Factor within which a time above T is T, rounded to float32."""
 
 
 def kind_of(value: object) -> str:
@@ -121,7 +125,6 @@ def check_time(t: Time, x: Tensor, T: float = math.inf) -> Tensor:
         raise ArgumentError("x: got a 0-d tensor; expected a batch, (B, *event_shape)")
     n = x.shape[0]
     dtype = torch.promote_types(x.dtype, torch.float32)
-    limit = T * (1.0 + 4.0 * torch.finfo(torch.float32).eps)  # T itself, rounded to float32, may lie above T
     if not isinstance(t, Tensor) and not is_real(t):
         raise ArgumentTypeError(f"t: got {type(t).__name__}; expected a number or a tensor")
     if isinstance(t, Tensor):
@@ -137,7 +140,7 @@ def check_time(t: Time, x: Tensor, T: float = math.inf) -> Tensor:
         low, high = (float(v) for v in t.aminmax()) if t.numel() else (0.0, 0.0)
     else:
         low = high = float(t)
-    if not (low >= 0.0 and high <= limit):  # written so that NaN fails
+    if not (low >= 0.0 and high <= T * ROUNDED):  # written so that NaN fails
         raise ArgumentError(f"t: got values in [{low:.6g}, {high:.6g}]; expected 0 <= t <= T = {T:.6g}")
     if not isinstance(t, Tensor):
         return torch.full((n,), min(low, T), dtype=dtype, device=x.device)
@@ -148,7 +151,12 @@ def check_time(t: Time, x: Tensor, T: float = math.inf) -> Tensor:
 
 def clamp_time(t: float, T: float) -> float:
     """``t``, or T where t is T rounded up to float32; anything else above T is left for the caller to refuse."""
-    return T if T < t <= T * (1.0 + 4.0 * torch.finfo(torch.float32).eps) else t
+    return T if T < t <= T * ROUNDED else t
+
+
+def signed(levels: Tensor) -> Tensor:
+    """Integers in a dtype that torch can compute with: of unsigned ones it has 8 bits only."""
+    return levels.to(SIGNED.get(levels.dtype, levels.dtype))
 
 
 def check_context(context: Tensor | None, n: int, device: torch.device) -> Tensor | None:

@@ -213,7 +213,7 @@ def outliers(
 def _ladder(run: OpenRun, settings: EvaluateSettings) -> list[float]:
     """Time 0, and times whose noise halves from level to level, down from T; none where there is no ladder."""
     process = run.process
-    if not isinstance(process, GaussianProcess) or run.config.noise.times == "zero" or not settings.ood_levels:
+    if not isinstance(process, GaussianProcess) or run.config.noise.times == "zero":
         return []
     top, bottom = float(process.sigma(process.T)), float(process.sigma(0.0))
     sigmas = [top / 2**i for i in reversed(range(settings.ood_levels))]

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncml.data.base import Rows, check_single, kind_of, signed
+from ncml.checks import signed
+from ncml.data.base import Rows, check_single, kind_of
 from ncml.data.files import PathLike
 from ncml.data.split import Choice, split_by_name
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
@@ -138,14 +139,16 @@ def read_arrays(path: PathLike, *, train: bool = True, levels: int | None = None
     lattice = lattice_for(path, every, levels)
     if x.ndim == 1:
         x = x[:, None]
+    every_label = _labels_of(arrays)
+    for own, labels_ in every_label.items():
+        if labels_.size and int(labels_.max()) >= MOST_CLASSES:
+            raise DatasetError(
+                f"{path}: {own}: got labels up to {int(labels_.max())}; expected classes 0, 1, ..., at most "
+                f"{MOST_CLASSES}; number them, or save what they are under another name"
+            )
     try:
         values = as_values(x, lattice)
-        top = max((int(v.max()) for v in _labels_of(arrays) if v.size), default=-1)
-        if top >= MOST_CLASSES:
-            raise ArgumentError(
-                f"labels up to {top}; expected classes 0, 1, ..., at most {MOST_CLASSES}; number them, or save what "
-                f"they are in another array than y"
-            )
+        top = max((int(v.max()) for v in every_label.values() if v.size), default=-1)
         classes = tuple(map(str, range(top + 1))) if labels is not None else ()
         classified = None if labels is None else torch.from_numpy(labels.astype(np.int64))
         return Arrays(values, classified, lattice, classes, choice)
@@ -246,8 +249,7 @@ def check_numbers(path: Path, name: str, x: Any) -> Any:  # noqa: ANN401 -- an a
 def _check_finite(path: Path, name: str, x: Any) -> None:  # noqa: ANN401 -- an array
     if x.dtype.kind != "f":
         return
-    with np.errstate(over="ignore"):
-        bad = ~np.isfinite(x.astype(np.float32)).reshape(len(x), -1).all(1)
+    bad = ~(np.abs(x) <= np.finfo(np.float32).max).reshape(len(x), -1).all(1)  # written so that NaN is bad
     if bad.any():
         raise DatasetError(
             f"{path}: {name}: got NaN or infinity (or beyond 3e38) in {int(bad.sum())} of {len(x)} rows, the "
@@ -261,9 +263,9 @@ def _label_array(path: Path, name: str, y: Any) -> Any:  # noqa: ANN401 -- an ar
     return y
 
 
-def _labels_of(arrays: dict[str, Any]) -> list[Any]:
+def _labels_of(arrays: dict[str, Any]) -> dict[str, Any]:
     names = [_find(arrays, names) for names in (LABELS, *SPLIT_LABELS.values())]
-    return [arrays[name] for name in names if name is not None]
+    return {name: arrays[name] for name in names if name is not None}
 
 
 def lattice_for(path: Path, every: list[Any], levels: int | None) -> Lattice | None:
@@ -290,6 +292,22 @@ def lattice_for(path: Path, every: list[Any], levels: int | None) -> Lattice | N
     return Lattice(high + 1 if levels is None else levels)
 
 
+def _check_told_apart(x: Any, values: Any) -> None:  # noqa: ANN401 -- arrays
+    """Refuse columns whose values, in single precision, are mostly rounding."""
+    with np.errstate(invalid="ignore"):
+        reach = np.ptp(x, axis=0)
+        parts = [slice(k, k + ROWS) for k in range(0, len(x), ROWS)]
+        rounding = np.max([np.abs(x[part] - values[part]).max(0) for part in parts], 0)
+        differ = reach > ALIKE * np.abs(values).max(0)
+    lost = np.isfinite(reach) & (rounding > MOST_ROUNDING * reach) & differ
+    if lost.any():
+        column = x[(slice(None), *(int(i) for i in np.argwhere(lost)[0]))]
+        raise ArgumentError(
+            f"got values between {column.min():.10g} and {column.max():.10g}, which single precision cannot tell "
+            f"apart; expected larger differences; subtract their mean, or change the unit"
+        )
+
+
 def as_values(x: Any, lattice: Lattice | None) -> Tensor:  # noqa: ANN401 -- an array
     """Real numbers as float32, levels in as few bytes as they need.
 
@@ -297,20 +315,10 @@ def as_values(x: Any, lattice: Lattice | None) -> Tensor:  # noqa: ANN401 -- an 
         ArgumentError: Single precision cannot tell the values of a column apart.
     """
     if lattice is None:
-        with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused with its row
+        with np.errstate(over="ignore"):  # infinity is refused with its row
             values = np.ascontiguousarray(x.astype(np.float32))
-            reach = np.ptp(x, axis=0)
-            parts = [slice(k, k + ROWS) for k in range(0, len(x), ROWS)]
-            rounding = np.max([np.abs(x[part] - values[part]).max(0) for part in parts], 0)
-            differ = reach > ALIKE * np.abs(values).max(0)
-        lost = np.isfinite(reach) & (rounding > MOST_ROUNDING * reach) & differ
-        if lost.any():
-            place = tuple(int(i) for i in np.argwhere(lost)[0])
-            column = x[(slice(None), *place)]
-            raise ArgumentError(
-                f"values between {column.min():.10g} and {column.max():.10g}, which single precision cannot tell "
-                f"apart; subtract their mean, or change the unit"
-            )
+        if x.dtype.itemsize > values.dtype.itemsize:
+            _check_told_apart(x, values)
         return torch.from_numpy(values)
     small = np.uint8 if lattice.levels <= 256 else np.int32
     return torch.from_numpy(np.ascontiguousarray(x.astype(small)))

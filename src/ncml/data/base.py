@@ -15,7 +15,7 @@ from ncml.checks import check_count
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice
 
-__all__ = ["DataSet", "DataSource", "Rows", "check_single", "kind_of", "signed"]
+__all__ = ["DataSet", "DataSource", "Rows", "check_single", "kind_of"]
 
 MIXING_SEED = 1  # of the data set, not of a run: every run is evaluated on the same examples
 
@@ -69,12 +69,6 @@ class DataSource:
         """The same data, in another file or folder."""
         changed: dict[str, Any] = {self.place: place}
         return replace(self, **changed)
-
-
-def signed(levels: Tensor) -> Tensor:
-    """Integers in a dtype that torch can compute with; of unsigned ones it has 8 bits only."""
-    kinds = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
-    return levels.to(kinds[levels.dtype]) if levels.dtype in kinds else levels
 
 
 def check_single(x: Tensor, name: str) -> None:

@@ -80,7 +80,7 @@ def read_series(
     try:
         return SeriesData(tuple(as_values(x, lattice) for x in parts[train]), lattice, None in pair)
     except ArgumentError as error:
-        raise DatasetError(f"{path}: got {error}") from error
+        raise DatasetError(f"{path}: {error}") from error
 
 
 def _shaped(path: Path, name: str, x: Numbers) -> Numbers:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ncml.checks import check_count
-from ncml.data.base import Rows, check_single, signed
+from ncml.checks import check_count, signed
+from ncml.data.base import Rows, check_single
 from ncml.data.split import Choice
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice

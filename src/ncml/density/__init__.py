@@ -11,7 +11,6 @@ from ncml.density.checks import (
     check_log_density,
     check_noise,
     check_score,
-    counted,
     process_by_name,
 )
 from ncml.density.completion import CompletionTarget
@@ -58,7 +57,6 @@ __all__ = [
     "check_noise",
     "check_process",
     "check_score",
-    "counted",
     "density_and_score_of",
     "dims_of",
     "eval_mode",

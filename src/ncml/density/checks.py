@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ncml.checks import (
-    HALF,
     Time,
     check_context,
     check_count,
@@ -63,7 +62,7 @@ def check_arguments(
         ArgumentError, ArgumentTypeError: Something does not fit; nothing has changed.
     """
     own = density.own_tensor()
-    if density.lattice is not None and isinstance(x, Tensor) and x.dtype in HALF:
+    if density.lattice is not None and isinstance(x, Tensor):
         x = density.lattice.raised(x)
     dtype = None if own is None or density.dtype_follows_input else own.dtype
     x = check_input(x, density.event_shape_for(x), dtype, None if own is None else own.device, finite=finite)

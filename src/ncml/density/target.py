@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_finite, check_generator, per_example
-from ncml.density.checks import check_arguments
+from ncml.density.checks import check_arguments, counted
 from ncml.density.entry import density_and_score_of, inner_density, process_of, score_of
 from ncml.density.modes import evaluating, usable
 from ncml.errors import NonFiniteError
@@ -90,6 +90,10 @@ class Target:
     def observed(self, x: Tensor) -> Tensor | None:
         """Which values of ``x`` the target is a density of, bool of its shape; None if of all."""
         return self._inner.observed(x, self.context)
+
+    def dims(self, x: Tensor) -> int | Tensor:
+        """The number of these values, D or ``(B,)``."""
+        return counted(self.observed(x), x)
 
     @property
     def differing(self) -> tuple[str, ...]:

@@ -148,15 +148,16 @@ class TableForm:
 
     def warn(self, rows: Array) -> None:
         """Say which categories, in encoded rows ``(n, d)``, name rows more than they tell of them."""
-        columns = {j: rows[~np.isnan(rows[:, j]), j] for j in self.categories}
-        keys = [j for j, codes in columns.items() if len(codes) >= FEWEST and 2 * len(np.unique(codes)) > len(codes)]
+        keys = []
+        for j in self.categories:
+            codes = rows[~np.isnan(rows[:, j]), j]
+            distinct = len(np.unique(codes))
+            if len(codes) >= FEWEST and 2 * distinct > len(codes):
+                keys.append(f"{self.labels[j]} ({distinct} of {len(codes)} rows)")
         if keys:
-            named = ", ".join(
-                f"{self.labels[j]} ({len(np.unique(columns[j]))} of {len(columns[j])} rows)" for j in keys
-            )
             warnings.warn(
-                f"X: got categories that hardly repeat: {named}; expected ones that many rows share; leave out columns "
-                f"that only name rows, such as keys",
+                f"X: got categories that hardly repeat: {', '.join(keys)}; expected ones that many rows share; "
+                f"leave out columns that only name rows, such as keys",
                 UserWarning,
                 stacklevel=3,
             )

@@ -69,23 +69,17 @@ def ladder_bound(
         x_t = alpha * clean + sigma * z
         return x_t, z, (x_t + sigma**2 * inner.score(x_t, t, context)) / alpha
 
-    def counting(values: Tensor, clean: Tensor, context: Tensor | None) -> Tensor:
-        """The values that the density is of; 0 for others."""
-        observed = inner.observed(clean, context)
-        return values if observed is None else torch.where(observed, values, 0.0)
-
-    squared = counting((noisy(fit, fit_context)[2] - fit).double().square(), fit, fit_context)
-    width = math.sqrt(
-        float(squared.sum()) / max(1.0, float(counting(torch.ones_like(squared), fit, fit_context).sum()))
-    )
+    errors, known = (noisy(fit, fit_context)[2] - fit).double(), inner.observed(fit, fit_context)
+    errors = errors if known is None else errors[known]
+    width = float(errors.square().mean().sqrt()) if errors.numel() else 0.0
     width = max(width, 1e-6 * sigma / alpha)  # a lattice's values may be found without any error
-    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    total, known = torch.zeros(len(x), dtype=torch.float64, device=x.device), inner.observed(x, context)
     for _ in range(draws):
         x_t, z, mean = noisy(x, context)
         log_q = -0.5 * z.double().square() - math.log(sigma) - 0.5 * math.log(2.0 * math.pi)
         decoded = _decoded(x.double(), mean.double(), width, inner.lattice)
-        gained = counting(decoded - log_q, x, context).flatten(1).sum(1)
-        total += inner.log_density(x_t, t, context).detach().double() + gained
+        gained = decoded - log_q if known is None else torch.where(known, decoded - log_q, 0.0)
+        total += inner.log_density(x_t, t, context).detach().double() + gained.flatten(1).sum(1)
     return total / draws
 
 

@@ -21,12 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ncml.checks import HALF, check_finite, check_floating, check_generator, is_whole
+from ncml.checks import HALF, check_finite, check_floating, check_generator, is_whole, signed
 from ncml.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["BitsPerDim", "Lattice"]
-
-UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 OFF_LATTICE_TOLERANCE = 1e-3
 """How far, in levels, a value may lie from its lattice point (covers float32 rounding)."""
@@ -85,8 +83,7 @@ class Lattice:
         if not isinstance(k, Tensor) or k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
             got = k.dtype if isinstance(k, Tensor) else type(k).__name__
             raise ArgumentTypeError(f"k: got {got}; expected an integer tensor of levels")
-        if k.dtype in UNSIGNED:  # for which torch has no min and max
-            k = k.long()
+        k = signed(k)
         if k.numel() and (int(k.min()) < 0 or int(k.max()) >= self.levels):
             raise ArgumentError(
                 f"k: got values in [{int(k.min())}, {int(k.max())}]; expected 0 .. {self.levels - 1}; "
@@ -120,8 +117,9 @@ class Lattice:
         """Half precision as float32, where what it can tell from no lattice point is that point; others as they are."""
         if x.dtype not in HALF:
             return x
-        near = self._distance(x) <= self._tolerance(x.dtype)
-        return torch.where(near, self.to_unit(self.nearest(x), dtype=torch.float32), x.float())
+        near, raised = self._distance(x) <= self._tolerance(x.dtype), x.float()
+        point = self.to_unit(self.nearest(x), dtype=torch.float32)
+        return raised + torch.where(near, point - raised.detach(), 0.0)  # which keeps the graph of x
 
     def _tolerance(self, dtype: torch.dtype) -> float:
         """The value itself is rounded to its dtype, which at 16 bits costs more than the usual tolerance."""

@@ -29,6 +29,7 @@ class LatticeMetropolis(GridSampler):
     A move takes one value of each row, any with equal probability, one level up or down, and is accepted with
     probability :math:`\min(1, P_s(y)/P_s(x))`; moves off the lattice are not. :math:`P_s` is stationary, exactly.
     ``info["acceptance"]`` has the share accepted at each level. With ``t_start == t_end`` it is a Markov chain there.
+    Rows that have no mass after the moves of a level have failed.
 
     Args:
         steps, grid, denoise_last: See :class:`~ncml.sampling.GridSampler`; the grid is even in time.

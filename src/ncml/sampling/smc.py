@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ncml.checks import check_probability
-from ncml.density import Target, counted
+from ncml.density import Target
 from ncml.errors import ArgumentError, NonFiniteError
 from ncml.sampling.grids import Grid
 from ncml.sampling.kernels import Kernels
@@ -107,7 +107,7 @@ class AnnealedSMC(GridSampler):
         kernels = Kernels.between(target, s, t)
         y = kernels.back(x, state.score, target.normal(x))
         log_p, score = target.log_density_and_score(y, s)
-        gain = log_p - state.log_p + kernels.log_ratio(y, x, state.score, counted(target.observed(x), x))
+        gain = log_p - state.log_p + kernels.log_ratio(y, x, state.score, target.dims(x))
         weights = (state.log_weights + gain).nan_to_num(-math.inf, -math.inf, -math.inf)
         if not float(weights.max()) > -math.inf:
             raise NonFiniteError(

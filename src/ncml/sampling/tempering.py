@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ncml.checks import check_count
-from ncml.density import Target, counted
+from ncml.density import Target
 from ncml.errors import ArgumentTypeError
 from ncml.sampling.er_sde import ERSDE
 from ncml.sampling.grids import Grid, as_grid, checked_times
@@ -130,7 +130,7 @@ def exchanged(
     y_s = Place(y, *target.log_density_and_score(y, s))
     y = kernels.forth(x_s.x, target.normal(x_s.x))
     y_t = Place(y, *target.log_density_and_score(y, t))
-    dims = counted(target.observed(y), y)
+    dims = target.dims(y)
     gain = y_s.log_p - x_t.log_p + kernels.log_ratio(y_s.x, x_t.x, x_t.score, dims)
     loss = x_s.log_p - y_t.log_p + kernels.log_ratio(x_s.x, y_t.x, y_t.score, dims)
     taken = target.uniform(len(y)).log() < gain - loss
