@@ -209,6 +209,11 @@ def test_half_precision_holds_the_levels(dtype, levels):
     x = half[torch.randint(levels, (6, 3), generator=seeded(0))]
     expected = density.log_prob(lattice.quantize(x.float()))
     assert torch.equal(density.log_prob(x), expected)
+    x_ = half[:1].expand(1, 3).clone().requires_grad_()
+    lattice.raised(x_).sum().backward()
+    assert torch.equal(x_.grad, torch.ones_like(x_))
+    with pytest.raises(ArgumentError, match="x: got 1 non-finite"):
+        density.log_prob(torch.cat([x[:, :2], torch.full((6, 1), math.nan, dtype=dtype)], 1)[:1])
     objective = NCMLObjective(VPSDE.at_noise(0.08), dequantize=lattice)
     plain = GaussianDensity(VPSDE.at_noise(0.08), torch.zeros(3), 0.5)
     assert bool(objective(plain, x, generator=seeded(1)).isfinite())

@@ -118,7 +118,7 @@ class Lattice:
         if x.dtype not in HALF:
             return x
         near, raised = self._distance(x) <= self._tolerance(x.dtype), x.float()
-        point = self.to_unit(self.nearest(x), dtype=torch.float32)
+        point = self.to_unit(self.nearest(x.nan_to_num(0.0)), dtype=torch.float32)
         return raised + torch.where(near, point - raised.detach(), 0.0)  # which keeps the graph of x
 
     def _tolerance(self, dtype: torch.dtype) -> float:
