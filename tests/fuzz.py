@@ -38,7 +38,7 @@ from ncml.report import environment, write_report
 from ncml.training import open_checkpoint, read_metrics, read_toml
 from ncml.training.checkpoint import save_checkpoint
 
-HEADROOM = 2 * 2**30  # bytes that a reader may take besides what is there before it
+HEADROOM = 2**29  # bytes that a reader may take besides what is there before it
 CPU_SECONDS = 30  # of one case; more is no end
 KEPT = 5  # findings of a kind whose files are kept
 INTERESTING = (b"\0", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\1\0", b"\x80\0\0\0")

@@ -31,6 +31,7 @@ MNIST_FILES = {True: "train", False: "t10k"}
 IDX_UINT8 = 0x08
 GZIP = b"\x1f\x8b"
 MAX_BYTES = 2**31  # no file of these formats comes near; guards against decompression bombs
+BLOCK = 2**24  # bytes asked for at once: as many are reserved, however small the file is
 
 PathLike = str | os.PathLike[str]
 
@@ -171,14 +172,16 @@ def _mnist_file(folder: Path, start: str, dimensions: int) -> Path:
     return next((path for path in places if path.is_file()), folder / f"{names[0]}.gz")
 
 
-def _contents(path: Path) -> bytes:
+def _contents(path: Path) -> bytearray:
     """All bytes of a file, unpacked if they are gzip's."""
+    raw = bytearray()
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == GZIP
             file.seek(0)
             with gzip.open(file) if packed else file as source:
-                raw = source.read(MAX_BYTES + 1)
+                while len(raw) <= MAX_BYTES and (block := source.read(BLOCK)):
+                    raw += block
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DatasetError(f"{path}: got a damaged gzip file ({error}); get it again") from error
     except OSError as error:
