@@ -53,7 +53,7 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 -- autograd's
         h, weight, bias, mean, size = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            grads: tuple[Tensor | None, ...] = torch.ops.aten.native_layer_norm_backward(
+            grads: tuple[Tensor | None, ...] = torch.ops.aten.native_layer_norm_backward.default(
                 gradient, h, h.shape[-1:], mean, size, weight, bias, ctx.needs_input_grad
             )
             return grads

@@ -123,7 +123,7 @@ class AffineBlock(nn.Module):
             again = self.recompute and torch.is_grad_enabled()
             h = checkpoint(layer, h, use_reentrant=False) if again else layer(h)
         with torch.autocast(x.device.type, enabled=False):
-            later = self.leave(h[:, :-1].to(x.dtype))
+            later = self.leave(h.to(x.dtype))[:, :-1]
             return self.parameters_of(torch.cat([self.first(c)[:, None], later], dim=1))
 
     def parameters_of(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
