@@ -460,6 +460,7 @@ BAD_SERIES = {
     "backwards": ("t,a\n1,1\n0,2\n", {"time": "t"}, r"bad\.csv: line 3: got times that do not increase"),
     "no time": ("t,a\nnoon,1\n", {"time": "t"}, r"bad\.csv: line 2: got the time 'noon'"),
     "no column": ("t,a\n0,1\n", {"columns": ("b",)}, r"bad\.csv: got the columns t, a; expected one named 'b'"),
+    "dates without a name": ("a,b\n0,2020-01-01\n", {}, r"got '2020-01-01' in b; .*stamps \(time='b'\)"),
     "empty cell": ("a,b\n0,1\n2,\n", {}, r"bad\.csv: line 3: got '' in b; expected a finite number"),
     "nan cell": ("a,b\n0,nan\n2,1\n", {}, r"bad\.csv: line 2: got 'nan' in b"),
     "short row": ("a,b\n0,1\n2\n", {}, r"bad\.csv: line 3: got 1 cells; expected 2"),

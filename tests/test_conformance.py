@@ -404,6 +404,23 @@ def test_every_failure_is_reported():
     assert total == len(process_checks())
 
 
+class Mistaken(GaussianDensity):
+    """Takes the times of its samples for one number."""
+
+    def sample(self, n, t=0.0, context=None, *, generator=None):
+        return super().sample(n, float(t), context, generator=generator)
+
+
+def test_an_error_of_the_author_has_a_place_and_is_told_once():
+    with pytest.raises(ConformanceError) as caught:
+        check_density(Mistaken(VP, torch.zeros(1), 0.3))
+    lines = [line for line in str(caught.value).splitlines() if "converted to Python scalars" in line]
+    assert len(lines) == 1
+    assert lines[0].partition("(also: ")[2].count(", ") > 2
+    line = inspect.getsourcelines(Mistaken.sample.__wrapped__)[1] + 1
+    assert f"(test_conformance.py, line {line}); expected no error" in lines[0]
+
+
 class Overwriting(VPSDE):
     """Writes into the data that it is given."""
 

@@ -189,6 +189,12 @@ WRONG = {
     ),
     "infinity": (lambda X: NCMLDensityEstimator().fit(np.where(np.isnan(X), np.inf, X)), "infinity"),
     "a shift": (lambda X: FeatureShift(NCMLDensityEstimator(missing=True)).fit(X, X), "NaN"),
+    "a shift of data frames": (
+        lambda X: FeatureShift().fit(
+            pd.DataFrame(X, columns=list("abc")).dropna(), pd.DataFrame(X, columns=list("abc"))
+        ),
+        "Y: got missing values in b; expected complete rows",
+    ),
 }
 
 

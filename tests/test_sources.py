@@ -221,6 +221,13 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
     assert canary.exists()
 
 
+def test_a_table_of_another_kind_is_told_where_to_go(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(DatasetError, match=r"a\.csv: got a \.csv file; .*data\.name series.*ncml\.estimator") as caught:
+        read_arrays(tmp_path / "a.csv")
+    assert "pickle" not in str(caught.value)
+
+
 NAN = X.copy()
 NAN[12, 1] = np.nan
 

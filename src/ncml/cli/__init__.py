@@ -18,7 +18,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         import tyro  # noqa: F401 -- only whether it is there
     except ImportError:
-        print("ncml: tyro is not installed; pip install 'ncml[train]' for the command line", file=sys.stderr)
+        print("ncml: tyro is not installed; pip install 'ncml[train]', or 'ncml[demo]' for ncml demo", file=sys.stderr)
         return 2
     from ncml.cli.commands import run_command
 

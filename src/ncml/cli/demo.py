@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ def demo(
     out: Path = Path("runs/demo"),
     seed: int = 0,
     smoke: bool = False,
-    threads: Annotated[int | None, "torch's default if not given"] = None,
+    threads: int | None = None,
 ) -> None:
     """Train the same network by maximum likelihood and by NCML, on smooth paths and on real digits, and compare them.
 
@@ -104,16 +104,19 @@ def demo(
         out: Folder for report.json and figure.png.
         seed: Same seed, machine and number of threads: same results, bit for bit.
         smoke: A run of seconds that only shows that everything works.
-        threads: Number of CPU threads.
+        threads: Number of CPU threads; torch's default if not given.
     """
     if threads is not None:
         torch.set_num_threads(check_count(threads, "threads"))
     check_count(seed, "seed", minimum=0)
     settings = DemoSettings(seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    print("Training two models of paths and two of digits, sampling and evaluating them: some minutes.", flush=True)
+    wait = "seconds" if smoke else "some minutes"
+    print(f"Training two models of paths and two of digits, sampling and evaluating them: {wait}.", flush=True)
     report, figure_data = run_demo(settings.smoke() if smoke else settings, progress=sys.stderr.isatty())
     print_report(report)
+    if smoke:
+        print("A smoke run: models of twenty steps, of which no number says anything about either method.")
     write_report(out / "report.json", report)
     draw_figure(figure_data, out / "figure.png")
     print(f"\nWrote {out / 'report.json'} and {out / 'figure.png'}.")

@@ -48,7 +48,8 @@ def print_report(report: dict[str, Any]) -> None:
         mark = " *" if name == best else ""
         print(f"  {name:<44}{d['mean']:>10.3f} +- {d['std']:.3f}{mark}")
     print("\n* the better figure of this seed, whatever the spread. An AUROC below 0.5 ranks the wrong way round.")
-    print(f"{report['seconds']:.0f} s on {report['environment']['threads']} threads.")
+    threads = report["environment"]["threads"]
+    print(f"{report['seconds']:.0f} s on {threads} thread{'' if threads == 1 else 's'}.")
 
 
 def _print_paths(paths: dict[str, Any], settings: dict[str, Any]) -> None:

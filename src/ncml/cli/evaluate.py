@@ -18,7 +18,7 @@ from ncml.cli.common import (
     test_data,
     with_place,
 )
-from ncml.cli.tables import EvaluateSettings, curve, frechet, likelihood, log_probability, outliers
+from ncml.cli.tables import EvaluateSettings, curve, frechet, has_curve, likelihood, log_probability, outliers
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation import plot_robustness
 from ncml.report import environment, write_report
@@ -65,7 +65,7 @@ def evaluate(
         row: Which row of it.
         out: Folder for the results; ``evaluation`` in that of the run if not given.
         data_folder: Where the data are, if no longer where they were.
-        threads: Number of CPU threads.
+        threads: Number of CPU threads; torch's default if not given.
     """
     start = time.perf_counter()
     if (claims is None) != (row is None):
@@ -101,9 +101,9 @@ def evaluate(
         keep(log_prob=log_probability(opened, test, settings))
     else:
         keep(bits_per_dim=likelihood(opened, test, settings))
-    begin("Robustness over noise levels")
-    robustness = curve(opened, test, settings)
-    if robustness is not None:
+    if has_curve(opened, test, settings):
+        begin("Robustness over noise levels")
+        robustness = curve(opened, test, settings)
         keep(robustness=robustness)
         if opened.first:
             plot_robustness({opened.config.noise.process: robustness}, folder / FIGURE)

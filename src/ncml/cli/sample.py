@@ -73,7 +73,8 @@ def sample(
         seconds: The same in seconds, of recordings.
         seed: Same seed, batch size and machine: same samples, on any number of processes.
         batch_size: Samples at a time.
-        threads: Number of CPU threads. For a small model on a busy machine take 1: several wait for each other.
+        threads: Number of CPU threads; torch's default if not given. For a small model on a busy machine take 1:
+            several wait for each other.
     """
     check_count(images, "images")
     check_count(batch_size, "batch_size")
@@ -157,7 +158,8 @@ def complete(
         seconds: The same in seconds, of recordings.
         seed: Seed.
         data_folder: Where the data are, if no longer where they were.
-        threads: Number of CPU threads. For a small model on a busy machine take 1: several wait for each other.
+        threads: Number of CPU threads; torch's default if not given. For a small model on a busy machine take 1:
+            several wait for each other.
     """
     check_count(images, "images")
     check_count(draws, "draws")

@@ -33,7 +33,7 @@ from ncml.evaluation import (
 from ncml.noise import BitsPerDim, GaussianProcess, Lattice
 from ncml.training import in_blocks
 
-__all__ = ["EvaluateSettings", "curve", "frechet", "likelihood", "log_probability", "outliers"]
+__all__ = ["EvaluateSettings", "curve", "frechet", "has_curve", "likelihood", "log_probability", "outliers"]
 
 PIS = (0.0, 0.5, 1.0)
 Work = Callable[[slice, torch.Generator], dict[str, Tensor]]
@@ -126,11 +126,17 @@ def likelihood(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> dict[
     }
 
 
-def curve(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> RobustnessCurve | None:
-    """The paper's Figure 4 at noise levels that are even in sigma; None without a lattice, or without any images."""
+def has_curve(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> bool:
+    """Whether there is what :func:`curve` needs: a lattice, Gaussian noise, and examples."""
+    n = min(settings.curve_images, len(test))
+    return n > 0 and run.lattice is not None and isinstance(run.process, GaussianProcess)
+
+
+def curve(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> RobustnessCurve:
+    """The paper's Figure 4 at noise levels that are even in sigma."""
     n, lattice, process = min(settings.curve_images, len(test)), run.lattice, run.process
-    if n == 0 or lattice is None or not isinstance(process, GaussianProcess):
-        return None
+    assert lattice is not None  # has_curve
+    assert isinstance(process, GaussianProcess)
     pis = PIS[1:]
     top = float(process.sigma(process.T))
     times = [float(process.time_at(top * i / max(1, settings.curve_times - 1))) for i in range(settings.curve_times)]

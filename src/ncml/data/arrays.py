@@ -165,10 +165,16 @@ def load_arrays(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); expected a .npz or .npy file") from error
     except Exception as error:  # numpy's and zipfile's readers of damaged files raise errors of many kinds
-        hint = "; save arrays of numbers, not of objects" if "pickle" in str(error).lower() else ""
-        raise DatasetError(
-            f"{path}: got a file that is not a .npz or .npy file of numbers, or is damaged ({error}){hint}"
-        ) from error
+        if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+            hint = (
+                f"got a {path.suffix} file; expected .npz or .npy; a series is read by data.name series, a table with "
+                f"categories and gaps by pandas and ncml.estimator; save one of numbers alone with numpy.save"
+            )
+        elif "pickle" in str(error).lower():  # numpy's words advise to trust it
+            hint = "got a file of another kind, or of objects; expected a .npz or .npy file of numbers"
+        else:
+            hint = f"got a file that is not a .npz or .npy file of numbers, or is damaged ({error})"
+        raise DatasetError(f"{path}: {hint}") from error
     for name, x in arrays.items():
         if not isinstance(x, np.ndarray):  # numpy hands over what is no array as bytes
             raise DatasetError(f"{path}: {name}: got a member that is not an array; save the file with numpy.savez")

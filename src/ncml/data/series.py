@@ -182,9 +182,10 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):
-        raise DatasetError(
-            f"{path}: line {line}: got {cell!r} in {column}; expected a finite number; fill the gap, or choose columns"
-        )
+        remedy = "fill the gap, or choose columns"
+        if _moment(cell) is not None:
+            remedy = f"name the column of time stamps (time={column!r}), or choose columns"
+        raise DatasetError(f"{path}: line {line}: got {cell!r} in {column}; expected a finite number; {remedy}")
     return value
 
 
@@ -195,12 +196,17 @@ def _time(path: Path, line: int, cell: str) -> float:
             return number
     except ValueError:
         pass
+    if (seconds := _moment(cell)) is None:
+        raise DatasetError(f"{path}: line {line}: got the time {cell!r}; expected a number or an ISO 8601 date")
+    return seconds
+
+
+def _moment(cell: str) -> float | None:
+    """An ISO 8601 date in seconds; None if it is none."""
     try:
         # Python 3.10 knows no Z; without a zone, days have 24 hours.
         moment = datetime.datetime.fromisoformat(cell.strip().replace("Z", "+00:00"))
-    except ValueError as error:
-        raise DatasetError(
-            f"{path}: line {line}: got the time {cell!r}; expected a number or an ISO 8601 date"
-        ) from error
+    except ValueError:
+        return None
     zone = moment.tzinfo or datetime.timezone.utc
     return (moment.replace(tzinfo=zone) - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)).total_seconds()

@@ -88,7 +88,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         super().__init__()
         shape = tuple(event_shape) if isinstance(event_shape, Sequence) else ()
         if not shape or not all(is_whole(n) and n >= 1 for n in shape):
-            raise ArgumentError(f"event_shape: got {event_shape!r}; expected positive integers, as (2,) or (3, 32, 32)")
+            got = repr(event_shape) if isinstance(event_shape, (Sequence, int, float)) else type(event_shape).__name__
+            raise ArgumentError(f"event_shape: got {got}; expected positive integers, as (2,) or (3, 32, 32)")
         if process is not None and not isinstance(process, NoiseProcess):
             raise ArgumentTypeError(
                 f"process: got {type(process).__name__}; expected a NoiseProcess, such as VPSDE.at_noise(0.1)"

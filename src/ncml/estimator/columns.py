@@ -33,6 +33,7 @@ Bounds = Mapping[Any, tuple[float | None, float | None]]
 
 TIES = 0.1  # a real column with more tied rows than this is jittered
 TIED_WIDTH = 0.01  # in scales of the column
+SHOWN = 8  # names in a message
 MARGIN = 1e-6  # keeps jittered values off the ends of their step
 FARTHEST = 1e15  # scales from the centre: farther is no number of the same kind, and too much for single precision
 
@@ -286,7 +287,8 @@ def column_of(key: Any, labels: Sequence[Any], name: str) -> int:  # noqa: ANN40
     if key in labels:
         return list(labels).index(key)
     if not is_whole(key) or not 0 <= key < len(labels):
-        raise ArgumentError(f"{name}: got {key!r}; expected names of columns, or indices below {len(labels)}")
+        known = ", ".join(map(repr, labels[:SHOWN])) + (", ..." if len(labels) > SHOWN else "")
+        raise ArgumentError(f"{name}: got {key!r}; expected names of columns ({known}), or indices below {len(labels)}")
     return int(key)
 
 

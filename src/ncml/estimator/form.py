@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import numbers
 import warnings
 from collections.abc import Iterable, Mapping
@@ -115,14 +116,37 @@ class TableForm:
                 return np.stack(list(columns.values()), 1)
         if wrong:
             kinds = "" if not is_frame(X) else f" ({', '.join(str(X.dtypes.iloc[j]) for j in wrong)})"
-            names = [X.columns[j] if is_frame(X) else j for j in wrong]
             raise ArgumentError(
-                f"X: got columns {', '.join(map(str, names))}{kinds}; expected numbers or categories; declare "
-                f"categories={names!r}, or make numbers of them"
+                f"X: got columns {', '.join(str(self.labels[j]) for j in wrong)}{kinds}; expected numbers or "
+                f"categories; {self._advice(X, wrong)}"
             )
         frame = type(X)(columns, index=X.index)
         frame.columns = X.columns
         return frame
+
+    def _advice(self, X: Any, wrong: list[int]) -> str:  # noqa: ANN401 -- any table
+        """What to do about columns of neither numbers nor categories."""
+        own = (
+            [] if self.frame is None else [j for j, kind in enumerate(self.frame.dtypes) if hasattr(kind, "categories")]
+        )
+        declared = [self.labels[j] for j in self.categories if j not in own]
+        shared, advice = list(declared), []
+        for j in wrong:
+            label, values = self.labels[j], _present(_column(X, j))
+            words = [value for value in values if not _reads_as_number(value)]
+            if any(isinstance(value, (datetime.date, np.datetime64)) for value in values):
+                advice.append(f"make days since the first one of the dates in {label}")
+            elif not words:
+                advice.append(f"make numbers of the text in {label}")
+            elif 2 * len(words) < len(values):
+                advice.append(f"make a gap (NaN) of {words[0]!r} in {label}, and numbers of the rest")
+            elif _names_rows(len(set(words)), len(words)):
+                advice.append(f"leave out {label}, which only names rows")
+            else:
+                shared.append(label)
+        if len(shared) > len(declared):
+            advice.insert(0, f"declare categories={shared!r}")
+        return "; ".join(advice)
 
     def decode(self, rows: Array) -> Any:  # noqa: ANN401 -- array or data frame
         """Rows of numbers as a table of this form."""
@@ -152,7 +176,7 @@ class TableForm:
         for j in self.categories:
             codes = rows[~np.isnan(rows[:, j]), j]
             distinct = len(np.unique(codes))
-            if len(codes) >= FEWEST and 2 * distinct > len(codes):
+            if _names_rows(distinct, len(codes)):
                 keys.append(f"{self.labels[j]} ({distinct} of {len(codes)} rows)")
         if keys:
             warnings.warn(
@@ -180,6 +204,19 @@ class TableForm:
                 f"categories={{{self.labels[j]!r}: [...]}}, all values that can come"
             )
         return np.array([np.nan if _missing(v) else code_of[v] for v in column], np.float64)
+
+
+def _names_rows(distinct: int, rows: int) -> bool:
+    """Whether categories of so many distinct values are names of the rows, such as keys."""
+    return rows >= FEWEST and 2 * distinct > rows
+
+
+def _reads_as_number(value: Any) -> bool:  # noqa: ANN401 -- a cell
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def is_frame(X: Any) -> bool:  # noqa: ANN401 -- any table

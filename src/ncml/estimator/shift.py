@@ -25,7 +25,7 @@ from ncml.checks import Time, check_count
 from ncml.density import NoiseConditionalDensity, inner_density
 from ncml.errors import ArgumentError
 from ncml.estimator.density import NCMLDensityEstimator
-from ncml.estimator.form import TableForm
+from ncml.estimator.form import TableForm, is_frame
 from ncml.estimator.objective import TableObjective, seeded, times_of
 from ncml.estimator.traits import Array
 from ncml.objective import LadderTimes
@@ -131,8 +131,8 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         estimator = NCMLDensityEstimator() if self.estimator is None else clone(self.estimator)
         (t,) = times_of(estimator.process_or_default, (self.noise,), "noise")
         form = TableForm.of(X, estimator.categories)
-        first = validate_data(self, form.encode(X), dtype=np.float64, ensure_min_samples=2)
-        rows = np.concatenate([first, validate_data(self, form.encode(Y), reset=False, dtype=np.float64)])
+        first = validate_data(self, _complete(form, X, "X"), dtype=np.float64, ensure_min_samples=2)
+        rows = np.concatenate([first, validate_data(self, _complete(form, Y, "Y"), reset=False, dtype=np.float64)])
         random = check_random_state(self.random_state)
         codes = {j: range(len(values)) for j, values in form.categories.items()}
         estimator.set_params(missing=False, categories=codes or None)
@@ -189,3 +189,14 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
             z = columns.to_model(part, u)[0].to(model.dtype)
             noisy.append(objective.process.perturb(z, t, generator=generator))
         return cast(Array, shift_statistic(models[0], models[1], noisy[0], noisy[1], t).double().cpu().numpy())
+
+
+def _complete(form: TableForm, table: Any, name: str) -> Any:  # noqa: ANN401 -- any tables
+    """A table as numbers, refused if it has gaps."""
+    encoded = form.encode(table)
+    if is_frame(encoded) and (gaps := encoded.columns[encoded.isna().any()].tolist()):
+        raise ArgumentError(
+            f"{name}: got missing values in {', '.join(map(str, gaps))}; expected complete rows, since where gaps are "
+            f"would be part of what has changed; leave these rows out, or fill them"
+        )
+    return encoded

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 from unittest import SkipTest
 
@@ -50,7 +52,7 @@ class Report:
         counts += [f"{len(self.failed)} failed"] if self.failed else []
         counts += [f"{len(self.not_applicable)} not applicable"]
         lines = [f"{self.subject}: {', '.join(counts)}"]
-        lines += [f"  failed          {name}: {text}" for name, text in self.failed]
+        lines += [f"  failed          {name}: {text}" for name, text in self._failures()]
         lines += [f"  passed          {name}" for name in self.passed]
         lines += [f"  not applicable  {name}: {reason}" for name, reason in self.not_applicable]
         lines += [f"  note            {name}: {text}" for name, text in self.notes]
@@ -58,14 +60,22 @@ class Report:
 
     def error(self, cause: BaseException | None = None) -> ConformanceError:
         """The error that lists what failed, and has this report as its ``report``."""
-        texts = [f"check {name!r} failed: {text}" for name, text in self.failed]
+        texts = [f"check {name!r} failed: {text}" for name, text in self._failures()]
         total = len(self.passed) + len(self.failed) + len(self.not_applicable)
-        many = [f"{len(texts)} of {total} checks failed", *(f"  {text}" for text in texts)]
+        many = [f"{len(self.failed)} of {total} checks failed", *(f"  {text}" for text in texts)]
         error = ConformanceError(f"{self.subject}: " + (texts[0] if len(texts) == 1 else "\n".join(many)))
         error.report = self
         error.__cause__ = cause
         error.__suppress_context__ = True
         return error
+
+    def _failures(self) -> list[tuple[str, str]]:
+        """The failures, those in the same words as one: its name, and its words with the other names."""
+        names: dict[str, list[str]] = {}
+        for name, text in self.failed:
+            names.setdefault(text, []).append(name)
+        others = {text: f" (also: {', '.join(those[1:])})" if those[1:] else "" for text, those in names.items()}
+        return [(those[0], text + others[text]) for text, those in names.items()]
 
 
 @dataclass(frozen=True)
@@ -109,8 +119,17 @@ class Check(Generic[Subject]):
         except CheckError as failure:
             return (str(failure), failure.__cause__ if isinstance(failure.__cause__, Exception) else None), ""
         except Exception as error:
-            return (f"got {type(error).__name__}: {error}; expected no error", error), ""
+            return (f"got {type(error).__name__}: {error}{_place(error)}; expected no error", error), ""
         return None, note or ""
+
+
+def _place(error: Exception) -> str:
+    """Where, in a file of the object's author, an error came from; nothing if it is nowhere in such a file."""
+    ours = Path(__file__).parents[1]
+    frames = traceback.extract_tb(error.__traceback__)
+    paths = [(Path(frame.filename), frame.lineno) for frame in frames if not frame.filename.startswith("<")]
+    own = [(path, line) for path, line in paths if "site-packages" not in path.parts and ours not in path.parents]
+    return f" ({own[-1][0].name}, line {own[-1][1]})" if own else ""
 
 
 def run_all(checks: Sequence[Check[Subject]], subject: Subject, progress: bool | None = None) -> Report:

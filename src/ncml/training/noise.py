@@ -207,7 +207,7 @@ def build_process(noise: NoiseConfig, lattice: Lattice | None, data_std: float |
     Raises:
         ArgumentError: More noise than the process can have, or levels for data without a lattice.
     """
-    noise = resolved(noise, lattice, data_std)
+    given, noise = noise.amounts, resolved(noise, lattice, data_std)
     if noise.process == "level-noise":
         if lattice is None:
             raise ArgumentError("noise.process: got 'level-noise' and data without a lattice; expected a Gaussian one")
@@ -231,6 +231,12 @@ def build_process(noise: NoiseConfig, lattice: Lattice | None, data_std: float |
         return kind.at_noise(std, **schedule)
     except ArgumentError as error:
         name = "std" if noise.std is not None else "std_in_levels"
+        if not given and data_std:
+            raise ArgumentError(
+                f"noise.std: got none, so that it is {DATA_SHARE:g} of the data's standard deviation, {data_std:.6g}; "
+                f"expected data of order one: {noise.process} has no more noise than 1; scale them, or take process "
+                f"ve or linear-ve, which have no limit"
+            ) from error
         shown = f", a noise of {std:.3g} for {lattice.levels} levels" if name != "std" and lattice is not None else ""
         raise ArgumentError(
             f"noise.{name}: got {getattr(noise, name):g}{shown}; {error}; take less noise, or process ve or linear-ve, "

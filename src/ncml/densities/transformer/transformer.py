@@ -139,7 +139,7 @@ class CausalTransformer(AutoregressiveDensity):
         if not 1 <= x.shape[1] <= length:
             raise ArgumentError(
                 f"x: got {x.shape[1]} positions, shape {tuple(x.shape)}; expected 1 to {length}; take "
-                f"model.extended({x.shape[1]}), or a larger L: larger.load_state_dict(model.state_dict())"
+                f"model.extended({x.shape[1]}), or a longer window: longer.load_state_dict(model.state_dict())"
             )
         return (x.shape[1], channels)
 
