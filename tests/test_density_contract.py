@@ -14,11 +14,21 @@ import torch
 import zuko
 from torch import nn
 
-from ncml import VPSDE, Lattice, LevelNoise, NCMLObjective, NoiseConditionalDensity, SampleableDensity
-from ncml.densities import MADE, MAF, CallableDensity, GaussianDensity, NFlowsDensity, ToyLattice, ZukoDensity
+from ncml import VPSDE, Lattice, LevelNoise, NCMLObjective, NoiseConditionalDensity, SampleableDensity, generate
+from ncml.densities import (
+    MADE,
+    MAF,
+    NCPN,
+    CallableDensity,
+    CausalTransformer,
+    GaussianDensity,
+    NFlowsDensity,
+    ToyLattice,
+    ZukoDensity,
+)
 from ncml.density import at_zero_only
 from ncml.errors import ArgumentError, ArgumentTypeError, InferenceTensorError, NonFiniteError
-from ncml.sampling import EulerMaruyama
+from ncml.sampling import EulerMaruyama, sample_in_parallel
 from ncml.score import exact_divergence, hutchinson_divergence, log_density_and_score
 from tests.problems import PMF, plane_mixture, same_bits, seeded
 
@@ -229,6 +239,54 @@ def test_autocast_leaves_results_in_float32_and_close(name):
     assert cast.dtype == score.dtype == torch.float32
     assert (cast - plain).abs().max() <= 0.1
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    "build_one",
+    [
+        lambda: MADE((6,), VP, lattice=Lattice(256), hidden=(32, 32)),
+        lambda: NCPN((1, 4, 4), VP, features=8, blocks=1, resolutions=1, heads=2),
+        lambda: CausalTransformer((6, 1), VP, lattice=Lattice(256), width=16, layers=1, heads=2),
+        lambda: CausalTransformer((6, 1), VP, lattice=Lattice(256), width=16, layers=1, heads=2).extended(9),
+    ],
+)
+def test_samples_are_what_resample_gives_under_autocast_too(build_one):
+    """A draw is a fixed point; products in half precision would move it."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        density = build_one()
+        for p in density.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    noise = density.draw_noise(20, generator=seeded(0))
+    x = density.sample(20, 0.0, noise=noise)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = density.resample(x, noise, 0.0)
+        parallel = sample_in_parallel(density, 20, 0.0, noise=noise).x
+    assert (again - x).abs().max() < 1e-6
+    assert (parallel - x).abs().max() < 1e-6
+
+
+def test_samples_have_the_type_of_the_density():
+    """Whatever a stranger's sampler was left in."""
+    double = CallableDensity(Smooth(), (2,), VP, sample=lambda n, t, c, g: torch.randn(n, 2, dtype=F64, generator=g))
+    assert double.sample(3, generator=seeded(0)).dtype == torch.float32
+    assert generate(double, 3, sampler=EulerMaruyama(steps=2), generator=seeded(0)).dtype == torch.float32
+    whole = CallableDensity(Smooth(), (2,), VP, sample=lambda n, t, c, g: torch.ones(n, 2, dtype=torch.long))
+    with pytest.raises(ArgumentTypeError, match=r"sample: got torch.int64 .*Lattice.to_unit"):
+        whole.sample(3)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64, torch.complex64])
+def test_log_densities_are_floating(kind):
+    density = CallableDensity(lambda x, t: torch.ones(len(x), dtype=kind), (2,))
+    for call in (density.log_prob, density.log_density, density.score):
+        with pytest.raises(ArgumentTypeError, match=f"got {kind}; expected floating log-densities"):
+            call(batch())
+
+
+def test_log_densities_in_half_precision_become_single():
+    density = CallableDensity(lambda x, t: -x.half().square().sum(1), (2,))
+    assert density.log_prob(batch()).dtype == torch.float32
 
 
 # Modes.

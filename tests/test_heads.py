@@ -383,6 +383,22 @@ def test_gradcheck_and_gradgradcheck(kind, lattice, edges):
 # Soft bounds.
 
 
+@pytest.mark.parametrize("log_scale", [-4.0, -2.5])
+def test_the_gaussian_mass_has_its_curvature_at_the_mean(log_scale):
+    """With half a level h in units of the scale s: (log m)'' = -2 h phi(h) / ((2 Phi(h) - 1) s^2)."""
+    head = GaussianHead(1, Lattice(256))
+    scale = math.exp(log_scale)
+    h = head.lattice.half_width / scale
+    expected = -2.0 * h * stats.norm.pdf(h) / (special.erf(h / math.sqrt(2.0)) * scale**2)
+
+    def log_mass(x):
+        return components(head, x, torch.tensor([0.1], dtype=F64), log_scale).sum()
+
+    for x in (0.1, 0.1 + 1e-9):
+        curvature = torch.autograd.functional.hessian(log_mass, torch.tensor([x], dtype=F64))
+        assert float(curvature) == pytest.approx(expected, rel=1e-6)
+
+
 @heads
 def test_scales_are_bounded_monotone_and_keep_their_gradient(kind):
     head = kind(1, Lattice(256))

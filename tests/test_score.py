@@ -344,6 +344,25 @@ def test_the_score_of_lattice_data_is_that_of_the_smooth_density():
     assert torch.allclose(density.score(x, t), expected, rtol=1e-11, atol=1e-9)
 
 
+class Linear(NoiseConditionalDensity):
+    """Whose log-density is linear in x (independent exponential variables): the score is constant."""
+
+    def forward(self, x, t, context=None, *, edges=True):
+        return math.log(6.0) * torch.ones_like(x[:, 0]) - x @ torch.tensor([1.0, 2.0, 3.0], dtype=x.dtype)
+
+
+def test_the_divergence_of_a_constant_score_is_zero():
+    density, x = Linear((3,)), points(5, 3)
+    zeros = torch.zeros(5, dtype=x.dtype)
+    for probes in (None, 2):
+        score, divergence = score_and_divergence(density, x, probes=probes)
+        assert torch.equal(score, -torch.tensor([1.0, 2.0, 3.0], dtype=x.dtype).expand(5, 3))
+        assert torch.equal(divergence, zeros)
+    assert torch.equal(exact_divergence(density, x, create_graph=True), zeros)
+    assert torch.equal(hutchinson_divergence(density, x), zeros)
+    assert torch.allclose(sliced_score_matching(density, x), 0.5 * 14.0 + zeros, atol=1e-14)
+
+
 def test_errors():
     density, x = plane_like(), points(5, 3)
     with pytest.raises(ArgumentError, match=r"^probes: got"):

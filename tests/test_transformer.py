@@ -600,3 +600,12 @@ def test_training_on_smooth_paths_finds_their_smoothness():
         assert start > 2.0
         assert entropy - 0.02 < end < entropy + 0.1
     assert entropies[0] == pytest.approx(0.117, abs=1e-3)
+
+
+def test_noise_of_longer_sequences_has_their_length():
+    model = small((4, 1)).extended(10)
+    x = torch.zeros(2, 6, 1)
+    assert model.resample(x, model.draw_noise(2)[:, :6]).shape == x.shape
+    for noise in (model.draw_noise(2), model.draw_noise(3)[:, :6]):
+        with pytest.raises(ArgumentError, match=r"noise: got shape .*; expected \(2, 6, 1, 3\), for every position"):
+            model.resample(x, noise)

@@ -105,6 +105,8 @@ def test_what_cannot_be_initialised_is_refused():
         network(weight_norm=False).initialize(images())
     with pytest.raises(ArgumentError, match="x: got no images"):
         network().initialize(images(0))
+    with pytest.raises(ArgumentError, match=r"x: got images of one value, 0\.25; expected some that vary"):
+        network().initialize(torch.full((3, 3, 8, 8), 0.25).double())
     with pytest.raises(ArgumentError, match="fourier_scale"):
         network(fourier_scale=0.0)
 

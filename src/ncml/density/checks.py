@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ncml.checks import (
+    HALF,
     Time,
     check_context,
     check_count,
@@ -133,15 +134,20 @@ def checked_sample(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 f"sample: got {got} from a {type(self).__name__}; expected one tensor of shape "
                 f"{(n, *self.event_shape)}, the samples alone"
             )
+        if not x.is_floating_point():
+            raise ArgumentTypeError(
+                f"sample: got {x.dtype} from a {type(self).__name__}; expected values in data units, {self.dtype}; of "
+                f"levels Lattice.to_unit makes some"
+            )
         if not math.isfinite(float(x.sum())) and bool((bad := ~torch.isfinite(x.flatten(1)).all(1)).any()):
             _raise_non_finite("sample", bad, times)
-        return x.detach()
+        return x.detach().to(self.dtype)  # a part of a stranger's model may have been left in another
 
     return checked
 
 
 def checked_resample(resample: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A ``resample`` behind its public edge, as :func:`checked_sample`."""
+    """A ``resample`` behind its public edge, as :func:`checked_sample`; as precise as samples, whatever autocast."""
 
     @functools.wraps(resample)
     def checked(
@@ -150,7 +156,7 @@ def checked_resample(resample: Callable[..., Tensor]) -> Callable[..., Tensor]:
         x, times, context = check_arguments(self, x, t, context)
         if not len(x):
             return x.detach().clone()
-        with evaluating(self), torch.no_grad():
+        with evaluating(self), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return resample(self, x, noise, times, context)
 
     return checked
@@ -167,13 +173,17 @@ def check_noise(density: AutoregressiveDensity, noise: Tensor, n: int) -> None:
 
 
 def check_log_density(log_p: Tensor, x: Tensor, t: Tensor, name: str) -> Tensor:
-    """What a density's ``forward`` returned, if it is ``(B,)`` without NaN or ``+inf``."""
+    """What a density's ``forward`` returned, if it is ``(B,)`` without NaN or ``+inf``; half precision in float32."""
     if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1]:
         got = tuple(log_p.shape) if isinstance(log_p, Tensor) else f"a {type(log_p).__name__}"
         raise ArgumentError(
             f"{name}.forward: got {got}; expected one tensor ({x.shape[0]},); return the log-density of each example: "
             f"sum over event dimensions, not over the batch"
         )
+    if not log_p.is_floating_point():
+        raise ArgumentTypeError(f"{name}.forward: got {log_p.dtype}; expected floating log-densities, {x.dtype}")
+    if log_p.dtype in HALF:
+        log_p = log_p.float()
     if math.isfinite(float(log_p.detach().sum())):  # then every term is
         return log_p
     bad = log_p.detach().isnan() | (log_p.detach() == float("inf"))

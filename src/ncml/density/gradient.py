@@ -79,7 +79,7 @@ def _called(
             differentiable.enter_context(torch.compiler.set_stance("force_eager"))
             differentiable.enter_context(sdpa_kernel(SDPBackend.MATH))
         log_p: Tensor = density(x, t, context, edges=False, **more)
-    if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1]:
+    if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1] or not log_p.is_floating_point():
         check_log_density(log_p, x, t, type(density).__name__)
     return log_p
 

@@ -204,7 +204,8 @@ class GaussianHead(MixtureHead):
         centred, half = (x.double() - means.double()) * inverse, self.lattice.half_width * inverse
         below, above = torch.special.log_ndtr(half + centred), torch.special.log_ndtr(half - centred)
         # By symmetry work in the left tail: mass = Phi(high) - Phi(low), both at most about 1/2.
-        high, low = half - centred.abs(), -half - centred.abs()
+        left = torch.where(centred < 0.0, centred, -centred)  # an abs has no second derivative at 0
+        high, low = half + left, left - half
         log_high = torch.special.log_ndtr(high)
         inside = log_high + torch.log(-torch.expm1(torch.special.log_ndtr(low) - log_high))
         log_mass = self._with_edges(inside, below, above, x, edges)

@@ -139,13 +139,18 @@ class NCPN(AutoregressiveDensity):
             x, t, context: Images, times and labels, as for :meth:`ncml.NoiseConditionalDensity.log_prob`.
 
         Raises:
-            ArgumentError: No images, or a network without ``weight_norm``.
+            ArgumentError: No images, or none that varies, or a network without ``weight_norm``.
         """
         if not self.weight_norm:
             raise ArgumentError("weight_norm: got False; expected a network with weight_norm=True, which has lengths")
         x, t, context = check_arguments(self, x, t, context)
         if not len(x):
             raise ArgumentError("x: got no images; expected some, by whose features the weights are scaled")
+        if bool(x.amin() == x.amax()):
+            raise ArgumentError(
+                f"x: got images of one value, {float(x.amin()):g}; expected some that vary, by whose features the "
+                f"weights are scaled"
+            )
         with evaluating(self), torch.no_grad():
             self.network.out.bias.copy_(self.head.initial_bias())
             standardise_by_data(self.network, x, self._conditioning(t, context))

@@ -86,6 +86,12 @@ class ExtendedSequence(AutoregressiveDensity):
 
     def resample(self, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
         x, t, context = check_arguments(self, x, t, context)
+        expected = (*x.shape, 3)
+        if noise.shape != expected:  # a part of another length would do for each window
+            raise ArgumentError(
+                f"noise: got shape {tuple(noise.shape)}; expected {expected}, for every position of x; use that of "
+                f"draw_noise({len(x)}), cut as x is"
+            )
         y = torch.empty_like(x)
         for part, kept in self.windows(x.shape[1]):
             y[:, part][:, kept:] = self.model.resample(x[:, part], noise[:, part], t, context)[:, kept:]

@@ -137,7 +137,7 @@ class TransformerFlow(SampleableDensity):
         Arguments and errors as for :meth:`ncml.NoiseConditionalDensity.log_prob`.
         """
         x, t, context = check_arguments(self, x, t, context)
-        with evaluating(self):
+        with evaluating(self), torch.autocast(self.device.type, enabled=False):  # as samples are drawn
             z, _ = self._standardised(x, t, context)
         return self.patches.join(self._in_order(z))
 
