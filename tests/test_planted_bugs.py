@@ -22,6 +22,7 @@ def assert_caught(bug: Bug, kind: type, checks: list[Check]) -> None:
     with pytest.raises(ConformanceError, match=f"check '{bug.check}' failed: got .*; expected ") as caught:
         check(mutant)
     assert str(caught.value).startswith(type(mutant).__name__)
+    assert "AttributeError" not in str(caught.value)  # the bug, and no slip in planting it
 
 
 def named(problems: dict[str, object]) -> Callable[..., pytest.MarkDecorator]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import copy
+import math
 
-from ncml import SampleableDensity
-from ncml.densities import MADE, MAF, GaussianDensity, GaussianMixtureDensity
+import torch
+from torch import Tensor, nn
+
+from ncml import NoiseConditionalDensity, SampleableDensity
+from ncml.densities import MADE, MAF, CausalTransformer, GaussianDensity, GaussianMixtureDensity, MarginalMADE
 from ncml.density import check_draw
 from tests.planted import Bug, pixels
 from tests.planted.pixels import PROCESS
@@ -50,8 +53,14 @@ class ContextIgnored(Shifted):
 
 
 class SamplesInDouble(GaussianDensity):
-    def sample(self, n, t=0.0, context=None, *, generator=None):
-        return super().sample(n, t, context, generator=generator).double()
+    """Puts a function in the place of its method, past the public edge."""
+
+    def __init__(self, *settings):
+        super().__init__(*settings)
+        self.sample = self.in_double
+
+    def in_double(self, n, t=0.0, context=None, *, generator=None):
+        return GaussianDensity.sample(self, n, t, context, generator=generator).double()
 
 
 class GlobalGaussianSamples(GaussianDensity):
@@ -65,6 +74,59 @@ class OtherScale(GaussianDensity):
     def forward_score(self, x, t, context=None, *, create_graph=False):
         mean, variance = self._moments(x, t)
         return (mean - x) / variance.sqrt()
+
+
+class Learned(NoiseConditionalDensity):
+    """A Gaussian with a mean and a scale to be learned."""
+
+    def __init__(self, dims):
+        super().__init__((dims,))
+        self.mean, self.log_scale = nn.Parameter(0.1 * torch.ones(dims)), nn.Parameter(-0.5 * torch.ones(dims))
+
+    def log_det(self):
+        return -self.log_scale.sum()
+
+    def forward(self, x, t, context=None, *, edges=True):
+        std = 1.0 + t[:, None].to(x.dtype)
+        z = (x - self.mean) * torch.exp(-self.log_scale) / std
+        return self.log_det() - (0.5 * (z.square() + math.log(2.0 * math.pi)) + std.log()).sum(1)
+
+
+class LogDeterminantDetached(Learned):
+    """The right value and the right score, which do not say how the log-determinant depends on parameters."""
+
+    def log_det(self):
+        return super().log_det().detach()
+
+
+class ScoreWithoutParameters(MADE):
+    """A score whose graph leads to x and not to the parameters."""
+
+    def forward_score(self, x, t, context=None, *, create_graph=False):
+        with torch.random.fork_rng(devices=[]):
+            frozen = copy.deepcopy(self).requires_grad_(False)
+        return MADE.forward_score(frozen, x, t, context, create_graph=create_graph)
+
+
+class LengthsIgnored(CausalTransformer):
+    def forward(self, x, t, context=None, *, edges=True, lengths=None, keep=0):
+        return super().forward(x, t, context, edges=edges, keep=keep)
+
+
+class LongerPrefixes(CausalTransformer):
+    """The likelihood of a prefix is off by a constant."""
+
+    def forward(self, x, t, context=None, *, edges=True, lengths=None, keep=0):
+        log_p = super().forward(x, t, context, edges=edges, lengths=lengths, keep=keep)
+        return log_p + 0.1 * (self.event_shape[0] - x.shape[1])
+
+
+class ObservedElsewhere(MarginalMADE):
+    """Says that the missing values are the observed ones."""
+
+    def observed(self, x, context=None):
+        mask = super().observed(x, context)
+        return None if mask is None else ~mask
 
 
 class NoLogDeterminant(MAF):
@@ -188,9 +250,9 @@ def plain(kind=GaussianDensity):
     return kind(PROCESS, [0.3, -3.0], 0.2)
 
 
-def made(break_masks: bool = False) -> MADE:
+def made(break_masks: bool = False, kind: type[MADE] = MADE) -> MADE:
     torch.manual_seed(0)
-    density = MADE((3,), PROCESS, hidden=(6,), components=2)
+    density = kind((3,), PROCESS, hidden=(6,), components=2)
     for module in density.modules():
         if break_masks and isinstance(getattr(module, "mask", None), Tensor):
             module.mask.fill_(1.0)
@@ -200,6 +262,16 @@ def made(break_masks: bool = False) -> MADE:
 def maf(kind: type[MAF] = MAF, dims: int = 2) -> MAF:
     torch.manual_seed(0)
     return kind((dims,), PROCESS, transforms=1, hidden=(6,), data_std=0.5)
+
+
+def sequences(kind: type[CausalTransformer] = CausalTransformer) -> CausalTransformer:
+    torch.manual_seed(0)
+    return kind((3, 1), PROCESS, width=16, layers=1, heads=2, components=2, noise_features=4)
+
+
+def with_gaps(kind: type[MarginalMADE] = MarginalMADE) -> MarginalMADE:
+    torch.manual_seed(0)
+    return kind((3,), PROCESS, hidden=(8,), components=2)
 
 
 DENSITIES = {
@@ -215,8 +287,14 @@ DENSITIES = {
     "maf": maf,
     "three-dimensional maf": lambda: maf(dims=3),
     "shifted": lambda: Shifted((2,)),
+    "learned": lambda: Learned(2),
+    "sequences": sequences,
+    "with gaps": with_gaps,
 }
-OPTIONS = {"shifted": {"context": torch.linspace(-1.0, 1.0, 8, dtype=torch.float32)[:, None]}}
+OPTIONS = {
+    "shifted": {"context": torch.linspace(-1.0, 1.0, 8, dtype=torch.float32)[:, None]},
+    "with gaps": {"context": torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])},
+}
 """What the check needs to know of some of them."""
 
 DENSITY_BUGS = {
@@ -253,6 +331,15 @@ DENSITY_BUGS = {
     "closed-form score of another scale": Bug(
         "gaussian", lambda: OtherScale(PROCESS, [0.3, -3.0], 0.2), "score_is_the_gradient"
     ),
+    "log-determinant without parameters": Bug(
+        "learned", lambda: LogDeterminantDetached(2), "likelihood_has_its_gradient_in_the_parameters"
+    ),
+    "score without parameters": Bug(
+        "made", lambda: made(kind=ScoreWithoutParameters), "score_has_its_gradient_in_the_parameters"
+    ),
+    "lengths ignored": Bug("sequences", lambda: sequences(LengthsIgnored), "lengths_cut_the_rows"),
+    "prefixes off by a constant": Bug("sequences", lambda: sequences(LongerPrefixes), "prefixes_are_marginals"),
+    "observed where missing": Bug("with gaps", lambda: with_gaps(ObservedElsewhere), "only_observed_values_count"),
     "log-determinant missing": Bug("maf", lambda: maf(NoLogDeterminant), "density_integrates_to_one"),
     "generator ignored": Bug("pixels", pixels.GlobalSamples, "drawn_noise_has_one_row_per_sample"),
     "noise shared by samples": Bug("pixels", pixels.SharedSamplingNoise, "drawn_noise_has_one_row_per_sample"),

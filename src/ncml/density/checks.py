@@ -141,7 +141,8 @@ def checked_sample(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
             )
         if not math.isfinite(float(x.sum())) and bool((bad := ~torch.isfinite(x.flatten(1)).all(1)).any()):
             _raise_non_finite("sample", bad, times)
-        return x.detach().to(self.dtype)  # a part of a stranger's model may have been left in another
+        own = self.own_tensor()  # a part of a stranger's model may have been left in another dtype
+        return x.detach() if own is None else x.detach().to(own.dtype)
 
     return checked
 

@@ -164,6 +164,13 @@ class DensityCase:
         return True
 
     @property
+    def whole(self) -> bool:
+        """Whether every value of an event is observed, in all of the contexts."""
+        x, _, context = self.batch()
+        mask = self.exact.observed(x, context)
+        return mask is None or bool(mask.all())
+
+    @property
     def differentiable(self) -> bool:
         """Whether autograd can differentiate the log-density."""
         return self.density.differentiable and self.has_score

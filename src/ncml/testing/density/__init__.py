@@ -15,8 +15,18 @@ from ncml.density import NoiseConditionalDensity
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import NoiseProcess
 from ncml.testing.cases import DensityCase
-from ncml.testing.density import autoregressive, contract, coverage, entry, normalisation, samples, score
-from ncml.testing.expectations import lattice_points
+from ncml.testing.density import (
+    autoregressive,
+    contract,
+    coverage,
+    entry,
+    normalisation,
+    parameters,
+    parts,
+    samples,
+    score,
+)
+from ncml.testing.expectations import lattice_points, require
 from ncml.testing.report import Check, Report, checks_with, run_all
 
 __all__ = ["check_density", "density_checks"]
@@ -31,6 +41,15 @@ def _leaving_no_trace(check: Callable[[DensityCase], str | None]) -> Callable[[D
     return run
 
 
+def _of_whole_events(check: Callable[[DensityCase], str | None]) -> Callable[[DensityCase], str | None]:
+    @functools.wraps(check)
+    def run(case: DensityCase) -> str | None:
+        require(case.whole, "some values are no part of the event; pass a context in which all are observed")
+        return check(case)
+
+    return run
+
+
 CHECKS = tuple(
     map(
         _leaving_no_trace,
@@ -38,10 +57,10 @@ CHECKS = tuple(
             *contract.CHECKS,
             *entry.CHECKS,
             *score.CHECKS,
+            *parameters.CHECKS,
+            *parts.CHECKS,
             *autoregressive.CHECKS,
-            *normalisation.CHECKS,
-            *samples.CHECKS,
-            *coverage.CHECKS,
+            *map(_of_whole_events, (*normalisation.CHECKS, *samples.CHECKS, *coverage.CHECKS)),
         ),
     )
 )

@@ -26,8 +26,8 @@ SETTLED = 1e-6
 NEGLIGIBLE = 1e-10
 """Share of the integral, per node, that counts as nothing."""
 
-PER_WIDTH = 4.0
-"""Width of a cell with samples in it, at most, in widths of the density."""
+PER_WIDTH, NEAR = 4.0, 5.0
+"""Width of a cell near samples, at most, and how near they are, in widths of the density."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class Cubature:
         self.center = typical.mean(0)
         self.scale = typical.std(0).clamp(min=1e-6 * (1e-6 + typical.abs().amax(0)))
         self.width = case.widths(typical, t)
-        self.typical = (typical - self.center) / self.scale
-        self.typical = self.typical.asinh().clamp(-PANELS[-1], PANELS[-1])
+        self.typical = typical - self.center
         unit, weight = gauss_legendre(torch.tensor([0.0, 1.0], dtype=torch.float64), nodes=6)
         d = case.dims
         self.unit = torch.cartesian_prod(*[unit] * d).reshape(-1, d).to(typical)
@@ -125,11 +124,15 @@ class Cubature:
         return sound
 
     def coarse(self, low: Tensor, high: Tensor) -> Tensor:
-        """Whether a cell has typical points in it, and is coarser than the density there."""
+        """Whether a cell is near typical points, and coarser than the density there.
+
+        The tail of a mode that is narrower than a cell may lie between the nodes of the next one.
+        """
         x_low, x_high = (self.scale * edge.sinh() for edge in (low, high))
         wide = ((x_high - x_low) > PER_WIDTH * self.width).any(1)
-        for i in wide.nonzero().flatten().tolist():
-            wide[i] = bool(((self.typical >= low[i]) & (self.typical <= high[i])).all(1).any())
+        low, high = x_low[wide] - NEAR * self.width, x_high[wide] + NEAR * self.width
+        near = (self.typical >= low[:, None]) & (self.typical <= high[:, None])
+        wide[wide.clone()] = near.all(2).any(1)
         return wide
 
     def mixed(self, low: Tensor, high: Tensor, mass: Tensor, corners: Tensor, least: float) -> Tensor:
