@@ -45,7 +45,7 @@ PROCESS = VPSDE.at_noise(0.2)
 
 def numbers(folder):
     """The log without what depends on the clock."""
-    timed = ("seconds", "images_per_second")
+    timed = ("seconds", "examples_per_second")
     return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(folder / "metrics.jsonl")]
 
 

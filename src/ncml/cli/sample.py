@@ -295,5 +295,5 @@ def _write(
     np.save(folder / f"{title}.npy", values, allow_pickle=False)
     report = {"settings": settings, "model": run.source(), "seconds": seconds, "environment": environment()}
     write_report(folder / f"{name}.json", report)
-    what = "images" if run.kind.is_image else "samples"
+    what = "images" if run.kind.is_image else title
     print(f"{len(x)} {what} in {seconds:.1f} s: {folder / written[0]}, {' and '.join(written[1:])}")

@@ -34,7 +34,8 @@ class MADE(AutoregressiveDensity):
         event_shape: Shape of one example; flattened in row-major order.
         process: The noise process.
         lattice: The lattice of the data (scaled to [-1, 1]), or None for continuous data of order one.
-        hidden: Widths of the hidden layers.
+        hidden: Widths of the hidden layers. Take at least D, the number of values: with fewer units in a layer some
+            values do not see the one just before them, however long the training.
         components: Mixture components per value.
         head: ``"logistic"`` (default: heavier tails, closed-form window) or ``"gaussian"``.
         dropout: Probability of dropping a hidden unit in training mode (sampling and scores never do).

@@ -46,7 +46,8 @@ class MAF(SampleableDensity):
         event_shape: Shape of one example; flattened in row-major order.
         process: The noise process.
         transforms: Number of layers.
-        hidden: Widths of each layer's hidden layers.
+        hidden: Widths of each layer's hidden layers. Take at least D, the number of values: with fewer units some
+            values do not see the one just before them in that layer's order.
         data_std: If given, data are first scaled by ``1 / sqrt(alpha(t)^2 data_std^2 + sigma(t)^2)``.
         noise_features: Number of noise features.
         context_features: Width of a floating context, 0 for none.

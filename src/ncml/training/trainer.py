@@ -247,7 +247,7 @@ class Trainer:
                     **line,
                     "learning_rate": rate,
                     "seconds": self.seconds,
-                    "images_per_second": speed,
+                    "examples_per_second": speed,
                 }
             )
             bar.set_postfix_str(f"{self.window.summary(line)}, {speed:.3g} images/s")

@@ -57,6 +57,7 @@ class NCPN(AutoregressiveDensity):
         label_dropout: Probability of training an example as unlabelled. Drawn, as dropout is, from torch's own
             generator: seed it with ``torch.manual_seed``.
         weight_norm: Train directions and lengths of the weights apart, as PixelCNN++ does (see :meth:`initialize`).
+            Then save the ``state_dict``: torch refuses to pickle such a model.
         fourier_scale: Scale of the Fourier features' random frequencies, in cycles over the range of the noise level.
             The paper gives none; 1 suits a level that is even in log sigma, where Song et al. take 16.
 
