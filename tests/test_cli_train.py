@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ncml import generate
+from ncml import VPSDE, Lattice, generate
 from ncml.cli import common, main
 from ncml.data import ImageSource
 from ncml.densities import NCPN
@@ -279,6 +279,7 @@ def test_evaluate_hands_fid_its_images(run, tmp_path, monkeypatch):
         return 7.5
 
     monkeypatch.setattr("ncml.cli.tables.fid", fake_fid)
+    monkeypatch.setattr("ncml.cli.evaluate.check_inception", lambda: None)
     (tmp_path / "claims.json").write_text(json.dumps({"requires": {}, "rows": {"r": {"Table 1": {"FID": 9.0}}}}))
     few = ["--images", "4", "--curve-images", "0", "--ood-images", "0", "--samples", "4", "--steps", "1"]
     few += ["--fid", "--classifier-steps", "1", "--claims", str(tmp_path / "claims.json"), "--row", "r"]
@@ -337,6 +338,34 @@ def test_what_the_first_lines_say(tmp_path, capsys):
     assert "Their 10 classes are not used; --model.classes conditions on them." in printed
     bits = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["validation"]["bits_per_dim"]
     assert f"Held-out images at t = 0: {bits:.3f} bits/dim." in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ood", "nowhere"], "ood: got nowhere; expected a folder of images"),
+        (["--ood", ".", "--ood-images", "0"], "ood: got . and --ood-images 0"),
+        (["--samples", "4", "--fid"], "fid: needs torchmetrics and torch-fidelity"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_any_work(run, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_stays_within_the_noise_that_was_trained(tmp_path):
+    """A ladder may end below T."""
+    noise = ["--noise.times", "ladder", "--noise.ladder", "0.001"]
+    run = str(tmp_path / "run")
+    assert main(["train", "--out", run, *SMALL, "--run.sample-every", "0", *noise]) == 0
+    few = ["--images", "4", "--curve-images", "4", "--curve-times", "3", "--ood-images", "0", "--out", str(tmp_path)]
+    assert main(["evaluate", run, *few]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    process = VPSDE.at_noise(2.0 * Lattice(17).width)
+    top = float(process.sigma(0.001)) / Lattice(17).width
+    assert max(report["robustness"]["sigma"]) == pytest.approx(top)
 
 
 def test_an_earlier_figure_is_removed(run, tmp_path):

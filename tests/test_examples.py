@@ -19,8 +19,8 @@ from PIL import Image
 
 from ncml.cli import main
 from ncml.cli.claims import read_claims
-from ncml.data import AudioSource, open_wav, write_wav
-from ncml.training import DataKind, build_density, read_toml
+from ncml.data import AudioSource, ImageSource, open_wav, write_wav
+from ncml.training import DataKind, TrainConfig, build_density, read_toml
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*_ncpn/*.toml"))
@@ -332,6 +332,21 @@ def test_windows_of_recordings_for_the_comparison(tmp_path):
         first = [] if name == "63" else [tmp_path / "192.wav"]
         with pytest.raises(SystemExit, match=message):
             windows([*first, tmp_path / f"{name}.wav"], 64)
+
+
+def test_images_of_a_folder_are_compared_in_an_order_without_classes(tmp_path, monkeypatch):
+    for split, count in (("train", 20), ("test", 6)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (32, 32), (i, 100 * (name == "dog"), 0)).save(tmp_path / split / name / f"{i}.png")
+    monkeypatch.syspath_prepend(str(EXAMPLES / "images"))
+    examples = runpy.run_path(str(EXAMPLES / "images" / "run.py"))["examples"]
+    config = TrainConfig(data=ImageSource("folder", tmp_path, size=32, pool=2))
+    train, test = examples(config)
+    assert [len(part) for part in (train, test)] == [40, 12]
+    for part in (train, test):
+        assert set(part.labels[: len(part) // 2].tolist()) == {0, 1}
 
 
 def test_the_comparison_on_images_runs(tmp_path):

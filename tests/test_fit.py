@@ -89,7 +89,14 @@ def test_gradients_are_clipped():
 
 @pytest.mark.parametrize(
     ("settings", "name"),
-    [({"steps": 0}, "steps"), ({"batch_size": True}, "batch_size"), ({"learning_rate": 0.0}, "learning_rate")],
+    [
+        ({"steps": 0}, "steps"),
+        ({"batch_size": True}, "batch_size"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"clip_norm": -1.0}, "clip_norm"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"clip_norm": float("nan")}, "clip_norm"),
+    ],
 )
 def test_bad_settings_change_nothing(settings, name):
     density = maf()
@@ -97,6 +104,20 @@ def test_bad_settings_change_nothing(settings, name):
     with pytest.raises(ArgumentError, match=f"{name}: got"):
         fit(density, NCMLObjective(PROCESS), ring(), **settings)
     assert all(torch.equal(before[k], v) for k, v in density.state_dict().items())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_trains_whatever_the_callers_mode(mode):
+    expected, _ = trained(0, steps=2)
+    density, x = maf(), ring()
+    with mode():
+        fit(density, NCMLObjective(PROCESS), x, generator=torch.Generator().manual_seed(0), steps=2)
+    assert all(torch.equal(p, q) for p, q in zip(density.parameters(), expected.parameters(), strict=True))
+
+
+def test_nothing_to_train_is_refused():
+    with pytest.raises(ArgumentError, match="density: got one without parameters to train"):
+        fit(maf().requires_grad_(False), NCMLObjective(PROCESS), ring())
 
 
 def test_an_empty_data_set_is_refused():

@@ -1132,6 +1132,11 @@ def test_mixed_images_are_some_of_all_classes():
         images.mixed(0)
 
 
+def test_a_grid_is_no_wider_than_its_images(tmp_path):
+    save_grid(torch.zeros(2, 1, 4, 4), tmp_path / "grid.png", columns=300, scale=1)
+    assert np.asarray(Image.open(tmp_path / "grid.png")).shape[1] < 12
+
+
 def test_samples_that_have_failed_are_white(tmp_path):
     images = torch.full((2, 1, 4, 4), -1.0)
     images[1] = torch.nan

@@ -10,7 +10,7 @@ import zuko
 
 from ncml import VESDE, VPSDE, LevelNoise, NCMLObjective
 from ncml.densities import MADE, CallableDensity, CausalTransformer, GaussianDensity, ZukoDensity
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
 from ncml.objective import LadderTimes
 from tests.problems import seeded
 
@@ -179,3 +179,11 @@ def test_what_cannot_be_is_refused():
     for density in (flow, Wrapper(flow)):
         with pytest.raises(UnsupportedError, match="differentiable only once"):
             NCMLObjective(process, LadderTimes((0.5,)), score_matching=1.0)(density, torch.zeros(4, 2))
+
+
+def test_a_term_that_is_not_finite_is_named():
+    """A kink of the log-density at the data: its value is finite, its slope is not."""
+    density = CallableDensity(lambda x, t: -(x.abs() + 0.0 * t[:, None]).sqrt().sum(1), (2,), VPSDE.at_noise(0.5))
+    objective = NCMLObjective(VPSDE.at_noise(0.5), score_matching=1.0)
+    with pytest.raises(NonFiniteError, match="score_matching: got nan at index 0"):
+        objective(density, torch.zeros(4, 2), t=0.1, noise=torch.zeros(4, 2))

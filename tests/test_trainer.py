@@ -418,7 +418,49 @@ def test_bfloat16_is_close_to_float32(tmp_path):
     assert results["bfloat16"] == pytest.approx(results["float32"], abs=2e-3)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_density_in_double_precision_is_trained_in_it(tmp_path, accumulate):
+    x = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    density = MAF((2,), PROCESS, transforms=1, hidden=(8,)).double()
+    optim = OptimConfig(steps=3, batch_size=16, accumulate=accumulate)
+    run = RunConfig(accelerator="cpu", threads=1)
+    Trainer(launch(run), density, NCMLObjective(PROCESS), Arrays(x), tmp_path, optim, run).run()
+    assert {p.dtype for p in density.parameters()} == {torch.float64}
+    assert BatchDraws(4, (2,), NCMLObjective(PROCESS), 2, 0, torch.float64)(0).noise.dtype == torch.float64
+
+
 # What goes wrong.
+
+
+def test_half_precision_and_a_term_of_the_score_are_refused_together(tmp_path):
+    config = changed(run={"precision": "bfloat16"}, noise={"score_matching": 1.0})
+    with pytest.raises(UnsupportedError, match=r"run\.precision: got 'bfloat16' and score_matching"):
+        trainer(tmp_path, config)
+
+
+def test_after_a_bad_part_nothing_of_its_step_is_logged_and_a_second_failure_replaces_the_first(tmp_path):
+    """With two parts to a batch, the second of which is bad."""
+    config = changed(optim={"accumulate": 2}, run={"log_every": 6})
+    for rate in (1e-3, 1e-5):
+        t = trainer(tmp_path, replace(config, optim=replace(config.optim, learning_rate=rate)))
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        for folder in (tmp_path / "checkpoints").glob("step_*"):
+            folder.rename(tmp_path / f"{folder.name}-{rate}")
+        original, calls = t.density.forward, []
+
+        def broken(x, times, context=None, original=original, calls=calls, t=t, **edges):
+            calls.append(t.step)
+            return original(x, times, context, **edges) * (math.nan if calls.count(3) == 2 else 1.0)
+
+        t.density.forward = broken
+        with pytest.raises(NonFiniteError):
+            t.run()
+        assert not t.density.training
+        assert t.window.state(t.fabric)[1] == 3 * config.optim.batch_size
+        bundle = open_checkpoint(tmp_path / "checkpoints" / "bad_step_00000003")
+        own = dict(t.density.named_parameters())
+        assert all(torch.equal(bundle.training()[f"parameter.{n}"], p) for n, p in own.items())
 
 
 def test_a_nan_loss_stops_before_the_step_and_can_be_repeated(tmp_path):

@@ -154,6 +154,7 @@ def test_where_samples_may_start():
     assert last_trained_time(NoiseConfig(), process) == 0.1
     assert last_trained_time(NoiseConfig(times="zero"), process) == 0.0
     assert last_trained_time(NoiseConfig(times="ladder", ladder=(0.02, 0.05)), process) == 0.05
+    assert last_trained_time(NoiseConfig(times="ladder", ladder=(0.02, 0.05), lambdas=(1.0, 0.0)), process) == 0.02
     assert last_trained_time(NoiseConfig("level-noise"), LevelNoise(17)) == 0.0
 
 
@@ -177,6 +178,9 @@ def test_where_samples_may_start():
         ({"ladder": (0.1,)}, "ladder"),
         ({"times": "ladder"}, "ladder"),
         ({"times": "ladder", "ladder": (0.1,), "lambdas": (1.0, 2.0)}, "lambdas"),
+        ({"times": "ladder", "ladder": (0.1, 0.1)}, "ladder"),
+        ({"times": "zero", "score_matching": 1.0}, "score_matching"),
+        ({"times": "zero", "fokker_planck": 1.0}, "fokker_planck"),
         ({"times": "importance"}, "bins"),
         ({"bins": (1.0,)}, "bins"),
         ({"process": "linear-ve", "preset": "paper"}, "preset"),

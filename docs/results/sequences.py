@@ -27,6 +27,8 @@ ROWS = (
     ("fixed", "two-part", "one noise level, then Tweedie"),
     ("ncml", "direct", "NCML, drawn at t = 0"),
     ("ncml", "two-part", "NCML, in two parts"),
+    ("share", "direct", "NCML, another share at t = 0, drawn at t = 0"),
+    ("share", "two-part", "NCML, another share at t = 0, in two parts"),
     ("cam", "direct", "CAM, noisy context, fed back with noise"),
     ("scored", "direct", "NCML and score matching, drawn at t = 0"),
     ("scored", "two-part", "NCML and score matching, in two parts"),
@@ -35,7 +37,7 @@ ROWS = (
 )
 TERMS = {"scored": "score_matching", "planck": "fokker_planck"}  # what is added to NCML, its settings otherwise
 PICTURE = "paths-0.0001-64-made"  # whose windows are drawn
-WAYS = {"ml": "maximum likelihood", "fixed": "one level", "ncml": "NCML", "cam": "CAM"}
+WAYS = {"ml": "maximum likelihood", "fixed": "one level", "ncml": "NCML", "share": "or", "cam": "CAM"}
 TUNING = 100  # the first seed that is not for the test
 
 
@@ -66,27 +68,23 @@ def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def without_terms(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the runs of one way of training have in common: neither the seed nor what is added to NCML."""
-    return {k: v for k, v in settings.items() if k not in ("seed", *TERMS.values())}
-
-
-def terms(settings: dict[str, Any]) -> set[str]:
-    """What is added to NCML; runs recorded before there was a term do not name it."""
-    return {term for term in TERMS.values() if settings.get(term)}
+def common(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the runs of one way of training have in common: neither the seed nor the variants of NCML."""
+    return {k: v for k, v in settings.items() if k not in ("seed", "p_zero", *TERMS.values())}
 
 
 def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
-    """The test runs of the chosen settings of a way of training, by seed."""
-    settings = entry.get("chosen", {}).get("ncml" if way in TERMS else way)
-    chosen = None if settings is None else without_terms(settings)
+    """The test runs of the chosen settings of a way of training, or of a variant of NCML, by seed."""
+    chosen = entry.get("chosen", {}).get("ncml" if way in ("share", *TERMS) else way)
     expected = {TERMS[way]} if way in TERMS else set()
     found = [
         r
         for r in entry["runs"]
-        if r["settings"]["seed"] < TUNING
-        and without_terms(r["settings"]) == chosen
-        and terms(r["settings"]) == expected
+        if chosen is not None
+        and (s := r["settings"])["seed"] < TUNING
+        and common(s) == common(chosen)
+        and (s["p_zero"] != chosen["p_zero"]) == (way == "share")
+        and {term for term in TERMS.values() if s.get(term)} == expected
     ]
     return sorted(found, key=lambda r: r["settings"]["seed"])
 
@@ -108,8 +106,7 @@ def likelihood(entry: dict[str, Any], way: str, recordings: bool) -> str:
     for run in final(entry, way):
         if "0" not in run["nats"]:
             return "-"
-        value = run["nats"]["0"]
-        rows.append(bits_or_nats(value, recordings))
+        rows.append(bits_or_nats(run["nats"]["0"], recordings))
     return " / ".join(rows)
 
 
@@ -170,7 +167,7 @@ def chosen(name: str, entry: dict[str, Any]) -> str:
                 setting += f", weight decay {s['weight_decay']:g}, dropout {s['dropout']:g}"
             if way == "fixed":
                 setting += f", sigma {s['sigma']:g}"
-            if way in ("ncml", "cam"):
+            if way in ("ncml", "share", "cam"):
                 setting += f", a share of {s['p_zero']:g} at t = 0"
             if (source := runs[0].get("settings of")) and source != name:  # else from earlier runs of the same
                 setting += f" (taken over from {source})"
@@ -194,7 +191,7 @@ def excess(entry: dict[str, Any]) -> list[str]:
     levels = list(runs[0]["nats"])
     lines = ["", "| nats per value above the exact entropy | " + " | ".join(f"t = {s}" for s in levels) + " |"]
     lines.append("| --- |" + " --- |" * len(levels))
-    for way in ("ml", "fixed", "ncml", "cam", *TERMS):
+    for way in (*WAYS, *TERMS):
         for run in final(entry, way):
             row = [f"{run['nats'][s] - run['exact nats'][s]:.3f}" if s in run["nats"] else "" for s in levels]
             lines.append(f"| {way}, seed {run['settings']['seed']} | " + " | ".join(row) + " |")
@@ -326,19 +323,22 @@ def summary(data: dict[str, Any]) -> list[str]:
     order = list(SHORT)
     rows = sorted((name.rsplit("-", 2) for name in data), key=lambda row: (order.index(row[0]), int(row[1]), row[2]))
     for problem, length, model in rows:
-        ml, ncml = (final(data["-".join((problem, length, model))], way) for way in ("ml", "ncml"))
-        if not (ml and ncml):
-            continue
-        recordings = problem == "recordings"
-        likely = [span([float(bits_or_nats(r["nats"]["0"], recordings)) for r in runs], ".2f") for runs in (ml, ncml)]
-        ways = [
-            [r["samples"][kind] for r in runs] for runs, kind in ((ml, "direct"), (ncml, "direct"), (ncml, "two-part"))
-        ]
-        shares = [span([100.0 * kind["share"] for kind in seeds], ".2f") for seeds in ways]
-        energies = [span([kind["energy inside"] for kind in seeds], ".3f") for seeds in ways]
-        unit = "bits" if recordings else "nats"
-        cells_ = (f"{' / '.join(likely)} {unit}", " / ".join(shares), " / ".join(energies))
-        lines.append(f"| {SHORT[problem]}, {length} values, {MODELS[model].split()[-1]} | {' | '.join(cells_)} |")
+        ml, *variants = (final(data["-".join((problem, length, model))], way) for way in ("ml", "ncml", "share"))
+        for ncml in variants if ml else ():
+            if not ncml:
+                continue
+            kinds = (ml, "direct"), (ncml, "direct"), (ncml, "two-part")
+            ways = [[run["samples"][kind] for run in runs] for runs, kind in kinds]
+            recordings = problem == "recordings"
+            nats = [[float(bits_or_nats(r["nats"]["0"], recordings)) for r in runs] for runs in (ml, ncml)]
+            columns = (
+                " / ".join(span(values, ".2f") for values in nats) + (" bits" if recordings else " nats"),
+                " / ".join(span([100.0 * kind["share"] for kind in seeds], ".2f") for seeds in ways),
+                " / ".join(span([kind["energy inside"] for kind in seeds], ".3f") for seeds in ways),
+            )
+            label = f"{SHORT[problem]}, {length} values, {MODELS[model].split()[-1]}"
+            label += f", {ncml[0]['settings']['p_zero']:g} at t = 0" if variants[1] else ""
+            lines.append(f"| {label} | {' | '.join(columns)} |")
     return lines
 
 

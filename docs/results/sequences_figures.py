@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from sequences import MODELS, PROBLEMS, terms, without_terms
+from sequences import MODELS, PROBLEMS, final
 
 COLOURS = {"ml": "#D55E00", "ncml": "#0072B2", "cam": "#009E73"}
 
@@ -15,13 +15,8 @@ COLOURS = {"ml": "#D55E00", "ncml": "#0072B2", "cam": "#009E73"}
 def draw_paths(folder: Path, file: Path) -> None:
     """Eight windows of every kind, seed 0."""
     reports = [json.loads(file.read_text()) for file in folder.glob("*seed0.json")]
-    chosen = json.loads((folder / "chosen.json").read_text())
-    loaded = {
-        w: r["samples"]
-        for r in reports
-        for w in ("ml", "ncml")
-        if w in chosen and without_terms(r["settings"]) == without_terms(chosen[w]) and not terms(r["settings"])
-    }
+    entry = {"runs": reports, "chosen": json.loads((folder / "chosen.json").read_text())}
+    loaded = {way: runs[0]["samples"] for way in ("ml", "ncml") if (runs := final(entry, way))}
     if len(loaded) < 2:  # the folder is one of other ways: the picture stays as it is
         return
     shown = {

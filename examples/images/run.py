@@ -25,10 +25,11 @@ from torch import Tensor
 
 from ncml import Lattice, SampleableDensity
 from ncml.cli import main as ncml
+from ncml.data import DataSet
 from ncml.evaluation import bits_per_dim, features_of, frechet_distance, train_classifier
 from ncml.report import environment, write_report
 from ncml.sampling import DPMSolver2M, EulerMaruyama, Sampler, Tweedie
-from ncml.training import load_density
+from ncml.training import TrainConfig, load_density
 
 MODELS = {
     "flow": "--model.name transformer-flow --model.patch 2 --model.width 96 --model.layers 2 --model.heads 3",
@@ -85,12 +86,20 @@ class Distances:
         return {name: frechet_distance(rows, self.real[name]) for name, rows in found.items()}
 
 
+def examples(config: TrainConfig) -> tuple[DataSet, DataSet]:
+    """Images of training and test, in an order that has nothing to do with their classes."""
+    parts = [config.data.load(train=train) for train in (True, False)]
+    # A folder lies class by class; MNIST's files are mixed.
+    train, test = (part.mixed() if config.data.name == "folder" else part for part in parts)
+    return train, test
+
+
 def evaluate(run: Path, rulers: Features, few: int, many: int, seed: int) -> dict[str, Any]:
     """All numbers of one run."""
     density, config, _, _ = load_density(run)
     assert isinstance(density, SampleableDensity)
     process, generator = density.process, torch.Generator().manual_seed(seed + 1)
-    train, test = config.data.load(train=True), config.data.load(train=False)
+    train, test = examples(config)
     held, real = train.batch(slice(0, few // 2)), test.batch(slice(0, many))
     own = None if density.lattice is not None else LEVELS
     likelihood = bits_per_dim(density, test.batch(slice(0, few)), lattice=own, generator=generator)
@@ -149,7 +158,7 @@ def main() -> None:
             if (run / "images.json").exists():
                 continue
             options = [*shared.split(), *WAYS[way].split(), "--run.seed", str(seed)]
-            train = ["train", *options, *where, "--out", str(run)]
+            train = ["train", *options, *where, "--out", str(run), "--resume"]  # or begin
             if not (run / "report.json").exists() and (failed := ncml(train)):
                 raise SystemExit(failed)
             if not rulers:
@@ -162,7 +171,7 @@ def main() -> None:
 def measured_by(run: Path, quick: bool) -> Features:
     """The features in which distances are taken."""
     _, config, _, _ = load_density(run)
-    train, test = config.data.load(train=True), config.data.load(train=False)
+    train, test = examples(config)
     assert train.labels is not None
     assert test.labels is not None
     steps = 10 if quick else 1000

@@ -326,7 +326,7 @@ def main() -> None:
     settings_of = args.settings_of.name if args.settings_of else None
     for way in args.ways:
         if way not in chosen:
-            settings = tried(way, args.problem.split("-")[0], args.model)
+            settings = tried(way, args.problem, args.model)
             reports = [run(args.model, size, data, s, folder, True) for s in settings]
             chosen[way] = settings[min(range(len(reports)), key=lambda i: judged(reports[i]))]
         for seed in args.seeds:

@@ -46,11 +46,20 @@ RATES = {"made": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), "transformer": (2e-3, 4e-3,
 
 
 def tried(way: str, problem: str, model: str) -> tuple[Settings, ...]:
-    """What is tried: of paths, which never repeat, high rates; of recordings, on which a MADE overfits, low ones."""
+    """What is tried: of paths, which never repeat, high rates; of recordings, on which a MADE overfits, low ones.
+
+    Of the smoothest paths NCML tries more of a batch at t = 0 too, since no noise is near their likelihood, and maximum
+    likelihood as many rates more.
+    """
     plain = Settings(way, TUNING_SEED)
-    if problem == "paths":
+    if problem.startswith("paths"):
         rates = RATES[model]
         settings = [replace(plain, learning_rate=rate) for rate in rates]
+        if problem == "paths-1e-8" and way in NOISY:
+            usual = replace(plain, learning_rate=1.6e-2 if model == "made" else 8e-3)
+            settings += [replace(usual, p_zero=p) for p in (0.4, 0.7)]
+        elif problem == "paths-1e-8":
+            settings += [replace(plain, learning_rate=rate) for rate in (rates[0] / 2, 2 * rates[-1])]
         noisy = [replace(plain, sigma=s, learning_rate=8e-3 if model == "made" else 4e-3) for s in (0.02, 0.05, 0.1)]
         if model == "made":
             noisy.append(replace(plain, sigma=0.05))

@@ -21,6 +21,7 @@ from ncml.cli.common import (
 from ncml.cli.tables import EvaluateSettings, curve, frechet, has_curve, likelihood, log_probability, outliers
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation import plot_robustness
+from ncml.evaluation.fid import check_inception
 from ncml.report import environment, write_report
 
 __all__ = ["evaluate"]
@@ -134,6 +135,16 @@ def _check_capabilities(run: OpenRun, settings: EvaluateSettings, ood: Path | No
         )
     if ood is not None and not run.kind.is_image:
         raise UnsupportedError(f"ood: got {ood}, and data of shape {run.kind.shape}; expected none: it is for images")
+    if ood is not None and not settings.ood_images:
+        raise ArgumentError(f"ood: got {ood} and --ood-images 0; expected images of it, or no --ood")
+    if ood is not None and not ood.is_dir():
+        raise ArgumentError(f"ood: got {ood}; expected a folder of images")
+    if ood is not None and run.kind.shape[1] != run.kind.shape[2]:
+        raise ArgumentError(
+            f"ood: got a folder for a model of {run.kind.shape[1]}x{run.kind.shape[2]} images; expected square ones"
+        )
+    if settings.samples and settings.fid:
+        check_inception()
     if settings.samples:
         need_sampling(run.density, "samples")
         if not run.kind.is_image or run.lattice is None:

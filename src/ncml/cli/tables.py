@@ -32,6 +32,7 @@ from ncml.evaluation import (
 )
 from ncml.noise import BitsPerDim, GaussianProcess, Lattice
 from ncml.training import in_blocks
+from ncml.training.noise import last_trained_time
 
 __all__ = ["EvaluateSettings", "curve", "frechet", "has_curve", "likelihood", "log_probability", "outliers"]
 
@@ -138,7 +139,8 @@ def curve(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> Robustness
     assert lattice is not None  # has_curve
     assert isinstance(process, GaussianProcess)
     pis = PIS[1:]
-    top = float(process.sigma(process.T))
+    # Of a model by maximum likelihood, which has seen no noise, as far as the process goes.
+    top = float(process.sigma(last_trained_time(run.config.noise, process) or process.T))
     times = [float(process.time_at(top * i / max(1, settings.curve_times - 1))) for i in range(settings.curve_times)]
 
     def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
@@ -221,7 +223,7 @@ def _ladder(run: OpenRun, settings: EvaluateSettings) -> list[float]:
     process = run.process
     if not isinstance(process, GaussianProcess) or run.config.noise.times == "zero":
         return []
-    top, bottom = float(process.sigma(process.T)), float(process.sigma(0.0))
+    top, bottom = (float(process.sigma(t)) for t in (last_trained_time(run.config.noise, process), 0.0))
     sigmas = [top / 2**i for i in reversed(range(settings.ood_levels))]
     return [0.0, *(float(process.time_at(s)) for s in sigmas if s > bottom)]
 
@@ -241,9 +243,7 @@ def _others(run: OpenRun, folder: Path, n: int) -> Tensor:
     data, lattice = run.config.data, run.lattice
     assert lattice is not None  # an image's, which the command has checked
     pool, pad = (data.pool, data.pad) if isinstance(data, ImageSource) else (1, 0)
-    channels, height, width = run.kind.shape
-    if height != width:
-        raise ArgumentError(f"ood: got a folder for a model of {height}x{width} images; expected square ones")
+    channels, height, _ = run.kind.shape  # square, which the command has checked
     split = split_folders(folder) is not None
     source = ImageSource(
         "folder",

@@ -6,6 +6,7 @@ both yourself, ``pip install torchmetrics torch-fidelity``. Nothing else of ncml
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 
 import torch
@@ -13,9 +14,19 @@ from torch import Tensor, nn
 
 from ncml.errors import ArgumentError, MissingExtraError
 
-__all__ = ["fid"]
+__all__ = ["check_inception", "fid"]
 
 INCEPTION_FEATURES = 2048
+
+
+def check_inception(feature: int | nn.Module = INCEPTION_FEATURES) -> None:
+    """Raise :class:`~ncml.errors.MissingExtraError` unless what :func:`fid` needs is installed."""
+    needed = ("torchmetrics",) if isinstance(feature, nn.Module) else ("torchmetrics", "torch_fidelity")
+    if absent := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise MissingExtraError(
+            f"fid: needs torchmetrics and torch-fidelity (no module named {absent[0]!r}); pip install torchmetrics "
+            f"torch-fidelity"
+        )
 
 
 def fid(real: Iterable[Tensor], fake: Iterable[Tensor], *, feature: int | nn.Module = INCEPTION_FEATURES) -> float:
@@ -33,14 +44,10 @@ def fid(real: Iterable[Tensor], fake: Iterable[Tensor], *, feature: int | nn.Mod
         MissingExtraError: torchmetrics or torch-fidelity is not installed.
         ArgumentError: Images of another type, or none.
     """
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
+    check_inception(feature)
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
-        metric = FrechetInceptionDistance(feature=feature)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"fid: needs torchmetrics and torch-fidelity ({error}); pip install torchmetrics torch-fidelity"
-        ) from error
+    metric = FrechetInceptionDistance(feature=feature)
     for batches, is_real in ((real, True), (fake, False)):
         count = 0
         for images in batches:

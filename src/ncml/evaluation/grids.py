@@ -42,7 +42,7 @@ def save_grid(
             f"images: got shape {tuple(images.shape)}; expected (N, C, H, W) with N >= 1 and C = 1 or 3"
         )
     n, channels, height, width = images.shape
-    columns = math.ceil(math.sqrt(n)) if columns is None else check_count(columns, "columns")
+    columns = math.ceil(math.sqrt(n)) if columns is None else min(check_count(columns, "columns"), n)
     scale = max(1, 128 // height) if scale is None else check_count(scale, "scale")
     rows = math.ceil(n / columns)
     bytes_ = ((images.detach().cpu().float().nan_to_num(1.0).clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)

@@ -242,6 +242,7 @@ class NCMLObjective:
                 fokker_planck=self.fokker_planck,
                 generator=generator,
             )
+            self._check(-loss, x, t, n, scored)
         return LossTerms(weight * loss, nll, t, weight)
 
     def _checked(self, density: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -333,7 +334,7 @@ class NCMLObjective:
         return t, weight
 
     @staticmethod
-    def _check(log_p: Tensor, x: Tensor, t: Tensor, n: int) -> None:
+    def _check(log_p: Tensor, x: Tensor, t: Tensor, n: int, what: str = "loss") -> None:
         if not isinstance(log_p, Tensor) or log_p.shape != (n,):
             got = f"of shape {tuple(log_p.shape)}" if isinstance(log_p, Tensor) else f"as a {type(log_p).__name__}"
             raise ArgumentError(f"density: got log-likelihoods {got}; expected ({n},), one per example")
@@ -347,7 +348,7 @@ class NCMLObjective:
             fine = nll[~bad]
             spread = f"[{float(fine.min()):.6g}, {float(fine.max()):.6g}]" if fine.numel() else "no value"
             raise NonFiniteError(
-                f"loss: got {float(nll[i])} at index {i} with t = {float(t[i]):.6g} ({int(bad.sum())} of {n} "
+                f"{what}: got {float(nll[i])} at index {i} with t = {float(t[i]):.6g} ({int(bad.sum())} of {n} "
                 f"examples; the others lie in {spread} nats); expected finite values"
                 f"{at_zero_only(bad, t) or '; lower the learning rate or clip gradients'}"
             )

@@ -64,6 +64,7 @@ class BatchDraws:
         objective: Draws times, noise and, if it dequantises, the uniforms for it.
         batch_size: Examples per step, over all processes.
         seed: Seed of the run.
+        dtype: Of times, noise and uniforms.
     """
 
     n: int
@@ -71,6 +72,7 @@ class BatchDraws:
     objective: NCMLObjective
     batch_size: int
     seed: int
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -80,8 +82,8 @@ class BatchDraws:
     def __call__(self, step: int) -> Batch:
         """The draws of step ``step``, on the CPU."""
         generator = torch.Generator("cpu").manual_seed(stream_seed(self.seed, "noise", step))
-        t, weight = self.objective.draw_times(self.batch_size, generator=generator, device="cpu", dtype=torch.float32)
-        like = torch.empty((), dtype=torch.float32, device="cpu").expand(self.batch_size, *self.event_shape)
+        t, weight = self.objective.draw_times(self.batch_size, generator=generator, device="cpu", dtype=self.dtype)
+        like = torch.empty((), dtype=self.dtype, device="cpu").expand(self.batch_size, *self.event_shape)
         noise = self.objective.process.draw_noise(like, generator=generator)
         uniform = None
         if self.objective.dequantize is not None:  # last, so that the other draws are those of a run without it

@@ -13,6 +13,7 @@ from ncml.density import inner_density, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.objective import NCMLObjective
 from ncml.progress import progress_bar
+from ncml.training.modes import training_mode
 from ncml.training.table_checks import check_rows, warn_of_data
 
 __all__ = ["fit"]
@@ -76,6 +77,7 @@ def fit(
     steps = check_count(steps, "steps")
     batch_size = check_count(batch_size, "batch_size")
     check_positive(learning_rate, "learning_rate")
+    check_positive(clip_norm, "clip_norm")
     check_generator(generator, x.device)
     if x.shape[0] == 0:
         raise ArgumentError(f"x: got an empty data set, shape {tuple(x.shape)}; expected at least one example")
@@ -86,16 +88,15 @@ def fit(
     if inner is not None:
         warn_of_data(inner, objective, x, stacklevel=2)
     parameters = list(density.parameters())
-    if not parameters:
-        raise ArgumentError("density: got one without parameters; expected something to train")
+    if not any(p.requires_grad for p in parameters):
+        raise ArgumentError("density: got one without parameters to train; expected some that require gradients")
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 * (1.0 + math.cos(math.pi * i / steps)))
     # Batches have a stream of their own: two objectives with the same generator see the same data.
     seed = torch.randint(2**62, (), generator=generator, device=x.device)
     batches = torch.Generator(x.device).manual_seed(int(seed))
     losses: list[float] = []
-    density.train()
-    try:
+    with training_mode(density):
         for step in progress_bar(range(steps), progress, label):
             rows = torch.randint(x.shape[0], (batch_size,), generator=batches, device=x.device)
             loss = objective(density, x[rows], None if context is None else context[rows], generator=generator)
@@ -111,6 +112,4 @@ def fit(
             losses.append(float(loss.detach()))
             if callback is not None and callback(step + 1):
                 break
-    finally:
-        density.eval()
     return losses

@@ -146,6 +146,13 @@ class NoiseConfig:
             raise ArgumentError(
                 f"noise.lambdas: got {len(self.lambdas)}; expected {len(self.ladder)}, one for each time of the ladder"
             )
+        if len(set(self.ladder)) < len(self.ladder):
+            raise ArgumentError(f"noise.ladder: got {self.ladder!r}; expected every time once")
+        for name in ("score_matching", "fokker_planck"):
+            if self.times == "zero" and getattr(self, name):
+                raise ArgumentError(
+                    f"noise.{name}: got {getattr(self, name):g} with times='zero'; expected 0: it is of scores at t > 0"
+                )
         if self.times == "zero" and self.weight == "t":
             raise ArgumentError("noise.weight: got 't' with times='zero', whose weight is 0; expected 'one'")
         if self.times == "importance" and not self.bins:
@@ -275,7 +282,10 @@ def last_trained_time(noise: NoiseConfig, process: NoiseProcess) -> float:
     """The largest time that training draws: where samples may start."""
     if noise.times == "zero" or not isinstance(process, GaussianProcess):
         return 0.0
-    return min(max(noise.ladder), process.T) if noise.times == "ladder" else process.T
+    if noise.times != "ladder":
+        return process.T
+    drawn = [t for t, share in zip(noise.ladder, noise.lambdas or (1.0,) * len(noise.ladder), strict=True) if share]
+    return min(max(drawn, default=0.0), process.T)
 
 
 def describe_noise(noise: NoiseConfig, process: NoiseProcess, lattice: Lattice | None) -> str:

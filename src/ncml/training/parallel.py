@@ -18,7 +18,7 @@ from ncml.training.signals import StopSignals
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["finish", "in_blocks", "launch", "reduced"]
+__all__ = ["check_strategy", "finish", "in_blocks", "launch", "reduced"]
 
 WHOLE_MODEL = (
     "expected 'auto' or a 'ddp' one: every process holds the whole model, of which checkpoints, the moving average and "
@@ -137,3 +137,12 @@ def reduced(fabric: Fabric, value: Tensor, how: str) -> Tensor:
     result = fabric.all_reduce(value.to(fabric.device), reduce_op=how)
     assert isinstance(result, Tensor)
     return result
+
+
+def check_strategy(fabric: Fabric) -> None:
+    """Refuse strategies that split parameters, which checkpoints and the average would have to gather."""
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.strategies.single_device import SingleDeviceStrategy
+
+    if not isinstance(fabric.strategy, (DDPStrategy, SingleDeviceStrategy)):
+        raise UnsupportedError(f"run.strategy: got {type(fabric.strategy).__name__}; {WHOLE_MODEL}")

@@ -32,7 +32,8 @@ from ncml.training.config import OptimConfig, RunConfig
 from ncml.training.draws import Batch, BatchDraws, stream_seed
 from ncml.training.ema import EMA
 from ncml.training.metrics import MetricsLog, numbers
-from ncml.training.parallel import WHOLE_MODEL, reduced
+from ncml.training.modes import training_mode
+from ncml.training.parallel import check_strategy, reduced
 from ncml.training.signals import StopSignals
 from ncml.training.table_checks import check_rows, warn_of_data
 from ncml.training.window import Window
@@ -120,13 +121,21 @@ class Trainer:
         if not isinstance(density, NoiseConditionalDensity):
             raise ArgumentTypeError(f"density: got {type(density).__name__}; expected a NoiseConditionalDensity")
         check_process(density, objective.process)
-        _check_strategy(fabric)
+        check_strategy(fabric)
         parts = fabric.world_size * optim.accumulate
         if optim.batch_size % parts:
             raise ArgumentError(
                 f"optim.batch_size: got {optim.batch_size}; expected a multiple of {parts}, the processes "
                 f"({fabric.world_size}) times the parts of a batch ({optim.accumulate})"
             )
+        scored = next((name for name in ("score_matching", "fokker_planck") if getattr(objective, name)), None)
+        if scored and run.precision != "float32":
+            raise UnsupportedError(
+                f"run.precision: got {run.precision!r} and {scored}, whose score takes a derivative of its own, which "
+                f"Fabric refuses in half precision; expected 'float32'"
+            )
+        if not len(examples):
+            raise ArgumentError("examples: got an empty data set; expected at least one example")
         if use_labels and examples.labels is None:
             raise ArgumentError("use_labels: got True and examples without labels; expected one label per example")
         if getattr(examples, "lattice", None) is None:  # integers are finite
@@ -138,10 +147,11 @@ class Trainer:
         self.objective = objective
         self.folder, self.optim, self.run_config = folder, optim, run
         self.periodic, self.info, self.use_labels = periodic, dict(info or {}), use_labels
-        self.draws = BatchDraws(len(examples), density.event_shape, objective, optim.batch_size, run.seed)
+        dtype = torch.float64 if density.dtype == torch.float64 else torch.float32
+        self.draws = BatchDraws(len(examples), density.event_shape, objective, optim.batch_size, run.seed, dtype)
         named = dict(density.named_parameters())
-        if not named:
-            raise ArgumentError("density: got one without parameters; expected something to train")
+        if not any(p.requires_grad for p in named.values()):
+            raise ArgumentError("density: got one without parameters to train; expected some that require gradients")
         self.names, parameters = list(named), list(named.values())
         self.adam = torch.optim.Adam(parameters, lr=optim.learning_rate, betas=(optim.beta1, optim.beta2))
         # The density and Adam stay what they are: Fabric's wrappers are for the passes of a step only.
@@ -176,8 +186,7 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
         log = MetricsLog(self.folder / "metrics.jsonl", self.step) if self.fabric.is_global_zero else None
         bar = self._bar(progress)
-        with StopSignals() as signals, torch.random.fork_rng(self._cuda_devices()):
-            self.density.train()
+        with training_mode(self.density), StopSignals() as signals, torch.random.fork_rng(self._cuda_devices()):
             stopped = 0
             while self.step < self.optim.steps:
                 start = time.perf_counter()
@@ -192,7 +201,6 @@ class Trainer:
                 if stopped := self._agreed(signals.received):
                     break
             self.save()  # with signals held back
-        self.density.eval()
         bar.close()
         return stopped
 
@@ -201,18 +209,19 @@ class Trainer:
         fabric, rank = self.fabric, self.fabric.global_rank
         torch.manual_seed(stream_seed(self.run_config.seed, "dropout", self.step, rank))
         mine = batch.part(rank, fabric.world_size)
+        parts = []
         for i in range(self.optim.accumulate):
             part = mine.part(i, self.optim.accumulate)
             last = i == self.optim.accumulate - 1
             with fabric.no_backward_sync(self.module, enabled=not last):
-                x = self.examples.batch(part.rows, device=fabric.device)
+                x = self.examples.batch(part.rows, device=fabric.device).to(self.draws.dtype)
                 context = self._labels(part.rows)
                 t, weight, noise = (v.to(fabric.device) for v in (part.t, part.weight, part.noise))
                 uniform = None if part.uniform is None else part.uniform.to(fabric.device)
                 terms = self.objective.terms(self.module, x, context, t=t, weight=weight, noise=noise, uniform=uniform)
                 # Per dimension, so that a norm to clip at means the same for small and large images.
                 fabric.backward(terms.loss.sum() / (len(mine.rows) * self.window.dims))
-                self.window.add(terms)
+                parts.append(terms)
         norm = fabric.clip_gradients(
             self.module, self.optimizer, max_norm=self.optim.clip_norm, error_if_nonfinite=False
         )
@@ -224,6 +233,8 @@ class Trainer:
             )
         for group in self.adam.param_groups:
             group["lr"] = self.optim.learning_rate_at(self.step)
+        for terms in parts:
+            self.window.add(terms)
         self.optimizer.step()
         self.adam.zero_grad()
         self.ema.update()
@@ -372,6 +383,7 @@ class Trainer:
         mine = batch.part(self.fabric.global_rank, self.fabric.world_size)
         self.adam.zero_grad()
         if self.fabric.world_size == 1:  # else the others wait in the backward pass, and cannot join in
+            shutil.rmtree(self.folder / "checkpoints" / name, ignore_errors=True)  # of an earlier failure
             self.save(name)
         path = self.folder / f"{name}.json"
         draws = {"step": self.step, "seed": self.run_config.seed, "rows": mine.rows, "t": mine.t}
@@ -381,15 +393,6 @@ class Trainer:
             f"[{float(mine.t.min()):.6g}, {float(mine.t.max()):.6g}]; nothing was changed; see {path}; a resumed run "
             f"draws the same: resume from an earlier checkpoint with a lower optim.learning_rate]"
         )
-
-
-def _check_strategy(fabric: Fabric) -> None:
-    """Refuse strategies that split parameters, which checkpoints and the average would have to gather."""
-    from lightning_fabric.strategies.ddp import DDPStrategy
-    from lightning_fabric.strategies.single_device import SingleDeviceStrategy
-
-    if not isinstance(fabric.strategy, (DDPStrategy, SingleDeviceStrategy)):
-        raise UnsupportedError(f"run.strategy: got {type(fabric.strategy).__name__}; {WHOLE_MODEL}")
 
 
 def _short(rows: Tensor) -> str:
