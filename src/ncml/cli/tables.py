@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,46 +177,60 @@ def outliers(
     """AUROC of test data against examples that are none (paper, Tables 2 and 4), by several statistics.
 
     Constant examples and uniform noise on the levels of a lattice; of real numbers uniform noise in the box of the
-    test data. With training examples also by what the ladder of noise levels says, calibrated on them.
+    test data. With training examples also by what the ladder of noise levels says, calibrated on them. Examples whose
+    statistics overflow are the oddest of all.
     """
     n = min(settings.ood_images, len(test))
-    draw = torch.Generator().manual_seed(settings.seed)
-    shape, lattice = (n, *run.kind.shape), run.lattice
-    if lattice is None:
-        box = test.batch(slice(0, n))
-        low, high = box.amin(0), box.amax(0)
-        sets = {"uniform noise": low + (high - low) * torch.rand(shape, generator=draw)}
-    else:
-        few = (n, shape[1], *[1] * (len(shape) - 2)) if run.kind.is_image else (n, *[1] * (len(shape) - 1))
-        constant = torch.randint(lattice.levels, few, generator=draw).expand(shape)
-        sets = {
-            "constant": lattice.to_unit(constant),
-            "uniform noise": lattice.to_unit(torch.randint(lattice.levels, shape, generator=draw)),
-        }
-    if ood is not None:
-        sets[ood.name.lower()] = _others(run, ood, n)
     times = [] if train is None else _ladder(run, settings)
     typical: dict[str, Typicality] = {}
     if train is not None:
         some = train.mixed(max(2, n)).batch(slice(None))
         known = _statistics(run, some, times, "training data", settings)
-        typical = {name: Typicality.fit(f) for name, f in _features(known).items()}
+        typical = {name: Typicality.fit(f) for name, f in _features(_finite(known)[0]).items()}
 
-    def scores(x: Tensor, label: str) -> dict[str, Tensor]:
-        found = _statistics(run, x, times, label, settings)
+    def scores(x: Tensor, label: str) -> tuple[dict[str, Tensor], Tensor]:
+        found, fine = _finite(_statistics(run, x, times, label, settings))
         features = _features(found)
-        return {
+        values = {
             **{key: found[key] for key in ("log_p", "log_p_plus_log_score_norm", "score_sum")},
             "minus_score_norm": -found["score_norm"],
             **{name: measure(features[name]) for name, measure in typical.items()},
         }
+        # Below all others are those that are not finite.
+        lowest = {name: float(v.min()) - 1.0 if len(v) else 0.0 for name, v in values.items()}
+        return {name: v.new_full(fine.shape, lowest[name]).masked_scatter(fine, v) for name, v in values.items()}, fine
 
-    inside = scores(test.batch(slice(0, n)), "test data")
+    x = test.batch(slice(0, n))
+    inside, fine = scores(x, "test data")
+    sets = _outlying(run, x[fine], n, settings.seed)
+    if ood is not None:
+        sets[ood.name.lower()] = _others(run, ood, n)
     result: dict[str, Any] = {}
-    for name, x in sets.items():
-        outside = scores(x, name)
+    for name, others in sets.items():
+        outside, _ = scores(others, name)
         result[name] = {key: auroc_interval(inside[key], outside[key]) for key in inside}
     return result
+
+
+def _outlying(run: OpenRun, x: Tensor, n: int, seed: int) -> dict[str, Tensor]:
+    """Sets of ``n`` examples that are no data, beside test data ``x``."""
+    draw = torch.Generator().manual_seed(seed)
+    shape, lattice = (n, *run.kind.shape), run.lattice
+    if lattice is None:
+        low, high = x.amin(0), x.amax(0)
+        return {"uniform noise": low + (high - low) * torch.rand(shape, generator=draw)}
+    few = (n, shape[1], *[1] * (len(shape) - 2)) if run.kind.is_image else (n, *[1] * (len(shape) - 1))
+    constant = torch.randint(lattice.levels, few, generator=draw).expand(shape)
+    return {
+        "constant": lattice.to_unit(constant),
+        "uniform noise": lattice.to_unit(torch.randint(lattice.levels, shape, generator=draw)),
+    }
+
+
+def _finite(found: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """The examples whose statistics are all finite, and which they are, ``(B,)``."""
+    fine = torch.stack([v.flatten(1).isfinite().all(1) if v.ndim > 1 else v.isfinite() for v in found.values()]).all(0)
+    return {name: v[fine] for name, v in found.items()}, fine
 
 
 def _ladder(run: OpenRun, settings: EvaluateSettings) -> list[float]:
@@ -267,8 +282,15 @@ def _statistics(
     def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
         part = x[rows].to(run.fabric.device)
         unlabelled = torch.full((len(part),), -1, device=part.device) if run.config.model.classes else None
-        ladder = ladder_statistics(run.density, part, times, unlabelled) if times else {}
-        return {**ood_statistics(run.density, part, 0.0, unlabelled), **ladder}
+        found = ood_statistics(run.density, part, 0.0, unlabelled)
+        if not times:
+            return found
+        _, fine = _finite(found)
+        ladder = ladder_statistics(run.density, part[fine], times, None if unlabelled is None else unlabelled[fine])
+        for name, values in ladder.items():
+            found[name] = values.new_full((len(part), *values.shape[1:]), math.nan)
+            found[name][fine] = values
+        return found
 
     return _in_blocks(run, len(x), work, label, settings)
 

@@ -79,8 +79,8 @@ class Trainer:
 
     Everything random is a function of the seed and the step (:class:`~ncml.training.draws.BatchDraws`;
     dropout by seeding torch's generator each step), so that a run that was killed goes on bit for bit on
-    the CPU, and several processes see the batches that one would. In ``folder``: ``metrics.jsonl`` and
-    ``checkpoints/``.
+    the CPU, and several processes see the batches that one would; dropout, and the probes of ``fokker_planck``, are
+    each one's own. In ``folder``: ``metrics.jsonl`` and ``checkpoints/``.
 
     Args:
         fabric: What :func:`ncml.training.launch` returned.
