@@ -260,7 +260,7 @@ def test_what_the_error_of_a_long_sequence_names_works():
     short, longer = model((5, 2)), model((9, 2))
     x = rows(length=9)
     with pytest.raises(
-        ArgumentError, match=r"model\.extended\(9\), or .*larger\.load_state_dict\(model\.state_dict\(\)\)"
+        ArgumentError, match=r"model\.extended\(9\), or .*longer\.load_state_dict\(model\.state_dict\(\)\)"
     ):
         short.log_prob(x)
     assert short.extended(9).log_prob(x).shape == (4,)

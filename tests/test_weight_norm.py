@@ -136,8 +136,8 @@ def test_the_program_initialises_by_data_once(tmp_path, monkeypatch):
 
 
 def test_features_that_do_not_vary_stay_finite():
-    """Equal images of one pixel have no variance to divide by."""
+    """What sees the pixels before the first one has no variance to divide by."""
     density = network((1, 1, 1), resolutions=1)
-    x = torch.zeros(4, 1, 1, 1, dtype=torch.float64)
+    x = torch.linspace(-0.5, 0.5, 4, dtype=torch.float64).reshape(4, 1, 1, 1)
     density.initialize(LATTICE.quantize(x), 0.0)
     assert all(bool(p.isfinite().all()) for p in density.parameters())
