@@ -261,7 +261,7 @@ class Trainer:
                     "examples_per_second": speed,
                 }
             )
-            bar.set_postfix_str(f"{self.window.summary(line)}, {speed:.3g} images/s")
+            bar.set_postfix_str(f"{self.window.summary(line)}, {speed:.3g} examples/s")
         for task in self.periodic:
             if task.every and (self.step % task.every == 0 or self.step == self.optim.steps):
                 result = self._averaged(task.action)
