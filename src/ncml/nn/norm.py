@@ -3,7 +3,7 @@ r"""Layer normalisation that can be differentiated any number of times.
 Training by sliced score matching takes the third derivative of the network, and that of torch's ``layer_norm`` is wrong
 (2.13): its double backward treats the mean and the deviation as constants. Here the first backward pass is torch's own
 kernel, unless a graph of it is asked for; then it is written in elementary operations. So is the whole where it is
-compiled, which fuses them.
+compiled, which fuses them, or transformed by ``torch.func``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ncml.nn.elementary import elementary
 
 __all__ = ["LayerNorm"]
 
@@ -36,7 +38,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, h: Tensor) -> Tensor:
         if h.dtype != self.weight.dtype and h.device.type != "cpu":  # under autocast; torch's kernel there wants one
             h = h.to(self.weight.dtype)
-        if torch.compiler.is_compiling():
+        if elementary():
             return torch.addcmul(self.bias, _standardised(h)[0], self.weight)
         normalised: Tensor = _LayerNorm.apply(h, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return normalised

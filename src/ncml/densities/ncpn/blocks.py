@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ncml.nn.elementary import attention, elementary
 from ncml.nn.norm import LayerNorm
 
 __all__ = ["AxialAttention", "CausalConv", "GatedBlock", "Skip", "Upsample", "concat_elu", "padded_concat_elu"]
@@ -38,7 +39,7 @@ def concat_elu(x: Tensor) -> Tensor:
 def padded_concat_elu(x: Tensor, padding: Padding) -> Tensor:
     """``concat_elu(x)`` inside the padding of a convolution, ``(B, top + H, left + W + right, 2F)``."""
     top, _, left, right = padding  # no window of either stream reaches below
-    if torch.compiler.is_compiling():  # which fuses these and keeps what it needs
+    if elementary():
         return F.pad(concat_elu(x), (0, 0, left, right, top, 0))
     return cast(Tensor, _PaddedConcatElu.apply(x, top, left, right))  # type: ignore[no-untyped-call]
 
@@ -142,7 +143,7 @@ def attend(lines: Tensor, causal: bool) -> Tensor:
     Returns:
         Tensor ``(N, d, L)``.
     """
-    if torch.compiler.is_compiling():
+    if elementary():
         return _products(lines, causal)
     return cast(Tensor, _Attend.apply(lines, causal))  # type: ignore[no-untyped-call]
 
@@ -233,7 +234,7 @@ class AxialAttention(nn.Module):
         x = x if self.axis == "row" else x.transpose(1, 2)
         # Four dimensions, (B * H, heads, W, d): with five, torch falls back to a slower algorithm.
         q, k, v = (z.flatten(0, 1).transpose(1, 2) for z in self.project(x))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).reshape(x.shape)
+        y = attention(q, k, v, causal=self.causal).transpose(1, 2).reshape(x.shape)
         return y if self.axis == "row" else y.transpose(1, 2)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -291,8 +292,8 @@ class GatedBlock(nn.Module):
     def _forward(self, x: Tensor, active: Tensor, skips: list[Tensor], conditioning: Tensor) -> tuple[Tensor, Tensor]:
         _, h = self.residual(active, skips, conditioning)
         x = self.gate(x, h)
-        for attention in self.attention:
-            x = attention(x)
+        for layer in self.attention:
+            x = layer(x)
         return x, self.activate(x)
 
     def residual(self, active: Tensor, skips: list[Tensor], conditioning: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ncml.checks import check_count, check_probability
 from ncml.errors import ArgumentError
+from ncml.nn.elementary import attention
 
 __all__ = ["Block", "Rotation", "Trunk", "check_sizes"]
 
@@ -64,7 +65,7 @@ class Block(nn.Module):
         """
         shift, scale, gate, *second = modulation.unbind(1)
         query, key, value = self.split(modulated(h, shift, scale), rotation)
-        seen = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        seen = attention(query, key, value)
         h = torch.addcmul(h, gate, self.merge(seen))
         return self.perceptron(h, *second)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ncml.nn.elementary import attention
 from ncml.nn.norm import LayerNorm
 
 __all__ = ["AffineBlock", "Layer"]
@@ -47,7 +48,7 @@ class Layer(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Features of all positions, ``(B, l, width)``."""
         query, key, value = (part.transpose(1, 2) for part in self.split(h))
-        seen = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        seen = attention(query, key, value)
         return self.perceptron(h + self.dropped(self.leave(seen.transpose(1, 2).flatten(2))))
 
     def split(self, h: Tensor) -> tuple[Tensor, ...]:

@@ -1,0 +1,32 @@
+"""Where fast paths of our own give way: to the compiler, and to the transforms of ``torch.func``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["attention", "elementary", "transformed"]
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` (vmap, grad, jvp, ...) is at work.
+
+    Autograd functions of the style that costs least do not know them, nor do the fused kernels of attention.
+    """
+    active: bool = torch._C._are_functorch_transforms_active()  # there is no public name for it
+    return active
+
+
+def elementary() -> bool:
+    """Whether to write a computation in torch's elementary operations: compiled, which fuses them, or transformed."""
+    return torch.compiler.is_compiling() or transformed()
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = True) -> Tensor:
+    """Scaled dot-product attention, ``(B, heads, l, width / heads)`` of each, by the fastest kernel that will do."""
+    if not torch.compiler.is_compiling() and transformed():
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode, and one derivative only
+            return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
