@@ -294,3 +294,15 @@ def test_scales_of_columns_are_looked_at(scales, message, through, tmp_path):
     assert bool(said) == (message is not None)
     assert message is None or any(re.search(message, text) for text in said)
     assert all(w.filename == __file__ for w in seen if w.category is ColumnScaleWarning)
+
+
+def test_what_fit_cannot_use_is_said_at_once():
+    density = maf()
+    with pytest.raises(ArgumentError, match=re.escape("objective: got reduction='none', a loss per example")):
+        fit(density, NCMLObjective(PROCESS, reduction="none"), ring())
+    with pytest.raises(ArgumentTypeError, match=re.escape("context: got list; expected a torch.Tensor")):
+        fit(density, NCMLObjective(PROCESS), ring(), [1] * 512)
+    with pytest.raises(ArgumentError, match=re.escape("context: got shape (1, 512); expected (512, ...)")):
+        fit(density, NCMLObjective(PROCESS), ring(), torch.zeros(1, 512))
+    with pytest.raises(ArgumentError, match="empty data set"):
+        fit(density, NCMLObjective(PROCESS), torch.tensor(1.0))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import check_count, check_generator, check_positive
+from ncml.checks import check_context, check_count, check_generator, check_positive
 from ncml.density import inner_density, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.objective import NCMLObjective
@@ -79,10 +79,11 @@ def fit(
     check_positive(learning_rate, "learning_rate")
     check_positive(clip_norm, "clip_norm")
     check_generator(generator, x.device)
-    if x.shape[0] == 0:
+    if x.ndim == 0 or len(x) == 0:
         raise ArgumentError(f"x: got an empty data set, shape {tuple(x.shape)}; expected at least one example")
-    if context is not None and len(context) != len(x):
-        raise ArgumentError(f"context: got {len(context)} rows; expected {len(x)}, one per example")
+    if objective.reduction == "none":
+        raise ArgumentError("objective: got reduction='none', a loss per example; expected 'mean' (or 'sum')")
+    check_context(context, len(x), x.device)
     check_rows(lambda rows: x[rows], len(x), "x")
     inner = unwrapped(density) if isinstance(density, nn.Module) else inner_density(density)
     if inner is not None:

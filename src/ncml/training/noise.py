@@ -97,7 +97,8 @@ class NoiseConfig:
         ladder: For ladder: its times above 0, which is always in it.
         lambdas: For ladder: the weight of each of these times beside that of t = 0, which is 1; all 1 if not given.
         bins: For importance: how often each of the equal bins of (0, T] is drawn, relative to each other.
-        weight: t to weight every term by its time, as iTARFlow does with linear-ve; one for plain NCML.
+        weight: t to weight every term by its time, as iTARFlow does with linear-ve; one for plain NCML. With t the
+            likelihood at t = 0 is not trained, and p_zero of a batch is drawn for nothing: set it to 0.
     """
 
     process: Literal["vp", "sub-vp", "ve", "linear-ve", "level-noise"] = "vp"

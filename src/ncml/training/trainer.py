@@ -110,7 +110,7 @@ class Trainer:
         density: NoiseConditionalDensity,
         objective: NCMLObjective,
         examples: Examples,
-        folder: Path,
+        folder: str | Path,
         optim: OptimConfig,
         run: RunConfig,
         *,
@@ -145,7 +145,7 @@ class Trainer:
             warn_of_data(density, objective, examples.batch(some), stacklevel=2)
         self.fabric, self.density, self.examples = fabric, density, examples
         self.objective = objective
-        self.folder, self.optim, self.run_config = folder, optim, run
+        self.folder, self.optim, self.run_config = Path(folder), optim, run
         self.periodic, self.info, self.use_labels = periodic, dict(info or {}), use_labels
         dtype = torch.float64 if density.dtype == torch.float64 else torch.float32
         self.draws = BatchDraws(len(examples), density.event_shape, objective, optim.batch_size, run.seed, dtype)
