@@ -209,10 +209,15 @@ def test_the_page_of_sequences_says_what_its_runs_show():
         for way in ("ml", "ncml")
     )
     smoother = "paths-1e-08-64-made"
-    for run in ncml[smoother]:  # tuned by likelihood: fewer leave the data, and two parts are no closer
-        assert run["two-part"]["high"] < min(k["direct"]["low"] for k in ml[smoother])
-        assert run["two-part"]["energy inside"] > run["direct"]["energy inside"]
-    ncml[smoother] = [run["samples"] for run in script["final"](data[smoother], "share")]
+    ahead = [r["nats"]["0"] for way in ("ml", "ncml") for r in script["final"](data[smoother], way)]
+    assert 0.025 < mean(ahead[:3]) - mean(ahead[3:]) < 0.035
+    for a, b in zip(ml[smoother], ncml[smoother], strict=True):  # tuned by likelihood
+        assert max(b[kind]["high"] for kind in b) < min(k["direct"]["low"] for k in ml[smoother])
+        for other in (a["direct"], b["direct"]):
+            assert 1.5 * b["two-part"]["energy inside"] < other["energy inside"]
+            assert b["two-part"]["frechet inside"] < other["frechet inside"]
+        assert 4.5 < a["direct"]["share"] / b["two-part"]["share"] < 245.0
+    ncml[smoother] = [run["samples"] for run in script["final"](data[smoother], "other")]
     for name, kind in (("paths-0.0001-64-made", "two-part"), (smoother, "direct"), ("recordings-64-made", "direct")):
         assert len(ml[name]) == len(ncml[name]) == 3
         assert min(k["direct"]["low"] for k in ml[name]) > max(k[kind]["high"] for k in ncml[name])
@@ -224,15 +229,11 @@ def test_the_page_of_sequences_says_what_its_runs_show():
     for a, b in zip(ml[smoother], ncml[smoother], strict=True):
         assert b["two-part"]["high"] < a["direct"]["low"]
         for other in (a["direct"], b["direct"]):
-            assert 9.0 * b["two-part"]["energy inside"] < other["energy inside"]
-            assert 4.0 * b["two-part"]["frechet inside"] < other["frechet inside"]
-    for name in ("paths-0.0001-64-made", smoother):
-        for a, b in zip(ml[name], ncml[name], strict=True):
-            assert 12.0 < a["direct"]["share"] / b["two-part"]["share"] < 850.0
-    assert all(
-        10.0 * b["two-part"]["energy inside"] < a["direct"]["energy inside"]
-        for a, b in zip(ml[smoother], ncml[smoother], strict=True)
-    )
+            assert 8.7 * b["two-part"]["energy inside"] < other["energy inside"]
+            assert 3.7 * b["two-part"]["frechet inside"] < other["frechet inside"]
+    rough = "paths-0.0001-64-made"
+    for a, b in zip(ml[rough], ncml[rough], strict=True):
+        assert 12.0 < a["direct"]["share"] / b["two-part"]["share"] < 245.0
     smoother = "paths-1e-08-64-transformer"
     for a, b in zip(ml[smoother], ncml[smoother], strict=True):
         assert 11.0 * b["two-part"]["energy inside"] < a["direct"]["energy inside"]

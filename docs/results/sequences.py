@@ -27,8 +27,8 @@ ROWS = (
     ("fixed", "two-part", "one noise level, then Tweedie"),
     ("ncml", "direct", "NCML, drawn at t = 0"),
     ("ncml", "two-part", "NCML, in two parts"),
-    ("share", "direct", "NCML, another share at t = 0, drawn at t = 0"),
-    ("share", "two-part", "NCML, another share at t = 0, in two parts"),
+    ("other", "direct", "NCML with the settings of 1e-4, drawn at t = 0"),
+    ("other", "two-part", "NCML with the settings of 1e-4, in two parts"),
     ("cam", "direct", "CAM, noisy context, fed back with noise"),
     ("scored", "direct", "NCML and score matching, drawn at t = 0"),
     ("scored", "two-part", "NCML and score matching, in two parts"),
@@ -37,13 +37,14 @@ ROWS = (
 )
 TERMS = {"scored": "score_matching", "planck": "fokker_planck"}  # what is added to NCML, its settings otherwise
 PICTURE = "paths-0.0001-64-made"  # whose windows are drawn
-WAYS = {"ml": "maximum likelihood", "fixed": "one level", "ncml": "NCML", "share": "or", "cam": "CAM"}
+WAYS = {"ml": "maximum likelihood", "fixed": "one level", "ncml": "NCML", "other": "or, as for 1e-4", "cam": "CAM"}
+NOISE = {"p_zero": 0.15, "sigma_min": 0.0}  # how NCML and CAM draw levels, by default
 TUNING = 100  # the first seed that is not for the test
 
 
 def named(settings: dict[str, Any]) -> str:
-    """What tells runs apart; runs recorded before there was a term do not name it."""
-    return json.dumps({**dict.fromkeys(TERMS.values(), 0.0), **settings}, sort_keys=True)
+    """What tells runs apart."""
+    return json.dumps(settings, sort_keys=True)
 
 
 def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
@@ -70,12 +71,12 @@ def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
 
 def common(settings: dict[str, Any]) -> dict[str, Any]:
     """What the runs of one way of training have in common: neither the seed nor the variants of NCML."""
-    return {k: v for k, v in settings.items() if k not in ("seed", "p_zero", *TERMS.values())}
+    return {k: v for k, v in settings.items() if k not in ("seed", *NOISE, *TERMS.values())}
 
 
 def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
     """The test runs of the chosen settings of a way of training, or of a variant of NCML, by seed."""
-    chosen = entry.get("chosen", {}).get("ncml" if way in ("share", *TERMS) else way)
+    chosen = entry.get("chosen", {}).get("ncml" if way in ("other", *TERMS) else way)
     expected = {TERMS[way]} if way in TERMS else set()
     found = [
         r
@@ -83,7 +84,7 @@ def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
         if chosen is not None
         and (s := r["settings"])["seed"] < TUNING
         and common(s) == common(chosen)
-        and (s["p_zero"] != chosen["p_zero"]) == (way == "share")
+        and any(s[k] != chosen[k] for k in NOISE) == (way == "other")
         and {term for term in TERMS.values() if s.get(term)} == expected
     ]
     return sorted(found, key=lambda r: r["settings"]["seed"])
@@ -118,8 +119,7 @@ def share(kinds: list[dict[str, Any]]) -> str:
 def main_table(name: str, entry: dict[str, Any]) -> list[str]:
     """The table of one problem and model."""
     recordings = name.startswith("recordings")
-    size = entry["runs"][0]["size"]
-    draws, parts = size["draws"], size.get("refined", 4000)
+    draws, parts = (entry["runs"][0]["size"].get(kind, 4000) for kind in ("draws", "refined"))
     unit = "bits per sample" if recordings else "nats per value"
     lines = [
         f"| | {unit}, t = 0 | windows beyond the data, of {draws:,} (two parts: {parts:,}) | energy distance | "
@@ -167,8 +167,9 @@ def chosen(name: str, entry: dict[str, Any]) -> str:
                 setting += f", weight decay {s['weight_decay']:g}, dropout {s['dropout']:g}"
             if way == "fixed":
                 setting += f", sigma {s['sigma']:g}"
-            if way in ("ncml", "share", "cam"):
+            if way in ("ncml", "other", "cam"):
                 setting += f", a share of {s['p_zero']:g} at t = 0"
+                setting += f", noise down to {s['sigma_min']:g}" if s["sigma_min"] else ""
             if (source := runs[0].get("settings of")) and source != name:  # else from earlier runs of the same
                 setting += f" (taken over from {source})"
             words.append(f"{label}: {setting}")
@@ -227,8 +228,8 @@ def grids(entry: dict[str, Any]) -> list[str]:
     for run in entry["runs"]:
         s = run["settings"]
         if s["seed"] >= TUNING:
-            keys = {"sigma": 0.0, "p_zero": 0.15, "learning_rate": 2e-3, "weight_decay": 0.0, "dropout": 0.0}
-            differs = ", ".join(f"{k} {s[k]:g}" for k, default in keys.items() if s[k] != default) or "as it is"
+            keys = {"sigma": 0.0, **NOISE, "learning_rate": 2e-3, "weight_decay": 0.0, "dropout": 0.0}
+            differs = ", ".join(f"{k} {s[k]:g}" for k, usual in keys.items() if s[k] != usual) or "as it is"
             nats = ", ".join(f"{v:.3f} at {k}" for k, v in list(run["nats"].items())[:1])
             lines.append(f"| {s['way']}: {differs} | {nats} |")
     return lines
@@ -323,7 +324,7 @@ def summary(data: dict[str, Any]) -> list[str]:
     order = list(SHORT)
     rows = sorted((name.rsplit("-", 2) for name in data), key=lambda row: (order.index(row[0]), int(row[1]), row[2]))
     for problem, length, model in rows:
-        ml, *variants = (final(data["-".join((problem, length, model))], way) for way in ("ml", "ncml", "share"))
+        ml, *variants = (final(data["-".join((problem, length, model))], way) for way in ("ml", "ncml", "other"))
         for ncml in variants if ml else ():
             if not ncml:
                 continue
@@ -337,7 +338,7 @@ def summary(data: dict[str, Any]) -> list[str]:
                 " / ".join(span([kind["energy inside"] for kind in seeds], ".3f") for seeds in ways),
             )
             label = f"{SHORT[problem]}, {length} values, {MODELS[model].split()[-1]}"
-            label += f", {ncml[0]['settings']['p_zero']:g} at t = 0" if variants[1] else ""
+            label += "" if not variants[1] else ", tuned" if ncml is variants[0] else ", as for 1e-4"
             lines.append(f"| {label} | {' | '.join(columns)} |")
     return lines
 
@@ -347,12 +348,11 @@ def page(data: dict[str, Any], words: str) -> str:
     lines = []
     for name, entry in data.items():
         problem, length, model = name.rsplit("-", 2)
-        run = entry["runs"][0]
-        size = run["size"]
+        parameters, size = (entry["runs"][0][key] for key in ("parameters", "size"))
         lines += [
             f"### {PROBLEMS[problem]}: {MODELS[model]}, windows of {length}",
             "",
-            f"{run['parameters']:,} parameters, {size['steps']} steps of {size['batch']}. {chosen(name, entry)}",
+            f"{parameters:,} parameters, {size['steps']} steps of {size['batch']}. {chosen(name, entry)}",
             "",
             *main_table(name, entry),
             *loud(entry),

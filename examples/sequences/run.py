@@ -66,7 +66,8 @@ def build(model: str, size: Size, data: Problem, settings: Settings) -> Autoregr
 
 def train(density: AutoregressiveDensity, data: Problem, size: Size, settings: Settings) -> None:
     """AdamW on fresh batches, in place."""
-    times = LogUniformTimes(sigma_min=data.sigma_min, p_zero=settings.p_zero) if settings.way in NOISY else AtZero()
+    lowest = settings.sigma_min or data.sigma_min
+    times = LogUniformTimes(sigma_min=lowest, p_zero=settings.p_zero) if settings.way in NOISY else AtZero()
     objective = NCMLObjective(
         VESDE.linear(1.0), times, score_matching=settings.score_matching, fokker_planck=settings.fokker_planck
     )

@@ -19,6 +19,7 @@ class Settings:
         seed: Seed of initialisation, batches and noise.
         sigma: The noise level of "fixed".
         p_zero: Share of a batch at t = 0, of "ncml" and "cam".
+        sigma_min: Where their noise ends; 0 stands for the problem's.
         learning_rate: AdamW's at its height: it rises over 100 steps and falls along a cosine.
         weight_decay, dropout: Regularisation.
         score_matching: Factor of the error of the model's own score, of "ncml".
@@ -29,6 +30,7 @@ class Settings:
     seed: int
     sigma: float = 0.0
     p_zero: float = 0.15
+    sigma_min: float = 0.0
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     dropout: float = 0.0
@@ -48,8 +50,8 @@ RATES = {"made": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), "transformer": (2e-3, 4e-3,
 def tried(way: str, problem: str, model: str) -> tuple[Settings, ...]:
     """What is tried: of paths, which never repeat, high rates; of recordings, on which a MADE overfits, low ones.
 
-    Of the smoothest paths NCML tries more of a batch at t = 0 too, since no noise is near their likelihood, and maximum
-    likelihood as many rates more.
+    Of the smoothest paths, where the problem's noise ends far above their structure, NCML also tries more of a batch at
+    t = 0, and noise that ends at their structure; maximum likelihood tries as many more rates and regularisations.
     """
     plain = Settings(way, TUNING_SEED)
     if problem.startswith("paths"):
@@ -58,8 +60,12 @@ def tried(way: str, problem: str, model: str) -> tuple[Settings, ...]:
         if problem == "paths-1e-8" and way in NOISY:
             usual = replace(plain, learning_rate=1.6e-2 if model == "made" else 8e-3)
             settings += [replace(usual, p_zero=p) for p in (0.4, 0.7)]
+            settings += [replace(usual, p_zero=p, sigma_min=1e-4) for p in (0.15, 0.4, 0.7)]
         elif problem == "paths-1e-8":
+            usual = replace(plain, learning_rate=1.6e-2 if model == "made" else 4e-3)
             settings += [replace(plain, learning_rate=rate) for rate in (rates[0] / 2, 2 * rates[-1])]
+            settings += [replace(usual, learning_rate=math.sqrt(2.0) * usual.learning_rate)]
+            settings += [replace(usual, weight_decay=0.1), replace(usual, dropout=0.1)]
         noisy = [replace(plain, sigma=s, learning_rate=8e-3 if model == "made" else 4e-3) for s in (0.02, 0.05, 0.1)]
         if model == "made":
             noisy.append(replace(plain, sigma=0.05))
