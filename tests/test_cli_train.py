@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -13,6 +15,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +23,10 @@ import torch
 from PIL import Image
 
 from ncml import VPSDE, Lattice, generate
-from ncml.cli import common, main
-from ncml.data import ImageSource
+from ncml.cli import common, main, tables
+from ncml.data import Arrays, ImageSource
 from ncml.densities import NCPN
-from ncml.errors import ArgumentError
+from ncml.errors import ArgumentError, NonFiniteError
 from ncml.evaluation import Typicality, auroc, bits_per_dim, ladder_statistics, level_noise_table, ood_statistics
 from ncml.sampling import HeunODE
 from ncml.training import TrainConfig, load_density, open_checkpoint, read_metrics, read_toml
@@ -667,3 +670,34 @@ def test_a_row_that_overflows_is_the_oddest_and_ends_nothing(tmp_path):
         assert main(["evaluate", run, "--out", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert "uniform noise" in report["auroc"]
+
+
+@pytest.mark.parametrize("failing", [3, 6])
+def test_examples_that_overflow_come_below_all_others(monkeypatch, failing):
+    """Half of six constant images, or all of them; the others are likelier than data, as simple images are."""
+
+    def statistics(density, x, t, context):
+        log_p = torch.arange(-100.0, -70.0, 5.0) if bool((x == 0.5).all()) else torch.full((6,), -10.0)
+        if not bool((x == 0.5).all()):
+            log_p[6 - failing :] = math.nan
+        names = ("log_p", "score_norm", "log_p_plus_log_score_norm", "score_sum")
+        return dict.fromkeys(names, log_p)
+
+    monkeypatch.setattr(tables, "ood_statistics", statistics)
+    test = Arrays(torch.full((6, 1, 4, 4), 0.5))
+    config = SimpleNamespace(model=SimpleNamespace(classes=0))
+    kind = SimpleNamespace(shape=(1, 4, 4), is_image=True)
+    fabric = SimpleNamespace(device=torch.device("cpu"), global_rank=0, world_size=1, is_global_zero=True)
+    run = SimpleNamespace(density=None, fabric=fabric, config=config, kind=kind, lattice=Lattice(256), first=False)
+    monkeypatch.setattr(tables, "_in_blocks", lambda run, n, work, label, settings: work(slice(0, n), None))
+    found = tables.outliers(run, test, None, None, tables.EvaluateSettings(ood_images=6))
+    for name in ("constant", "uniform noise"):
+        assert found[name]["log_p"].value == failing / 6
+
+
+def test_test_data_that_all_overflow_end_the_evaluation(monkeypatch):
+    nothing = torch.full((6,), math.nan)
+    names = ("log_p", "score_norm", "log_p_plus_log_score_norm", "score_sum")
+    monkeypatch.setattr(tables, "_statistics", lambda *_: dict.fromkeys(names, nothing))
+    with pytest.raises(NonFiniteError, match=re.escape("test data: got log-densities or scores")):
+        tables.outliers(None, Arrays(torch.zeros(6, 1, 4, 4)), None, None, tables.EvaluateSettings(ood_images=6))

@@ -1,6 +1,7 @@
 """Out-of-distribution detection: AUROC against sklearn and brute force, its interval, and the statistics."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from ncml import VPSDE, Lattice
 from ncml.densities import MADE, CallableDensity, GaussianDensity, ToyLattice
-from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ncml.errors import ArgumentError, ArgumentTypeError, FailedRowsWarning
 from ncml.evaluation import Typicality, auroc, auroc_interval, ladder_statistics, ood_statistics
 from tests.problems import mixture, plane_mixture, seeded
 from tests.statistics import Z
@@ -251,14 +252,40 @@ def test_statistics_run_in_eval_mode_with_contexts_and_restore_the_flags():
     assert density.module.dropout.training
 
 
+@pytest.mark.parametrize("failing", [[1], [0, 1, 2]])
+def test_what_cannot_be_computed_of_an_example_is_nan_and_named(failing):
+    """Its score at 0 is infinite; those of the others stay as they are, also where there are none."""
+    density = CallableDensity(lambda x, t: -x.abs().sqrt().sum(1), (1,))
+    x = torch.ones(3, 1)
+    x[failing] = 0.0
+    with pytest.warns(FailedRowsWarning, match=re.escape(f"{len(failing)} of 3 examples is NaN")):
+        found = ood_statistics(density, x)
+    with pytest.warns(FailedRowsWarning, match=re.escape(f"(rows {', '.join(map(str, failing))})")):
+        ladder = ladder_statistics(density, x, (0.0, 0.5))
+    bad = torch.zeros(3, dtype=torch.bool)
+    bad[failing] = True
+    assert torch.equal(found["score_norm"].isnan(), bad)
+    assert torch.equal(ladder["log_score_norms"].isnan(), bad[:, None].expand(3, 2))
+    assert found["score_norm"][~bad].tolist() == [0.5] * int((~bad).sum())
+    assert ladder["log_score_norms"][~bad].tolist() == [[math.log(0.5)] * 2] * int((~bad).sum())
+    assert not found["log_p"].isnan().any()
+    assert not ladder["log_ratios"].isnan().any()
+
+
+def test_log_densities_that_are_not_finite_are_nan_in_the_ladder():
+    """From the level on at which they overflow."""
+    density = CallableDensity(lambda x, t: torch.where((t > 0.25) & (x[:, 0] > 1.0), math.nan, -(x[:, 0] ** 2)), (1,))
+    with pytest.warns(FailedRowsWarning, match="1 of 2"):
+        found = ladder_statistics(density, torch.tensor([[0.0], [2.0]]), (0.0, 0.1, 0.5))
+    assert found["log_ratios"].isnan().tolist() == [[False, False], [False, True]]
+
+
 def test_bad_inputs_of_the_statistics_are_refused():
     density = GaussianDensity(PROCESS, torch.zeros(1, dtype=torch.float64), 1.0)
     with pytest.raises(ArgumentError, match="empty batch"):
         ood_statistics(density, torch.zeros(0, 1))
     with pytest.raises(ArgumentError, match="batch_size"):
         ood_statistics(density, torch.zeros(1, 1), batch_size=0)
-    with pytest.raises(NonFiniteError, match="score"):
-        ood_statistics(CallableDensity(lambda x, t: -x.abs().sqrt().sum(1), (1,)), torch.zeros(1, 1))
     flat = ToyLattice(PROCESS, torch.ones(5))
     assert ood_statistics(flat, Lattice(5).to_unit(torch.tensor([[2]])))["score_norm"].tolist() == [0.0]
 

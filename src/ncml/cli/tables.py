@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ncml.checks import check_count
 from ncml.cli.common import OpenRun, draw_samples, labels_for, need_sampling, shows_progress, start_time
 from ncml.data import DataSet, ImageSource, split_folders
 from ncml.data.sources import COARSER
-from ncml.errors import ArgumentError
+from ncml.errors import ArgumentError, FailedRowsWarning, NonFiniteError
 from ncml.evaluation import (
     DeltaLogP,
     RobustnessCurve,
@@ -196,12 +197,15 @@ def outliers(
             "minus_score_norm": -found["score_norm"],
             **{name: measure(features[name]) for name, measure in typical.items()},
         }
-        # Below all others are those that are not finite.
-        lowest = {name: float(v.min()) - 1.0 if len(v) else 0.0 for name, v in values.items()}
-        return {name: v.new_full(fine.shape, lowest[name]).masked_scatter(fine, v) for name, v in values.items()}, fine
+        return {name: v.new_full(fine.shape, -math.inf).masked_scatter(fine, v) for name, v in values.items()}, fine
 
     x = test.batch(slice(0, n))
     inside, fine = scores(x, "test data")
+    if not bool(fine.any()):
+        raise NonFiniteError(
+            "test data: got log-densities or scores that are NaN or infinite, of every example; expected finite ones; "
+            "train with a lower learning rate"
+        )
     sets = _outlying(run, x[fine], n, settings.seed)
     if ood is not None:
         sets[ood.name.lower()] = _others(run, ood, n)
@@ -282,15 +286,10 @@ def _statistics(
     def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
         part = x[rows].to(run.fabric.device)
         unlabelled = torch.full((len(part),), -1, device=part.device) if run.config.model.classes else None
-        found = ood_statistics(run.density, part, 0.0, unlabelled)
-        if not times:
-            return found
-        _, fine = _finite(found)
-        ladder = ladder_statistics(run.density, part[fine], times, None if unlabelled is None else unlabelled[fine])
-        for name, values in ladder.items():
-            found[name] = values.new_full((len(part), *values.shape[1:]), math.nan)
-            found[name][fine] = values
-        return found
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FailedRowsWarning)  # such examples are the oddest
+            found = ood_statistics(run.density, part, 0.0, unlabelled)
+            return found | (ladder_statistics(run.density, part, times, unlabelled) if times else {})
 
     return _in_blocks(run, len(x), work, label, settings)
 

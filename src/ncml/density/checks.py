@@ -173,8 +173,11 @@ def check_noise(density: AutoregressiveDensity, noise: Tensor, n: int) -> None:
         )
 
 
-def check_log_density(log_p: Tensor, x: Tensor, t: Tensor, name: str) -> Tensor:
-    """What a density's ``forward`` returned, if it is ``(B,)`` without NaN or ``+inf``; half precision in float32."""
+def check_log_density(log_p: Tensor, x: Tensor, t: Tensor, name: str, *, finite: bool = True) -> Tensor:
+    """What a density's ``forward`` returned, if it is ``(B,)`` without NaN or ``+inf``; half precision in float32.
+
+    NaN and ``+inf`` pass where ``finite`` is False.
+    """
     if not isinstance(log_p, Tensor) or log_p.shape != x.shape[:1]:
         got = tuple(log_p.shape) if isinstance(log_p, Tensor) else f"a {type(log_p).__name__}"
         raise ArgumentError(
@@ -185,7 +188,7 @@ def check_log_density(log_p: Tensor, x: Tensor, t: Tensor, name: str) -> Tensor:
         raise ArgumentTypeError(f"{name}.forward: got {log_p.dtype}; expected floating log-densities, {x.dtype}")
     if log_p.dtype in HALF:
         log_p = log_p.float()
-    if math.isfinite(float(log_p.detach().sum())):  # then every term is
+    if not finite or math.isfinite(float(log_p.detach().sum())):  # then every term is
         return log_p
     bad = log_p.detach().isnan() | (log_p.detach() == float("inf"))
     if bool(bad.any()):

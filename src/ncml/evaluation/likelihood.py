@@ -16,6 +16,7 @@ one t, not one t with another.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -24,11 +25,11 @@ from torch import Tensor, nn
 from ncml.checks import Time, check_count, check_generator, per_example
 from ncml.density import NoiseConditionalDensity, check_arguments, check_log_density, evaluating, inner_density, usable
 from ncml.density.lengths import padded
-from ncml.errors import ArgumentError
+from ncml.errors import ArgumentError, FailedRowsWarning
 from ncml.noise import BitsPerDim, Lattice
 from ncml.progress import progress_bar
 
-__all__ = ["batches", "bits_per_dim", "check_batch", "data_lattice", "log_prob_in_batches"]
+__all__ = ["batches", "bits_per_dim", "check_batch", "data_lattice", "log_prob_in_batches", "warn_of_failed"]
 
 
 def bits_per_dim(
@@ -167,5 +168,18 @@ def log_prob_in_batches(
         for rows in batches(x.shape[0], batch_size, progress, "log-likelihood"):
             also = {name: value[rows] for name, value in more.items()}
             log_p = density(x[rows], t[rows], None if context is None else context[rows], **also)
-            parts.append(check_log_density(log_p, x[rows], t[rows], type(inner).__name__) if check else log_p)
+            parts.append(check_log_density(log_p, x[rows], t[rows], type(inner).__name__, finite=check))
     return torch.cat(parts).double()
+
+
+def warn_of_failed(failed: Tensor, function: str, dtype: torch.dtype) -> None:
+    """Name the examples of which a public function, which calls this, could not compute everything; ``(B,)`` bools."""
+    if rows := failed.nonzero().flatten().tolist():
+        named = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+        everything = "; check the parameters, and the input's range" if len(rows) == len(failed) else ""
+        warnings.warn(
+            f"{function}: the log-density or the score of {len(rows)} of {len(failed)} examples is NaN or infinite, "
+            f"and NaN in what is returned (rows {named}): {dtype} cannot tell how far out they are{everything}",
+            FailedRowsWarning,
+            stacklevel=3,
+        )

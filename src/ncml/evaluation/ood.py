@@ -13,7 +13,6 @@ this statistic orders examples almost exactly as :math:`\log p` alone does. Repo
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 
 from ncml.checks import Time, is_real
 from ncml.density import evaluating, inner_density, score_of
-from ncml.errors import ArgumentError, ArgumentTypeError, FailedRowsWarning, NonFiniteError
-from ncml.evaluation.likelihood import batches, check_batch, log_prob_in_batches
+from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.evaluation.likelihood import batches, check_batch, log_prob_in_batches, warn_of_failed
 
 __all__ = ["AUROC", "auroc", "auroc_interval", "ood_statistics"]
 
@@ -63,11 +62,10 @@ def ood_statistics(
 
     Raises:
         ArgumentError: No examples, or values that do not fit (see ``log_prob``).
-        NonFiniteError: That is so of every example: a log-density is NaN or ``+inf``, or a score is not finite.
 
     Warns:
-        FailedRowsWarning: It is so of some examples, which it names (floats overflow far from the data): what cannot be
-            computed of them is NaN, and the others keep their values.
+        FailedRowsWarning: A log-density is NaN or ``+inf``, or a score is not finite, of examples that it names (floats
+            overflow far from the data): what cannot be computed of them is NaN, and the others keep their values.
     """
     x, times, context = check_batch(inner_density(density), x, t, context)
     log_likelihood = log_prob_in_batches(density, x, times, context, batch_size, progress, check=False)
@@ -80,20 +78,7 @@ def ood_statistics(
     bad_density = log_likelihood.isnan() | (log_likelihood == math.inf)
     score_norm, score_sum = torch.cat(norm), torch.cat(total)
     bad_score = ~torch.isfinite(score_norm + score_sum)
-    bad = (bad_density | bad_score).nonzero().flatten().tolist()
-    if len(bad) == len(x):
-        raise NonFiniteError(
-            f"x: got {len(bad)} examples, for each of which the log-density or the score is NaN or infinite; expected "
-            f"finite values; check the input's range and the parameters"
-        )
-    if bad:
-        named = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-        warnings.warn(
-            f"ood_statistics: the log-density or the score of {len(bad)} of {len(x)} examples is NaN or infinite, and "
-            f"NaN in what is returned (rows {named}): {x.dtype} cannot tell how far out they are",
-            FailedRowsWarning,
-            stacklevel=2,
-        )
+    warn_of_failed(bad_density | bad_score, "ood_statistics", x.dtype)
     log_likelihood = log_likelihood.masked_fill(bad_density, math.nan)
     score_norm, score_sum = (v.masked_fill(bad_score, math.nan) for v in (score_norm, score_sum))
     return {

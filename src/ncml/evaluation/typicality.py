@@ -10,6 +10,7 @@ which is not noised here: how its log-density changes from one noise level to th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ncml.checks import check_finite, check_floating, check_probability
-from ncml.density import check_log_density, check_score, evaluating, inner_density, score_of
+from ncml.density import check_log_density, evaluating, inner_density, score_of
 from ncml.errors import ArgumentError
-from ncml.evaluation.likelihood import batches, check_batch
+from ncml.evaluation.likelihood import batches, check_batch, warn_of_failed
 
 __all__ = ["Typicality", "ladder_statistics"]
 
@@ -55,7 +56,10 @@ def ladder_statistics(
 
     Raises:
         ArgumentError: No examples, fewer than two times, or times that do not ascend.
-        NonFiniteError: A log-density is NaN or ``+inf``, or a score is not finite.
+
+    Warns:
+        FailedRowsWarning: A log-density is NaN or ``+inf``, or a score is not finite, of examples that it names: what
+            cannot be computed of them is NaN.
     """
     ascending = [float(t) for t in times]
     if len(ascending) < 2 or sorted(set(ascending)) != ascending:
@@ -69,14 +73,16 @@ def ladder_statistics(
             for rows in batches(y.shape[0], batch_size, progress, f"t = {t:.3g}"):
                 c = None if given is None else given[rows]
                 value = density(y[rows], at[rows], c, edges=False)
-                values.append(check_log_density(value, y[rows], at[rows], type(inner).__name__).double())
+                values.append(check_log_density(value, y[rows], at[rows], type(inner).__name__, finite=False).double())
                 score = score_of(density, y[rows], at[rows], c)
-                check_score(score, at[rows])
                 lengths.append(score.double().flatten(1).norm(dim=1).log().clamp(min=-700.0))
         log_p.append(torch.cat(values))
         norms.append(torch.cat(lengths))
-    ratios = torch.stack(log_p, 1).clamp(min=LEAST).diff(dim=1)  # 0 / 0 is 1: no level tells more than another
-    return {"log_ratios": ratios, "log_score_norms": torch.stack(norms, 1)}
+    logs, strengths = (torch.stack(v, 1) for v in (log_p, norms))
+    logs, strengths = (v.masked_fill(v == math.inf, math.nan) for v in (logs, strengths))
+    warn_of_failed((logs + strengths).isnan().any(1), "ladder_statistics", x.dtype)
+    ratios = logs.clamp(min=LEAST).diff(dim=1)  # 0 / 0 is 1: no level tells more than another
+    return {"log_ratios": ratios, "log_score_norms": strengths}
 
 
 @dataclass(frozen=True, eq=False)
