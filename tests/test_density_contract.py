@@ -26,7 +26,7 @@ from ncml.densities import (
     ToyLattice,
     ZukoDensity,
 )
-from ncml.density import at_zero_only
+from ncml.density import AutoregressiveDensity, at_zero_only
 from ncml.errors import ArgumentError, ArgumentTypeError, InferenceTensorError, NonFiniteError
 from ncml.sampling import EulerMaruyama, sample_in_parallel
 from ncml.score import exact_divergence, hutchinson_divergence, log_density_and_score
@@ -264,6 +264,63 @@ def test_samples_are_what_resample_gives_under_autocast_too(build_one):
         parallel = sample_in_parallel(density, 20, 0.0, noise=noise).x
     assert (again - x).abs().max() < 1e-6
     assert (parallel - x).abs().max() < 1e-6
+
+
+class Chain(AutoregressiveDensity):
+    """A stranger's: three unit Gaussians, each with a mean that a small network makes of those before it."""
+
+    def __init__(self):
+        super().__init__((3,), VP)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 3))
+
+    @property
+    def order(self):
+        return torch.arange(3)
+
+    def mean(self, x, t, i):
+        return 3.0 * self.net(torch.cat([x * (torch.arange(3) < i), t[:, None]], 1))[:, i].to(x.dtype)
+
+    def forward(self, x, t, context=None, *, edges=True):
+        return sum(-0.5 * (x[:, i] - self.mean(x, t, i)) ** 2 - 0.919 for i in range(3))
+
+    def draw_noise(self, n, *, generator=None):
+        return torch.randn(n, 3, generator=generator)
+
+    def resample(self, x, noise, t=0.0, context=None):
+        return torch.stack([self.mean(x, t, i) + noise[:, i] for i in range(3)], 1)
+
+    def sample(self, n, t=0.0, context=None, *, generator=None, noise=None):
+        noise = self.draw_noise(n, generator=generator) if noise is None else noise
+        x = torch.zeros(n, 3)
+        for i in range(3):
+            x[:, i] = self.mean(x, t, i) + noise[:, i]
+        return x
+
+
+def test_a_strangers_samples_and_resamples_are_as_precise_under_autocast():
+    density = Chain()
+    noise = density.draw_noise(50, generator=seeded(0))
+    plain = density.sample(50, 0.0, noise=noise)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = density.sample(50, 0.0, noise=noise)
+        assert torch.equal(x, plain)
+        assert (density.resample(x, noise, 0.0) - x).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("build_one", [Chain, lambda: MADE((3,), VP, hidden=(8,))])
+def test_what_resample_draws_with_has_to_be_given(build_one):
+    density = build_one()
+    with pytest.raises(ArgumentTypeError, match=r"noise: got NoneType; expected a tensor; use draw_noise\(2\)"):
+        density.resample(torch.zeros(2, 3), None)
+
+
+def test_samples_in_half_precision_become_single():
+    density = CallableDensity(
+        lambda x, t: -x.square().sum(1), (2,), sample=lambda n, t, c, g: torch.ones(n, 2, dtype=torch.bfloat16)
+    )
+    assert density.sample(3).dtype == torch.float32
 
 
 def test_samples_have_the_type_of_the_density():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import time
 import warnings
@@ -13,7 +14,15 @@ import torch
 from ncml import VPSDE, Lattice, NCMLObjective, NoiseConditionalDensity
 from ncml.data import Arrays
 from ncml.densities import MADE, MAF
-from ncml.errors import ArgumentError, ArgumentTypeError, ColumnScaleWarning, LatticeDataWarning, NonFiniteError
+from ncml.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ColumnScaleWarning,
+    InferenceTensorError,
+    LatticeDataWarning,
+    NonFiniteError,
+    UnsupportedError,
+)
 from ncml.objective import AtZero
 from ncml.training import OptimConfig, RunConfig, Trainer, fit, launch
 from ncml.training.table_checks import lattice_of
@@ -306,3 +315,42 @@ def test_what_fit_cannot_use_is_said_at_once():
         fit(density, NCMLObjective(PROCESS), ring(), torch.zeros(1, 512))
     with pytest.raises(ArgumentError, match="empty data set"):
         fit(density, NCMLObjective(PROCESS), torch.tensor(1.0))
+
+
+class Detached(MAF):
+    """Whose log-likelihoods have lost their graph."""
+
+    def forward(self, x, t, context=None, *, edges=True):
+        return super().forward(x, t, context, edges=edges).detach()
+
+
+def test_a_density_that_cannot_be_trained_is_refused(tmp_path):
+    density, run = Detached((2,), PROCESS, transforms=1, hidden=(8,)), RunConfig(accelerator="cpu", threads=1)
+    said = "of a Detached that autograd does not connect with its parameters"
+    with pytest.raises(UnsupportedError, match=said):
+        fit(density, NCMLObjective(PROCESS), ring())
+    trainer = Trainer(launch(run), density, NCMLObjective(PROCESS), Arrays(ring()), tmp_path, OptimConfig(), run)
+    with pytest.raises(UnsupportedError, match=said):
+        trainer.run()
+
+
+def test_gradients_may_stay_as_they_are():
+    assert trained(0, steps=3, clip_norm=math.inf)[1] == trained(0, steps=3, clip_norm=1e9)[1]
+    assert trained(0, steps=3, clip_norm=math.inf)[1] != trained(0, steps=3, clip_norm=1e-3)[1]
+    for value in (0.0, -1.0, math.nan, "1"):
+        with pytest.raises(ArgumentError, match=r"clip_norm: got .*math\.inf clips nothing"):
+            trained(0, steps=1, clip_norm=value)
+
+
+def test_parameters_of_inference_mode_are_refused_and_others_train_in_it(tmp_path):
+    run = RunConfig(accelerator="cpu", threads=1)
+    density = maf()
+    before = [p.detach().clone() for p in density.parameters()]
+    with torch.inference_mode():
+        inside = maf()
+        with pytest.raises(InferenceTensorError, match="build or load the model outside"):
+            fit(inside, NCMLObjective(PROCESS), ring())
+        optim = OptimConfig(steps=2, batch_size=8)
+        trainer = Trainer(launch(run), density, NCMLObjective(PROCESS), Arrays(ring()), tmp_path, optim, run)
+        assert trainer.run() == 0
+    assert all(not torch.equal(p, q) for p, q in zip(before, density.parameters(), strict=True))

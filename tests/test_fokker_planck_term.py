@@ -328,3 +328,12 @@ def test_what_cannot_be_is_refused():
     sequences = CausalTransformer((4, 1), process, width=8, layers=1, heads=2, components=2)
     with pytest.raises(UnsupportedError, match="lengths: got some and fokker_planck"):
         objective(sequences, torch.zeros(2, 4, 1), lengths=torch.tensor([2, 4]))
+
+
+def test_a_constant_score_has_a_residual():
+    """log p = -(1 + t) c x under sigma = t: R = -c x - t |s|^2, since g^2 = 2t; times 2 sigma^2 / g^2 = t."""
+    c, process = torch.tensor([1.0, 2.0], dtype=F64), VESDE.linear(1.0)
+    density = CallableDensity(lambda x, t: -(1.0 + t) * (x @ c), (2,), process)
+    x, t = torch.randn(4, 2, dtype=F64, generator=seeded(0)), torch.linspace(0.2, 0.8, 4, dtype=F64)
+    residual = t * (-(x @ c) - t * (1.0 + t) ** 2 * 5.0)
+    torch.testing.assert_close(term(process, density, x, t), 0.5 * residual.square())

@@ -513,3 +513,10 @@ def test_what_cannot_be_dequantised_is_refused():
         NCMLObjective(PROCESS)(model, x, uniform=torch.rand(4, 2))
     with pytest.raises(ArgumentTypeError, match=r"^dequantize: got"):
         NCMLObjective(PROCESS, dequantize=5)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64])
+def test_log_densities_are_floating(kind):
+    density = CallableDensity(lambda x, t: torch.ones(len(x), dtype=kind), (2,), PROCESS)
+    with pytest.raises(ArgumentTypeError, match=f"got log-likelihoods of {kind}; expected floating ones"):
+        NCMLObjective(PROCESS)(density, torch.zeros(3, 2))

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from ncml import VESDE, VPSDE, GaussianProcess, generate
+from ncml import VESDE, VPSDE, GaussianProcess, NoiseConditionalDensity, generate
 from ncml.densities import CallableDensity, GaussianDensity
 from ncml.density import (
     AlignedTarget,
@@ -98,6 +98,29 @@ def test_measurements_without_noise_have_no_density_at_the_data():
     x[:, 0] = 0.5 + math.sqrt(1.5) * torch.randn(n, dtype=F64, generator=seeded(2))  # the posterior's own p_T
     noisy = AnnealedSMC(32)(PosteriorTarget(Target(density, generator=seeded(1)), y, operator, 1.0), x)
     assert float(noisy[:, 0].mean()) == pytest.approx(0.5, abs=2.0 * Z * math.sqrt(0.5 / n))
+
+
+class Linear(NoiseConditionalDensity):
+    """Whose log-density is -c x: the score is constant, and its derivative zero."""
+
+    C = torch.tensor([1.0, 2.0], dtype=F64)
+
+    def forward(self, x, t, context=None, *, edges=True):
+        return -x @ self.C
+
+
+def test_a_constant_score_is_given_what_is_known():
+    """sigma = .5: the clean x - sigma^2 c has the variance sigma^2, the measurement that and .1^2."""
+    density, x = Linear((2,), UNIT), torch.randn(3, 2, dtype=F64, generator=seeded(0))
+    operator, y = torch.tensor([[1.0, 0.0]], dtype=F64), torch.tensor([[0.2]], dtype=F64)
+    pull = (0.2 - (x[:, 0] - 0.25)) / (0.25 + 0.01)
+    expected = -Linear.C + torch.stack([pull, torch.zeros(3, dtype=F64)], 1)
+    torch.testing.assert_close(PosteriorTarget(density, y, operator, 0.1).score(x, 0.5), expected)
+    event = EventTarget(density, lambda x: x[:, 0] - 0.1)
+    u = ((x[:, 0] - 0.25 - 0.1) / 0.5).requires_grad_()
+    (slope,) = torch.autograd.grad(torch.special.log_ndtr(u).sum(), u)
+    expected = -Linear.C + torch.stack([slope / 0.5, torch.zeros(3, dtype=F64)], 1)
+    torch.testing.assert_close(event.score(x, 0.5), expected)
 
 
 # One inside another.

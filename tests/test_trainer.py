@@ -16,7 +16,14 @@ from ncml import VPSDE, GaussianProcess, Lattice, NCMLObjective, NoiseConditiona
 from ncml.data import Arrays
 from ncml.densities import MAF, GaussianDensity
 from ncml.densities.maf import MAFSettings
-from ncml.errors import ArgumentError, CheckpointError, LatticeDataWarning, NonFiniteError, UnsupportedError
+from ncml.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointError,
+    LatticeDataWarning,
+    NonFiniteError,
+    UnsupportedError,
+)
 from ncml.noise import LevelNoise
 from ncml.objective import AtZero, ImportanceTimes, UniformTimes
 from ncml.training import (
@@ -279,6 +286,23 @@ def test_lattice_data_without_a_lattice_are_warned_of(tmp_path):
         arguments = (base.fabric, density, NCMLObjective(density.process), examples, tmp_path, base.optim)
         with pytest.warns(LatticeDataWarning, match=r"17 evenly spaced values.*dequantize=Lattice\(17\)"):
             Trainer(*arguments, base.run_config)
+
+
+def test_examples_are_a_data_set_of_floating_values(tmp_path):
+    """Integers are refused by the objective, not converted to 0 .. 255."""
+
+    class Raw(Arrays):
+        def batch(self, rows, *, device=None):
+            return (super().batch(rows, device=device) * 100).to(torch.uint8)
+
+    base = trainer(tmp_path)
+    density = MAF((3,), base.density.process, transforms=1, hidden=(8,))
+    x, objective = torch.rand(20, 3), NCMLObjective(density.process)
+    with pytest.raises(ArgumentTypeError, match=r"examples: got Tensor; expected a data set, such as ncml.data.Arrays"):
+        Trainer(base.fabric, density, objective, x, tmp_path, base.optim, base.run_config)
+    run = Trainer(base.fabric, density, objective, Raw(x), str(tmp_path), base.optim, base.run_config)
+    with pytest.raises(ArgumentTypeError, match=r"x: got dtype torch\.uint8"):
+        run.run()
 
 
 def test_a_bad_row_is_named_before_the_first_step(tmp_path):

@@ -23,7 +23,7 @@ from ncml.density import (
     inner_density,
     usable,
 )
-from ncml.density.gradient import Probe, random_direction
+from ncml.density.gradient import Probe, derivative, random_direction
 
 __all__ = [
     "exact_divergence",
@@ -169,7 +169,7 @@ def sliced_score_matching(
         check_generator(generator, x.device)
         score = inner_density(density).score(x, t, context, create_graph=True)
         v = random_direction(x, probe, generator)
-        hv = _derivative((score * v).sum(), x, create_graph=True)
+        hv = derivative((score * v).sum(), x, create_graph=True)
         return (hv * v).flatten(1).sum(1) + 0.5 * score.flatten(1).square().sum(1)
 
 
@@ -182,21 +182,11 @@ def _leaf(x: Tensor, keep_graph: bool) -> Tensor:
     return x.detach().clone().requires_grad_()
 
 
-def _derivative(value: Tensor, x: Tensor, *, create_graph: bool = False, retain_graph: bool | None = None) -> Tensor:
-    """The derivative of a value, zeros where it does not depend on ``x``: a score may be constant."""
-    if not value.requires_grad:
-        return torch.zeros_like(x)
-    (slope,) = torch.autograd.grad(
-        value, x, create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True
-    )
-    return slope
-
-
 def _trace(score: Tensor, x: Tensor, create_graph: bool) -> Tensor:
     flat = score.flatten(1)
     total = x.new_zeros(x.shape[0])
     for i in range(flat.shape[1]):
-        row = _derivative(flat[:, i].sum(), x, retain_graph=True, create_graph=create_graph)
+        row = derivative(flat[:, i].sum(), x, retain_graph=True, create_graph=create_graph)
         total = total + row.flatten(1)[:, i]
     return total
 
@@ -205,6 +195,6 @@ def _estimated_trace(score: Tensor, x: Tensor, probes: int, probe: Probe, genera
     total = x.new_zeros(x.shape[0])
     for i in range(probes):
         v = random_direction(x, probe, generator)
-        hv = _derivative((score * v).sum(), x, retain_graph=i + 1 < probes)
+        hv = derivative((score * v).sum(), x, retain_graph=i + 1 < probes)
         total += (hv * v).flatten(1).sum(1)
     return total / probes

@@ -32,7 +32,7 @@ from ncml.density.interface import (
     SampleableDensity,
 )
 from ncml.density.levels import time_posterior
-from ncml.density.modes import eval_mode, evaluating, usable
+from ncml.density.modes import check_gradients, eval_mode, evaluating, usable
 from ncml.density.posterior import EventTarget, GuidedTarget, PosteriorTarget
 from ncml.density.target import Target
 
@@ -52,6 +52,7 @@ __all__ = [
     "check_arguments",
     "check_draw",
     "check_given",
+    "check_gradients",
     "check_kept",
     "check_log_density",
     "check_noise",

@@ -126,7 +126,7 @@ def checked_sample(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
         plain = options.keys() <= {"generator", "noise", "progress"}
         if n == 0 and plain:
             return torch.empty(0, *self.event_shape, dtype=self.dtype, device=self.device)
-        with evaluating(self), torch.no_grad():
+        with evaluating(self), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             x = sample(self, n, times, context, **options)
         if not isinstance(x, Tensor) or x.shape[:1] != (n,) or (plain and x.shape[1:] != self.event_shape):
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -142,7 +142,9 @@ def checked_sample(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if not math.isfinite(float(x.sum())) and bool((bad := ~torch.isfinite(x.flatten(1)).all(1)).any()):
             _raise_non_finite("sample", bad, times)
         own = self.own_tensor()  # a part of a stranger's model may have been left in another dtype
-        return x.detach() if own is None else x.detach().to(own.dtype)
+        if own is None:
+            return x.detach().float() if x.dtype in HALF else x.detach()
+        return x.detach().to(own.dtype)
 
     return checked
 
@@ -155,6 +157,10 @@ def checked_resample(resample: Callable[..., Tensor]) -> Callable[..., Tensor]:
         self: AutoregressiveDensity, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None
     ) -> Tensor:
         x, times, context = check_arguments(self, x, t, context)
+        if not isinstance(noise, Tensor):
+            raise ArgumentTypeError(
+                f"noise: got {type(noise).__name__}; expected a tensor; use draw_noise({len(x)}), and keep it"
+            )
         if not len(x):
             return x.detach().clone()
         with evaluating(self), torch.no_grad(), torch.autocast(self.device.type, enabled=False):

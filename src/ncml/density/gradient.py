@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ncml.density.checks import check_log_density
 from ncml.errors import ArgumentError, UnsupportedError
 
-__all__ = ["Probe", "gradient", "random_direction", "slopes"]
+__all__ = ["Probe", "derivative", "gradient", "random_direction", "slopes"]
 
 Probe = Literal["rademacher", "gaussian"]
 
@@ -58,6 +58,26 @@ def slopes(density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None = No
         if rise is None:
             raise UnsupportedError(f"density: got {type(density).__name__}, whose log-density has no derivative in t")
     return score, rise
+
+
+def derivative(
+    value: Tensor,
+    x: Tensor,
+    along: Tensor | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> Tensor:
+    """The derivative of a value in ``x``, zeros where it does not depend on it: a score may be constant.
+
+    Of a tensor its product with ``along``, of the shape of the tensor.
+    """
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    (slope,) = torch.autograd.grad(
+        value, x, along, create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True
+    )
+    return slope
 
 
 def random_direction(x: Tensor, probe: Probe, generator: torch.Generator | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ncml.errors import InferenceTensorError
 
-__all__ = ["eval_mode", "evaluating", "usable"]
+__all__ = ["check_gradients", "eval_mode", "evaluating", "usable"]
 
 
 @contextmanager
@@ -23,13 +23,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     Raises:
         InferenceTensorError: A parameter was created under ``torch.inference_mode``.
     """
+    check_gradients(module)
+    with eval_mode(module), _alone(module), torch.inference_mode(False):
+        yield
+
+
+def check_gradients(module: nn.Module) -> None:
+    """Refuse a module with parameters that autograd cannot use."""
     if any(p.is_inference() for p in module.parameters()):
         raise InferenceTensorError(
             "density: got parameters created under torch.inference_mode(), which autograd cannot use; "
             "build or load the model outside of it"
         )
-    with eval_mode(module), _alone(module), torch.inference_mode(False):
-        yield
 
 
 @contextmanager

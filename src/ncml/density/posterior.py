@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ncml.checks import Time, check_finite, check_floating, is_real, per_example
 from ncml.density.around import AroundTarget, check_free
+from ncml.density.gradient import derivative
 from ncml.density.target import Target
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import GaussianProcess
@@ -87,7 +88,7 @@ class GuidedTarget(AroundTarget):
             graph = self.inner.differentiable_score(leaf, t)
 
             def slopes(directions: Tensor) -> Tensor:
-                curved = [torch.autograd.grad(graph, leaf, v, retain_graph=True)[0] for v in directions]
+                curved = [derivative(graph, leaf, v, retain_graph=True) for v in directions]
                 return (directions + variance * torch.stack(curved)) / alpha
 
             score = graph.detach()

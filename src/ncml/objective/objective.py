@@ -338,6 +338,8 @@ class NCMLObjective:
         if not isinstance(log_p, Tensor) or log_p.shape != (n,):
             got = f"of shape {tuple(log_p.shape)}" if isinstance(log_p, Tensor) else f"as a {type(log_p).__name__}"
             raise ArgumentError(f"density: got log-likelihoods {got}; expected ({n},), one per example")
+        if not log_p.is_floating_point():
+            raise ArgumentTypeError(f"density: got log-likelihoods of {log_p.dtype}; expected floating ones, {x.dtype}")
         nll = -log_p.detach()
         if math.isfinite(float(nll.sum())):
             return

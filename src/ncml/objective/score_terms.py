@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.density import dims_of, score_of, slopes_of, usable
-from ncml.density.gradient import random_direction
+from ncml.density.gradient import derivative, random_direction
 from ncml.errors import UnsupportedError
 from ncml.noise import GaussianProcess
 
@@ -99,7 +99,7 @@ def _residuals(
         residuals, dims = [], dims_of(density, x, context)
         for _ in range(2):
             v = random_direction(x, "rademacher", generator)
-            (hv,) = torch.autograd.grad((score * v).sum(), x, create_graph=training, retain_graph=True)
+            hv = derivative((score * v).sum(), x, create_graph=training, retain_graph=True)
             divergence = (hv * v).flatten(1).sum(1)
             residuals.append(unit * process.fokker_planck(x, t, slope, score, divergence, dims))
     return score, residuals[0], residuals[1]

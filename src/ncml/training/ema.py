@@ -27,7 +27,8 @@ class EMA:
         self.parameters = list(parameters)
         self.decay = decay
         self.updates = 0
-        self.average = [p.detach().clone() for p in self.parameters]
+        with torch.inference_mode(False):  # it is updated outside of it
+            self.average = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
     def update(self) -> None:

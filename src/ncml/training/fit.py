@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import check_context, check_count, check_generator, check_positive
+from ncml.checks import check_context, check_count, check_generator, check_positive, is_real
 from ncml.density import inner_density, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.objective import NCMLObjective
 from ncml.progress import progress_bar
+from ncml.training.inputs import check_connected, check_parameters
 from ncml.training.modes import training_mode
 from ncml.training.table_checks import check_rows, warn_of_data
 
@@ -44,7 +45,7 @@ def fit(
         steps: Number of optimizer steps. The learning rate falls to zero over them.
         batch_size: Examples per step, drawn with replacement.
         learning_rate: Adam's learning rate at the start.
-        clip_norm: Gradients of a larger norm are scaled down to it.
+        clip_norm: Gradients of a larger norm are scaled down to it; ``math.inf`` for as they are.
         generator: Source of randomness (dropout aside, which uses torch's own); with the same one, on
             the same machine with the same number of threads, training is repeated bit for bit.
         progress: Show a progress bar (needs tqdm).
@@ -77,7 +78,8 @@ def fit(
     steps = check_count(steps, "steps")
     batch_size = check_count(batch_size, "batch_size")
     check_positive(learning_rate, "learning_rate")
-    check_positive(clip_norm, "clip_norm")
+    if not is_real(clip_norm) or not clip_norm > 0.0:
+        raise ArgumentError(f"clip_norm: got {clip_norm!r}; expected a number > 0; math.inf clips nothing")
     check_generator(generator, x.device)
     if x.ndim == 0 or len(x) == 0:
         raise ArgumentError(f"x: got an empty data set, shape {tuple(x.shape)}; expected at least one example")
@@ -89,8 +91,7 @@ def fit(
     if inner is not None:
         warn_of_data(inner, objective, x, stacklevel=2)
     parameters = list(density.parameters())
-    if not any(p.requires_grad for p in parameters):
-        raise ArgumentError("density: got one without parameters to train; expected some that require gradients")
+    check_parameters(density)
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 * (1.0 + math.cos(math.pi * i / steps)))
     # Batches have a stream of their own: two objectives with the same generator see the same data.
@@ -101,6 +102,7 @@ def fit(
         for step in progress_bar(range(steps), progress, label):
             rows = torch.randint(x.shape[0], (batch_size,), generator=batches, device=x.device)
             loss = objective(density, x[rows], None if context is None else context[rows], generator=generator)
+            check_connected(loss, density)
             optimizer.zero_grad()
             loss.backward()
             norm = float(nn.utils.clip_grad_norm_(parameters, clip_norm))

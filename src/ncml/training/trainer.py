@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ncml.density import NoiseConditionalDensity, check_process
-from ncml.errors import ArgumentError, ArgumentTypeError, CheckpointError, NonFiniteError, UnsupportedError
+from ncml.density import NoiseConditionalDensity
+from ncml.errors import ArgumentError, CheckpointError, NonFiniteError
 from ncml.objective import NCMLObjective
 from ncml.report import jsonable, write_report
 from ncml.training.checkpoint import (
@@ -31,32 +31,20 @@ from ncml.training.checkpoint import (
 from ncml.training.config import OptimConfig, RunConfig
 from ncml.training.draws import Batch, BatchDraws, stream_seed
 from ncml.training.ema import EMA
+from ncml.training.inputs import Examples, check_connected, check_inputs
 from ncml.training.metrics import MetricsLog, numbers
 from ncml.training.modes import training_mode
-from ncml.training.parallel import check_strategy, reduced
+from ncml.training.parallel import reduced
 from ncml.training.signals import StopSignals
-from ncml.training.table_checks import check_rows, warn_of_data
+from ncml.training.table_checks import warn_of_data
 from ncml.training.window import Window
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Examples", "Periodic", "Trainer"]
+__all__ = ["Periodic", "Trainer"]
 
 LOOKED_AT = 2048  # examples, spread over the data, in which a lattice is looked for
-
-
-class Examples(Protocol):
-    """A data set: :class:`ncml.data.Images`, :class:`ncml.data.Arrays`, or anything with these."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Classes ``(N,)``, or None."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, rows: Tensor, *, device: torch.device | None = None) -> Tensor:
-        """Rows in data units, ``(B, *event_shape)``."""
 
 
 @dataclass(frozen=True)
@@ -118,28 +106,7 @@ class Trainer:
         info: Mapping[str, Any] | None = None,
         use_labels: bool = False,
     ) -> None:
-        if not isinstance(density, NoiseConditionalDensity):
-            raise ArgumentTypeError(f"density: got {type(density).__name__}; expected a NoiseConditionalDensity")
-        check_process(density, objective.process)
-        check_strategy(fabric)
-        parts = fabric.world_size * optim.accumulate
-        if optim.batch_size % parts:
-            raise ArgumentError(
-                f"optim.batch_size: got {optim.batch_size}; expected a multiple of {parts}, the processes "
-                f"({fabric.world_size}) times the parts of a batch ({optim.accumulate})"
-            )
-        scored = next((name for name in ("score_matching", "fokker_planck") if getattr(objective, name)), None)
-        if scored and run.precision != "float32":
-            raise UnsupportedError(
-                f"run.precision: got {run.precision!r} and {scored}, whose score takes a derivative of its own, which "
-                f"Fabric refuses in half precision; expected 'float32'"
-            )
-        if not len(examples):
-            raise ArgumentError("examples: got an empty data set; expected at least one example")
-        if use_labels and examples.labels is None:
-            raise ArgumentError("use_labels: got True and examples without labels; expected one label per example")
-        if getattr(examples, "lattice", None) is None:  # integers are finite
-            check_rows(lambda rows: examples.batch(torch.arange(rows.start, rows.stop)), len(examples), "examples")
+        check_inputs(fabric, density, objective, examples, optim, run, use_labels)
         if fabric.is_global_zero:
             some = torch.arange(0, len(examples), -(-len(examples) // LOOKED_AT))
             warn_of_data(density, objective, examples.batch(some), stacklevel=2)
@@ -150,8 +117,6 @@ class Trainer:
         dtype = torch.float64 if density.dtype == torch.float64 else torch.float32
         self.draws = BatchDraws(len(examples), density.event_shape, objective, optim.batch_size, run.seed, dtype)
         named = dict(density.named_parameters())
-        if not any(p.requires_grad for p in named.values()):
-            raise ArgumentError("density: got one without parameters to train; expected some that require gradients")
         self.names, parameters = list(named), list(named.values())
         self.adam = torch.optim.Adam(parameters, lr=optim.learning_rate, betas=(optim.beta1, optim.beta2))
         # The density and Adam stay what they are: Fabric's wrappers are for the passes of a step only.
@@ -214,11 +179,13 @@ class Trainer:
             part = mine.part(i, self.optim.accumulate)
             last = i == self.optim.accumulate - 1
             with fabric.no_backward_sync(self.module, enabled=not last):
-                x = self.examples.batch(part.rows, device=fabric.device).to(self.draws.dtype)
+                x = self.examples.batch(part.rows, device=fabric.device)
+                x = x.to(self.draws.dtype) if x.is_floating_point() else x  # integers are refused, not converted
                 context = self._labels(part.rows)
                 t, weight, noise = (v.to(fabric.device) for v in (part.t, part.weight, part.noise))
                 uniform = None if part.uniform is None else part.uniform.to(fabric.device)
                 terms = self.objective.terms(self.module, x, context, t=t, weight=weight, noise=noise, uniform=uniform)
+                check_connected(terms.loss, self.density)
                 # Per dimension, so that a norm to clip at means the same for small and large images.
                 fabric.backward(terms.loss.sum() / (len(mine.rows) * self.window.dims))
                 parts.append(terms)

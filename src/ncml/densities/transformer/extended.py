@@ -87,10 +87,10 @@ class ExtendedSequence(AutoregressiveDensity):
     def resample(self, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
         x, t, context = check_arguments(self, x, t, context)
         expected = (*x.shape, 3)
-        if noise.shape != expected:  # a part of another length would do for each window
+        if noise.shape != expected or noise.dtype != self.dtype:  # a part of another length would do for each window
             raise ArgumentError(
-                f"noise: got shape {tuple(noise.shape)}; expected {expected}, for every position of x; use that of "
-                f"draw_noise({len(x)}), cut as x is"
+                f"noise: got shape {tuple(noise.shape)}, {noise.dtype}; expected {expected}, {self.dtype}, for every "
+                f"position of x; use that of draw_noise({len(x)}), cut as x is"
             )
         y = torch.empty_like(x)
         for part, kept in self.windows(x.shape[1]):
