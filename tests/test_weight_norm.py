@@ -141,3 +141,12 @@ def test_features_that_do_not_vary_stay_finite():
     x = torch.linspace(-0.5, 0.5, 4, dtype=torch.float64).reshape(4, 1, 1, 1)
     density.initialize(LATTICE.quantize(x), 0.0)
     assert all(bool(p.isfinite().all()) for p in density.parameters())
+
+
+def test_features_that_see_padding_alone_are_left_as_they_are():
+    """At the third resolution of 4 x 4 pixels there is one position, and nothing before it."""
+    density = network((1, 4, 4), resolutions=3)
+    x = LATTICE.to_unit(torch.randint(LATTICE.levels, (32, 1, 4, 4), generator=torch.Generator().manual_seed(0)))
+    density.initialize(x.double(), 0.0)
+    assert max(float(p.detach().abs().max()) for p in density.parameters()) < 100.0
+    assert bool(density.log_prob(x.double(), 0.0).isfinite().all())

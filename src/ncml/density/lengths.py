@@ -32,7 +32,10 @@ def check_lengths(lengths: Tensor, shape: tuple[int, ...], device: torch.device)
     """Refuse anything but one number of positions per row of a batch ``(B, l, ...)``, 1 to l; returns int64."""
     if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise ArgumentTypeError(f"lengths: got {got}; expected integers (B,), the number of positions of each row")
+        raise ArgumentTypeError(
+            f"lengths: got {got}; expected a tensor of integers (B,), the number of positions of each row: "
+            f"torch.as_tensor(lengths)"
+        )
     if lengths.shape != shape[:1] or lengths.device != device:
         raise ArgumentError(
             f"lengths: got shape {tuple(lengths.shape)} on {lengths.device}; expected ({shape[0]},) on {device}, one "

@@ -54,7 +54,7 @@ def standardise_by_data(network: PixelNetwork, x: Tensor, conditioning: Tensor) 
 
     def standardise(layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:  # noqa: ANN401 -- torch's hooks
         variance, mean = torch.var_mean(output, (0, 1, 2), correction=0)
-        scale = (SMALL if layer in gates else 1.0) / (variance + 1e-8).sqrt()
+        scale = _scale(SMALL if layer in gates else 1.0, variance)
         length, _ = _split(layer)
         length.mul_(scale.view_as(length))
         if layer in biases:
@@ -74,10 +74,15 @@ def standardise_by_data(network: PixelNetwork, x: Tensor, conditioning: Tensor) 
             hook.remove()
     outputs = F.linear(F.elu(last[-1]), network.out.weight)
     variance, mean = torch.var_mean(outputs, (0, 1, 2), correction=0)
-    scale = SMALL / (variance + 1e-8).sqrt()
+    scale = _scale(SMALL, variance)
     length, _ = _split(network.out)
     length.mul_(scale[:, None])
     network.out.bias.sub_(scale * mean)
+
+
+def _scale(std: float, variance: Tensor) -> Tensor:
+    """Factors that lead to a standard deviation; 1 where nothing varies, as of features that see padding alone."""
+    return torch.where(variance > 1e-8, std / (variance + 1e-8).sqrt(), 1.0)
 
 
 def _split(layer: nn.Module) -> tuple[Tensor, Tensor]:
