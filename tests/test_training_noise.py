@@ -131,9 +131,12 @@ def test_the_spread_is_that_of_rows_from_everywhere(monkeypatch):
 
 
 def test_too_much_noise_names_what_to_do():
-    for noise, lattice, std in ((NoiseConfig(), None, 100.0), (NoiseConfig(std_in_levels=9.0), Lattice(17), None)):
-        with pytest.raises(ArgumentError, match=r"noise\.std.*linear-ve"):
-            build_process(noise, lattice, std)
+    with pytest.raises(ArgumentError, match=r"^noise\.std: got none, .* deviation, 100; .*; scale them to a"):
+        build_process(NoiseConfig(), None, 100.0)
+    with pytest.raises(ArgumentError, match=r"^noise\.std_in_levels: got 9, [^;]*; expected a noise.*linear-ve"):
+        build_process(NoiseConfig(std_in_levels=9.0), Lattice(17))
+    with pytest.raises(ArgumentError, match=r"^noise\.sigma_max: got 1\.0; expected more than sigma_min = 2\.0$"):
+        build_process(NoiseConfig("ve", sigma_min=2.0, sigma_max=1.0), None, 1.0)
 
 
 def test_the_default_is_said_and_stored(tmp_path, capsys):
@@ -156,6 +159,9 @@ def test_where_samples_may_start():
     assert last_trained_time(NoiseConfig(times="ladder", ladder=(0.02, 0.05)), process) == 0.05
     assert last_trained_time(NoiseConfig(times="ladder", ladder=(0.02, 0.05), lambdas=(1.0, 0.0)), process) == 0.02
     assert last_trained_time(NoiseConfig("level-noise"), LevelNoise(17)) == 0.0
+    for alone in (NoiseConfig(p_zero=1.0), NoiseConfig(times="ladder", ladder=(0.02,), lambdas=(0.0,))):
+        assert alone.at_zero_only
+        assert last_trained_time(alone, process) == 0.0
 
 
 # What does not fit.
@@ -181,6 +187,9 @@ def test_where_samples_may_start():
         ({"times": "ladder", "ladder": (0.1, 0.1)}, "ladder"),
         ({"times": "zero", "score_matching": 1.0}, "score_matching"),
         ({"times": "zero", "fokker_planck": 1.0}, "fokker_planck"),
+        ({"p_zero": 1.0, "score_matching": 1.0}, "score_matching"),
+        ({"p_zero": 1.0, "weight": "t"}, "weight"),
+        ({"times": "ladder", "ladder": (0.1,), "lambdas": (0.0,), "fokker_planck": 1.0}, "fokker_planck"),
         ({"times": "importance"}, "bins"),
         ({"bins": (1.0,)}, "bins"),
         ({"process": "linear-ve", "preset": "paper"}, "preset"),

@@ -240,7 +240,7 @@ def _finite(found: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
 def _ladder(run: OpenRun, settings: EvaluateSettings) -> list[float]:
     """Time 0, and times whose noise halves from level to level, down from T; none where there is no ladder."""
     process = run.process
-    if not isinstance(process, GaussianProcess) or run.config.noise.times == "zero":
+    if not isinstance(process, GaussianProcess) or run.config.noise.at_zero_only:
         return []
     top, bottom = (float(process.sigma(t)) for t in (last_trained_time(run.config.noise, process), 0.0))
     sigmas = [top / 2**i for i in reversed(range(settings.ood_levels))]

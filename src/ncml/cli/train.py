@@ -255,7 +255,7 @@ def _announce(
 ) -> None:
     """What is trained on what, and what follows from the data."""
     noise, optim = settings.noise, settings.optim
-    method = "maximum likelihood" if noise.times == "zero" else "NCML"
+    method = "maximum likelihood" if noise.at_zero_only else "NCML"
     method += f", {describe_noise(noise, objective.process, kind.lattice)}"
     what = "images" if kind.is_image else "examples"
     levels = "" if kind.levels is None else f" in {kind.levels} levels"

@@ -150,12 +150,12 @@ class NoiseConfig:
         if len(set(self.ladder)) < len(self.ladder):
             raise ArgumentError(f"noise.ladder: got {self.ladder!r}; expected every time once")
         for name in ("score_matching", "fokker_planck"):
-            if self.times == "zero" and getattr(self, name):
+            if self.at_zero_only and getattr(self, name):
                 raise ArgumentError(
-                    f"noise.{name}: got {getattr(self, name):g} with times='zero'; expected 0: it is of scores at t > 0"
+                    f"noise.{name}: got {getattr(self, name):g} and t = 0 alone; expected 0: it is of scores at t > 0"
                 )
-        if self.times == "zero" and self.weight == "t":
-            raise ArgumentError("noise.weight: got 't' with times='zero', whose weight is 0; expected 'one'")
+        if self.at_zero_only and self.weight == "t":
+            raise ArgumentError("noise.weight: got 't' and t = 0 alone, whose weight is 0; expected 'one'")
         if self.times == "importance" and not self.bins:
             raise ArgumentError("noise.bins: got none with times='importance'; expected at least one")
         if self.process in ("linear-ve", "level-noise") and self.preset is not None:
@@ -165,6 +165,13 @@ class NoiseConfig:
             )
         if self.process == "level-noise" and (self.std is not None or self.std_in_levels is not None):
             raise ArgumentError("noise.std: got one with process='level-noise'; expected T, the probability of a move")
+
+    @property
+    def at_zero_only(self) -> bool:
+        """Whether no time above 0 is trained, which is maximum likelihood."""
+        if self.times == "ladder":
+            return bool(self.lambdas) and not any(self.lambdas)
+        return self.times == "zero" or self.p_zero == 1.0
 
     @property
     def amounts(self) -> list[str]:
@@ -238,17 +245,20 @@ def build_process(noise: NoiseConfig, lattice: Lattice | None, data_std: float |
     try:
         return kind.at_noise(std, **schedule)
     except ArgumentError as error:
+        if noise.process == "ve":  # which has no limit; it is its own schedule that does not fit
+            raise ArgumentError(f"noise.{error}") from error
         name = "std" if noise.std is not None else "std_in_levels"
         if not given and data_std:
             raise ArgumentError(
                 f"noise.std: got none, so that it is {DATA_SHARE:g} of the data's standard deviation, {data_std:.6g}; "
-                f"expected data of order one: {noise.process} has no more noise than 1; scale them, or take process "
-                f"ve or linear-ve, which have no limit"
+                f"expected data of order one, for which the models and the noise of {noise.process} are made; scale "
+                f"them to a standard deviation of about 1"
             ) from error
         shown = f", a noise of {std:.3g} for {lattice.levels} levels" if name != "std" and lattice is not None else ""
+        expected = str(error).partition("; ")[2]
         raise ArgumentError(
-            f"noise.{name}: got {getattr(noise, name):g}{shown}; {error}; take less noise, or process ve or linear-ve, "
-            f"which have no limit; or scale the data"
+            f"noise.{name}: got {getattr(noise, name):g}{shown}; {expected}; take less noise, or process ve or "
+            f"linear-ve, which have no limit; or scale the data"
         ) from error
 
 
@@ -281,7 +291,7 @@ def check_times(objective: NCMLObjective, noise: NoiseConfig) -> None:
 
 def last_trained_time(noise: NoiseConfig, process: NoiseProcess) -> float:
     """The largest time that training draws: where samples may start."""
-    if noise.times == "zero" or not isinstance(process, GaussianProcess):
+    if noise.at_zero_only or not isinstance(process, GaussianProcess):
         return 0.0
     if noise.times != "ladder":
         return process.T
