@@ -13,7 +13,7 @@ import torch
 
 from ncml import VPSDE, Lattice, NCMLObjective, NoiseConditionalDensity
 from ncml.data import Arrays
-from ncml.densities import MADE, MAF
+from ncml.densities import MADE, MAF, CausalTransformer
 from ncml.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -354,3 +354,42 @@ def test_parameters_of_inference_mode_are_refused_and_others_train_in_it(tmp_pat
         trainer = Trainer(launch(run), density, NCMLObjective(PROCESS), Arrays(ring()), tmp_path, optim, run)
         assert trainer.run() == 0
     assert all(not torch.equal(p, q) for p, q in zip(before, density.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: 1000.0 * x + 5000.0, ["root mean square of 5"]),
+        (lambda x: 1e-3 * x, ["root mean square of 0.00"]),
+        (lambda x: 0.0 * x, []),  # a closed form may be meant
+        (lambda x: 3.0 * x + 20.0, []),
+    ],
+)
+def test_sequences_of_another_size_are_warned_of(change, said):
+    x = change(torch.randn(64, 6, 1, generator=torch.Generator().manual_seed(0)))
+    density = CausalTransformer((6, 1), PROCESS, width=8, layers=1, heads=1, components=1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        fit(density, NCMLObjective(PROCESS), x, steps=1)
+    found = [str(w.message) for w in seen if w.category is ColumnScaleWarning]
+    assert len(found) == len(said)
+    assert all(words in message for words, message in zip(said, found, strict=True))
+
+
+def test_what_lies_behind_the_end_of_a_sequence_is_no_part_of_the_training():
+    x = torch.randn(32, 5, 1, generator=torch.Generator().manual_seed(0))
+    lengths = torch.arange(32) % 4 + 1
+    behind = torch.arange(5) >= lengths[:, None]
+
+    def trained_on(rows, lengths):
+        torch.manual_seed(0)
+        density = CausalTransformer((5, 1), PROCESS, width=8, layers=1, heads=1, components=1)
+        generator = torch.Generator().manual_seed(1)
+        return fit(density, NCMLObjective(PROCESS), rows, steps=3, lengths=lengths, generator=generator)
+
+    padded = x.masked_fill(behind[:, :, None], 3.0)
+    assert trained_on(x, lengths) == trained_on(padded, lengths) != trained_on(padded, None)
+    with pytest.raises(ArgumentTypeError, match=re.escape("expected a tensor of integers (B,)")):
+        trained_on(x, lengths.tolist())
+    with pytest.raises(ArgumentError, match=re.escape("lengths: got values in [1, 6]; expected 1 to 5")):
+        trained_on(x, torch.where(lengths == 4, 6, lengths))

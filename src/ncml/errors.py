@@ -78,7 +78,7 @@ class LatticeDataWarning(UserWarning):
 
 
 class ColumnScaleWarning(UserWarning):
-    """Columns of a table have no spread, or spreads so different that noise of one size cannot suit them all."""
+    """Data are not of order one, or columns of a table have no spread, or too different ones for noise of one size."""
 
 
 class LeftOutWarning(UserWarning):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ncml.checks import check_context, check_count, check_generator, check_positive, is_real
 from ncml.density import inner_density, unwrapped
+from ncml.density.lengths import check_lengths
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.objective import NCMLObjective
 from ncml.progress import progress_bar
@@ -31,6 +32,7 @@ def fit(
     learning_rate: float = 1e-3,
     clip_norm: float = 10.0,
     generator: torch.Generator | None = None,
+    lengths: Tensor | None = None,
     progress: bool = False,
     label: str = "training",
     callback: Callable[[int], bool | None] | None = None,
@@ -48,6 +50,8 @@ def fit(
         clip_norm: Gradients of a larger norm are scaled down to it; ``math.inf`` for as they are.
         generator: Source of randomness (dropout aside, which uses torch's own); with the same one, on
             the same machine with the same number of threads, training is repeated bit for bit.
+        lengths: For densities over sequences, how many positions of each row count, ``(N,)``; what lies behind them is
+            no part of the loss, and may be any finite numbers.
         progress: Show a progress bar (needs tqdm).
         label: What the progress bar calls it.
         callback: Called after every step with the number of steps taken; a true result ends the training.
@@ -62,8 +66,8 @@ def fit(
     Warns:
         LatticeDataWarning: The data lie on few evenly spaced values, where the likelihood of a density without a
             lattice is unbounded, and the objective does not dequantise them.
-        ColumnScaleWarning: Columns of a table are constant, or their standard deviations differ by more than a
-            hundred times.
+        ColumnScaleWarning: The data are not of order one (by a hundred times); columns of a table are constant, or
+            their standard deviations differ by more than a hundred times.
     """
     if not isinstance(objective, NCMLObjective):
         raise ArgumentTypeError(
@@ -86,6 +90,8 @@ def fit(
     if objective.reduction == "none":
         raise ArgumentError("objective: got reduction='none', a loss per example; expected 'mean' (or 'sum')")
     check_context(context, len(x), x.device)
+    if lengths is not None:
+        lengths = check_lengths(lengths, tuple(x.shape), x.device)
     check_rows(lambda rows: x[rows], len(x), "x")
     inner = unwrapped(density) if isinstance(density, nn.Module) else inner_density(density)
     if inner is not None:
@@ -101,7 +107,8 @@ def fit(
     with training_mode(density):
         for step in progress_bar(range(steps), progress, label):
             rows = torch.randint(x.shape[0], (batch_size,), generator=batches, device=x.device)
-            loss = objective(density, x[rows], None if context is None else context[rows], generator=generator)
+            given, ends = (None if v is None else v[rows] for v in (context, lengths))
+            loss = objective(density, x[rows], given, generator=generator, lengths=ends)
             check_connected(loss, density)
             optimizer.zero_grad()
             loss.backward()

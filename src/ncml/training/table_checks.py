@@ -20,6 +20,7 @@ SAMPLE = 65_536  # values looked at
 TOLERANCE = 1e-3  # of the spacing, as for values off a Lattice
 MOST_ROUNDING = 0.05  # more of the spacing cannot be told from no lattice
 CHUNK = 4096
+MOST_SIZE = 100.0  # root mean square of values, or one over it: models start for data of order one
 MOST_SCALE = 100.0  # between spreads of columns: noise of a quarter of the one is 25 times the other
 SHOWN = 5
 
@@ -71,12 +72,13 @@ def lattice_of(x: Tensor) -> tuple[int, float, float] | None:
 
 
 def warn_of_data(density: NoiseConditionalDensity, objective: NCMLObjective, x: Tensor, stacklevel: int) -> None:
-    """Warn if data that are taken for real numbers lie on a lattice, or have columns of other scales than the rest."""
+    """Warn if data that are taken for real numbers lie on a lattice, or have other scales than models are made for."""
     if density.lattice is not None or objective.dequantize is not None:
         return
     _warn_of_scales(x, stacklevel + 1)
     found = lattice_of(x)
     if found is None:
+        _warn_of_size(x, stacklevel + 1)
         return
     levels, low, high = found
     scale = ""
@@ -114,6 +116,18 @@ def _warn_of_scales(x: Tensor, stacklevel: int) -> None:
             f"x: got columns of very different scales, from a standard deviation of {float(std[small]):.3g} in column "
             f"{small} to {float(std[large]):.3g} in column {large} (from 0): noise has one size for all; expected a "
             f"ratio of at most {MOST_SCALE:g}, not {ratio:.3g}; scale every column: (x - x.mean(0)) / x.std(0)",
+            ColumnScaleWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _warn_of_size(x: Tensor, stacklevel: int) -> None:
+    """Warn of data that are not of order one."""
+    size = float(x.double().square().mean().sqrt()) if x.numel() else 0.0
+    if size > MOST_SIZE or 0.0 < size < 1.0 / MOST_SIZE:
+        warnings.warn(
+            f"x: got data with a root mean square of {size:.3g}; expected data of order one, for which models and "
+            f"learning rates are made; scale them: (x - x.mean()) / x.std()",
             ColumnScaleWarning,
             stacklevel=stacklevel + 1,
         )

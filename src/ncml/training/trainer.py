@@ -89,7 +89,7 @@ class Trainer:
     Warns:
         LatticeDataWarning: The data lie on few evenly spaced values, and neither the density nor the objective knows
             their lattice.
-        ColumnScaleWarning: Columns of a table are constant, or of very different scales.
+        ColumnScaleWarning: The data are not of order one; columns of a table are constant, or of very different scales.
     """
 
     def __init__(
