@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import re
 
 import nflows.distributions
 import nflows.flows
@@ -673,3 +674,30 @@ def test_large_samples_whose_sum_overflows_are_samples_and_nan_is_none():
     density = CallableDensity(lambda x, t: -x.square().sum(1), (2,), VP, sample=lambda n, t, c, g: broken)
     with pytest.raises(NonFiniteError, match=r"^sample: got .* the first at index 1 "):
         density.sample(3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "event_shape", "call"),
+    [
+        ((6, 1), (6, 1), lambda x: x[None]),
+        ((2, 6), (6, 1), lambda x: x[..., None]),
+        ((2, 4, 4), (1, 4, 4), lambda x: x[:, None]),
+        ((2, 3, 6), (6, 3), lambda x: x.permute(0, 2, 1)),
+        ((2, 4, 5, 3), (3, 4, 5), lambda x: x.permute(0, 3, 1, 2)),
+        ((2, 48), (3, 4, 4), lambda x: x.unflatten(1, (3, 4, 4))),
+        ((2, 7), (6, 1), None),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_told_what_may_be_meant(shape, event_shape, call):
+    """What the message proposes is a batch of such events."""
+    density = CallableDensity(lambda x, t: -x.flatten(1).square().sum(1), event_shape)
+    with pytest.raises(ArgumentError) as error:
+        density.log_prob(torch.zeros(shape))
+    proposal = str(error.value).rpartition("; ")[2]
+    if call is None:
+        assert proposal == "x is never broadcast"
+        return
+    x = torch.randn(shape, generator=seeded(0))
+    found = eval(proposal[re.search(r"\bx[\[.]", proposal).start() :], {"x": x})  # our own message
+    assert torch.equal(found, call(x))
+    assert found.shape[1:] == event_shape

@@ -6,6 +6,7 @@ moved or broadcast.
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 from typing import TypeAlias, TypeGuard
@@ -80,6 +81,24 @@ def check_finite(x: Tensor, name: str, remedy: str = "clean the data or pass che
         raise ArgumentError(f"{name}: got {int(bad.sum())} non-finite values, the first at {first}; {remedy}")
 
 
+def _reshaped(shape: tuple[int, ...], event_shape: tuple[int, ...]) -> str:
+    """How a batch of that shape may have been meant."""
+    rest = shape[1:]
+    if shape == event_shape:
+        return "for one example x[None]"
+    if (*rest, 1) == event_shape:
+        return "for one channel x[..., None]"
+    if (1, *rest) == event_shape:
+        return "for one channel x[:, None]"
+    if len(rest) == len(event_shape):
+        for order in itertools.permutations(range(len(rest))):
+            if tuple(rest[i] for i in order) == event_shape:
+                return f"reorder it: x.permute(0, {', '.join(str(i + 1) for i in order)})"
+    if len(rest) == 1 and rest[0] == math.prod(event_shape):
+        return f"if it is flattened so: x.unflatten(1, {event_shape})"
+    return "x is never broadcast"
+
+
 def check_input(
     x: Tensor,
     event_shape: tuple[int, ...],
@@ -93,8 +112,7 @@ def check_input(
     if x.ndim != 1 + len(event_shape) or tuple(x.shape[1:]) != event_shape:
         raise ArgumentError(
             f"x: got shape {tuple(x.shape)}; expected (B, {', '.join(map(str, event_shape))}), "
-            f"a batch of events of shape {event_shape}; "
-            + ("for one example x[None]" if tuple(x.shape) == event_shape else "x is never broadcast")
+            f"a batch of events of shape {event_shape}; {_reshaped(tuple(x.shape), event_shape)}"
         )
     if device is not None and x.device != device:
         raise ArgumentError(f"x: got device {x.device}; expected {device}, the density's; move one of them with .to()")
