@@ -45,7 +45,10 @@ def main_table(runs: list[dict[str, Any]]) -> list[str]:
     """Likelihood and distances, one value per seed."""
     rulers = list(runs[0]["direct"])
     heads = "".join(f" Fréchet, {name} |" for name in rulers)
-    lines = [f"| | bits/dim at t = 0 |{heads} starts at sigma, solver |", "| --- |" + " --- |" * (len(rulers) + 2)]
+    lines = [
+        f"| 2,000 images a side; less is better | bits/dim at t = 0 |{heads} starts at sigma, solver |",
+        "| --- |" + " --- |" * (len(rulers) + 2),
+    ]
     for way, label in WAYS.items():
         own = [run for run in runs if run["way"] == way]
         for kind, name in (("direct", f"{label}, drawn at t = 0"), ("two-part", f"{label}, in two parts")):
@@ -60,21 +63,26 @@ def main_table(runs: list[dict[str, Any]]) -> list[str]:
     return [*lines, f"| *training images* | |{floor} |"]
 
 
-def parts(runs: list[dict[str, Any]]) -> list[str]:
+def parts(runs: list[dict[str, Any]], way: str) -> list[str]:
     """The errors of the two parts, one value per seed."""
-    own = [run for run in runs if run["way"] == "ncml"]
+    own = [run for run in runs if run["way"] == way]
     if not own:
         return []
     solvers = [name for name in own[0]["parts"][0] if isinstance(own[0]["parts"][0][name], dict)]
     head = "".join(f" {solver}: noisy images refined | draws refined |" for solver in solvers)
-    lines = [f"| sigma | draws there against noisy images |{head}", "| --- | --- |" + " --- | --- |" * len(solvers)]
+    lines = [
+        f"| {WAYS[way]}, 250 images a side: sigma | other noisy images | draws |{head}",
+        "| --- | --- | --- |" + " --- | --- |" * len(solvers),
+    ]
     for i, part in enumerate(own[0]["parts"]):
         same = [run["parts"][i] for run in own]
-        row = [f"{part['sigma']:g}", cells([p["draws at sigma against noisy data"] for p in same])]
+        kinds = ("other noisy data", "draws at sigma against noisy data")
+        row = [f"{part['sigma']:g}", *(cells([p[kind] for p in same]) for kind in kinds)]
         for solver in solvers:
             row += [cells([p[solver][kind] for p in same]) for kind in ("real noisy data refined", "draws refined")]
         lines.append("| " + " | ".join(row) + " |")
-    return lines
+    clean = cells([own[0]["other images"]])
+    return [*lines, "", f"*Other images without noise: {clean}, beside which draws refined are to be seen.*", ""]
 
 
 def page(data: dict[str, Any], words: str) -> str:
@@ -87,7 +95,7 @@ def page(data: dict[str, Any], words: str) -> str:
             "",
             *main_table(runs),
             "",
-            *parts(runs),
+            *(line for way in ("ncml", "scored") for line in parts(runs, way)),
             "",
         ]
     return words.replace("(tables)", "\n".join(lines).strip())

@@ -27,8 +27,8 @@ ROWS = (
     ("fixed", "two-part", "one noise level, then Tweedie"),
     ("ncml", "direct", "NCML, drawn at t = 0"),
     ("ncml", "two-part", "NCML, in two parts"),
-    ("other", "direct", "NCML with the settings of 1e-4, drawn at t = 0"),
-    ("other", "two-part", "NCML with the settings of 1e-4, in two parts"),
+    ("other", "direct", "NCML, other levels, drawn at t = 0"),
+    ("other", "two-part", "NCML, other levels, in two parts"),
     ("cam", "direct", "CAM, noisy context, fed back with noise"),
     ("scored", "direct", "NCML and score matching, drawn at t = 0"),
     ("scored", "two-part", "NCML and score matching, in two parts"),
@@ -37,8 +37,9 @@ ROWS = (
 )
 TERMS = {"scored": "score_matching", "planck": "fokker_planck"}  # what is added to NCML, its settings otherwise
 PICTURE = "paths-0.0001-64-made"  # whose windows are drawn
-WAYS = {"ml": "maximum likelihood", "fixed": "one level", "ncml": "NCML", "other": "or, as for 1e-4", "cam": "CAM"}
-NOISE = {"p_zero": 0.15, "sigma_min": 0.0}  # how NCML and CAM draw levels, by default
+WAYS = {"ml": "maximum likelihood", "fixed": "one level", "ncml": "NCML", "other": "other levels", "cam": "CAM"}
+NOISE = {"p_zero": 0.15, "sigma_min": 0.0}  # how NCML and CAM draw levels, by default: 0 is for
+SMALLEST = {"paths-0.0001": 0.005, "paths-1e-08": 0.005, "recordings": 0.002}
 TUNING = 100  # the first seed that is not for the test
 
 
@@ -74,6 +75,11 @@ def common(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k not in ("seed", *NOISE, *TERMS.values())}
 
 
+def levels(problem: str, settings: dict[str, Any]) -> str:
+    """How often t = 0 is drawn, and where the noise ends."""
+    return f"{settings['p_zero']:g} at t = 0, noise down to {settings['sigma_min'] or SMALLEST[problem]:g}"
+
+
 def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
     """The test runs of the chosen settings of a way of training, or of a variant of NCML, by seed."""
     chosen = entry.get("chosen", {}).get("ncml" if way in ("other", *TERMS) else way)
@@ -84,7 +90,7 @@ def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
         if chosen is not None
         and (s := r["settings"])["seed"] < TUNING
         and common(s) == common(chosen)
-        and any(s[k] != chosen[k] for k in NOISE) == (way == "other")
+        and (way in TERMS or any(s[k] != chosen[k] for k in NOISE) == (way == "other"))
         and {term for term in TERMS.values() if s.get(term)} == expected
     ]
     return sorted(found, key=lambda r: r["settings"]["seed"])
@@ -168,8 +174,7 @@ def chosen(name: str, entry: dict[str, Any]) -> str:
             if way == "fixed":
                 setting += f", sigma {s['sigma']:g}"
             if way in ("ncml", "other", "cam"):
-                setting += f", a share of {s['p_zero']:g} at t = 0"
-                setting += f", noise down to {s['sigma_min']:g}" if s["sigma_min"] else ""
+                setting += f", {levels(name.rsplit('-', 2)[0], s)}"
             if (source := runs[0].get("settings of")) and source != name:  # else from earlier runs of the same
                 setting += f" (taken over from {source})"
             words.append(f"{label}: {setting}")
@@ -338,7 +343,7 @@ def summary(data: dict[str, Any]) -> list[str]:
                 " / ".join(span([kind["energy inside"] for kind in seeds], ".3f") for seeds in ways),
             )
             label = f"{SHORT[problem]}, {length} values, {MODELS[model].split()[-1]}"
-            label += "" if not variants[1] else ", tuned" if ncml is variants[0] else ", as for 1e-4"
+            label += f", {levels(problem, ncml[0]['settings'])}" if variants[1] else ""
             lines.append(f"| {label} | {' | '.join(columns)} |")
     return lines
 

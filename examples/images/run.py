@@ -100,13 +100,15 @@ def evaluate(run: Path, rulers: Features, few: int, many: int, seed: int) -> dic
     assert isinstance(density, SampleableDensity)
     process, generator = density.process, torch.Generator().manual_seed(seed + 1)
     train, test = examples(config)
-    held, real = train.batch(slice(0, few // 2)), test.batch(slice(0, many))
+    held, others = (train.batch(slice(k, k + few // 2)) for k in (0, few // 2))
+    real = test.batch(slice(0, many))
     own = None if density.lattice is not None else LEVELS
     likelihood = bits_per_dim(density, test.batch(slice(0, few)), lattice=own, generator=generator)
     result: dict[str, Any] = {"bits per dim": likelihood.mean, "standard error": likelihood.standard_error}
     first = {name: feature for name, feature in rulers.items() if name == "classifier"}
     validation, to_test = Distances(first, held), Distances(rulers, real)
     result["held-out"] = to_test(train.batch(slice(few, few + many)))
+    result["other images"] = validation(others)["classifier"]  # how far as many real images are: the floor of draws
     result["direct"] = to_test(images(drawn(density, many, 0.0, generator)))
     if config.noise.times == "zero":
         return result
@@ -115,7 +117,12 @@ def evaluate(run: Path, rulers: Features, few: int, many: int, seed: int) -> dic
         t = float(process.time_at(sigma))
         noisy = process.perturb(held, t, generator=generator)
         start = drawn(density, len(held), t, generator)
-        part = {"sigma": sigma, "draws at sigma against noisy data": Distances(first, noisy)(start)["classifier"]}
+        to_noisy = Distances(first, noisy)
+        part = {
+            "sigma": sigma,
+            "other noisy data": to_noisy(process.perturb(others, t, generator=generator))["classifier"],
+            "draws at sigma against noisy data": to_noisy(start)["classifier"],
+        }
         for name, sampler in SOLVERS.items():
             real_refined = images(refined(density, noisy, t, sampler, generator))
             both = images(refined(density, start, t, sampler, generator))

@@ -43,6 +43,7 @@ class Settings:
         return "-".join([self.way, *(f"{k}{v:g}" for k, v in parts.items()), f"seed{self.seed}"])
 
 
+LEVEL = 1 / 8000  # of recordings, in their unit
 REGULARISED = {"weight_decay": 0.1, "dropout": 0.1}
 RATES = {"made": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), "transformer": (2e-3, 4e-3, 8e-3)}
 
@@ -50,8 +51,9 @@ RATES = {"made": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), "transformer": (2e-3, 4e-3,
 def tried(way: str, problem: str, model: str) -> tuple[Settings, ...]:
     """What is tried: of paths, which never repeat, high rates; of recordings, on which a MADE overfits, low ones.
 
-    Of the smoothest paths, where the problem's noise ends far above their structure, NCML also tries more of a batch at
-    t = 0, and noise that ends at their structure; maximum likelihood tries as many more rates and regularisations.
+    The problems' noise ends far above the structure of the smoothest paths, and above a level of recordings. There NCML
+    also tries more of a batch at t = 0, and noise that ends at their structure; maximum likelihood tries as many more
+    rates and regularisations.
     """
     plain = Settings(way, TUNING_SEED)
     if problem.startswith("paths"):
@@ -77,6 +79,13 @@ def tried(way: str, problem: str, model: str) -> tuple[Settings, ...]:
             settings.append(replace(usual, p_zero=0.4))
         elif model == "made":
             settings.append(replace(plain, learning_rate=4e-3))
+        if model == "made" and way == "ncml":
+            usual = replace(plain, **REGULARISED, p_zero=0.4, sigma_min=LEVEL)
+            settings += [replace(usual, p_zero=p) for p in (0.15, 0.4, 0.7)]
+            settings += [replace(usual, learning_rate=rate) for rate in (4e-3, 8e-3, 1.6e-2)]
+        elif model == "made" and way == "ml":
+            settings += [replace(plain, weight_decay=0.1, dropout=d) for d in (0.05, 0.2)]
+            settings += [replace(plain, learning_rate=rate, **REGULARISED) for rate in (4e-3, 8e-3, 1.6e-2, 3.2e-2)]
         noisy = [replace(usual, sigma=s) for s in (0.02, 0.05, 0.1)]
     if way == "fixed":
         return tuple(noisy)
