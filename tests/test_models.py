@@ -460,6 +460,27 @@ def test_ncpn_needs_images_a_lattice_and_labels_for_classes():
         build_density(TrainConfig(model=ModelConfig(classes=True)), DataKind((1, 8, 8), 17))
 
 
+@pytest.mark.parametrize(
+    ("model", "shape", "remedy"),
+    [
+        ("causal-transformer", (48,), "save rows as (N, 48, 1), or take made or maf"),
+        ("causal-transformer", (1, 8, 8), "take ncpn or transformer-flow for images, made or maf for other shapes"),
+        ("transformer-flow", (48,), "save rows as (N, 48, 1), or take made or maf"),
+        ("transformer-flow", (2, 3, 4, 4), "take made or maf"),
+    ],
+)
+def test_models_that_need_a_shape_say_which_and_what_takes_the_data(model, shape, remedy):
+    """In the words of the program, which has no event_shape; and what is named instead takes them."""
+    with pytest.raises(ArgumentError) as refused:
+        build_density(TrainConfig(model=ModelConfig(model)), DataKind(shape, std=1.0))
+    assert str(refused.value).startswith(f"model.name: got {model!r} and data of shape {shape}; expected (")
+    assert str(refused.value).endswith(f"; {remedy}")
+    for other in ("made", "maf"):
+        build_density(TrainConfig(model=ModelConfig(other)), DataKind(shape, std=1.0))
+    if len(shape) == 1:
+        build_density(TrainConfig(model=ModelConfig(model)), DataKind((*shape, 1), std=1.0))
+
+
 class Wrong(NoiseConditionalDensity):
     def __init__(self, process, lattice):
         super().__init__((2,), process, lattice)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from ncml.checks import check_probability
 from ncml.densities.transformer.transformer import CausalTransformer
+from ncml.errors import ArgumentError
 from ncml.noise import Lattice, NoiseProcess
 
 __all__ = ["CausalTransformerSettings"]
@@ -54,6 +55,14 @@ class CausalTransformerSettings:
         Raises:
             ArgumentError: Events that are no sequences, or sizes that do not fit.
         """
+        if len(event_shape) != 2:
+            remedy = "take ncpn or transformer-flow for images, made or maf for other shapes"
+            if len(event_shape) == 1:
+                remedy = f"save rows as (N, {event_shape[0]}, 1), or take made or maf"
+            raise ArgumentError(
+                f"model.name: got 'causal-transformer' and data of shape {tuple(event_shape)}; expected (L, C), "
+                f"positions and channels; {remedy}"
+            )
         return CausalTransformer(
             event_shape,
             process,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ncml.densities.transformer_flow.flow import TransformerFlow
+from ncml.errors import ArgumentError
 from ncml.noise import Lattice, NoiseProcess
 
 __all__ = ["TransformerFlowSettings"]
@@ -54,6 +55,12 @@ class TransformerFlowSettings:
         Raises:
             ArgumentError: Events that are neither images nor sequences, or sizes that do not fit.
         """
+        if len(event_shape) not in (2, 3):
+            rows = f"save rows as (N, {event_shape[0]}, 1), or " if len(event_shape) == 1 else ""
+            raise ArgumentError(
+                f"model.name: got 'transformer-flow' and data of shape {tuple(event_shape)}; expected (C, H, W) or "
+                f"(L, C); {rows}take made or maf"
+            )
         return TransformerFlow(
             event_shape,
             process,
