@@ -570,17 +570,24 @@ def test_from_recordings_to_recordings(tmp_path, capsys, kind):
     assert main(["sample", str(run), "--images", "1", "--noise", "0", "--length", "3"]) == 0
     assert [open_wav(file).frames for file in (run / "samples-noise0").glob("*.wav")] == [3]
 
-    assert (
-        main(["evaluate", str(run), "--images", "4", "--curve-images", "2", "--curve-times", "2", "--ood-images", "4"])
-        == 0
-    )
-    assert ("Bits per sample at t = 0" in capsys.readouterr().out) == integers
+    claims = tmp_path / "claims.json"
+    claims.write_text(json.dumps({"requires": {}, "rows": {"ours": {"T": {"bits/dim pi=0.5": 3.0}}}}))
+    few = ["--images", "4", "--curve-images", "2", "--curve-times", "2", "--ood-images", "4"]
+    assert main(["evaluate", str(run), *few, "--claims", str(claims), "--row", "ours"]) == 0
+    said = capsys.readouterr().out
+    assert ("Bits per sample at t = 0" in said) == integers
     report = json.loads((run / "evaluation" / "report.json").read_text())
     assert report["test_data"] == "2 of 50 positions lie in no window"
     if integers:
         some = config.data.load(train=False).mixed(4).batch(slice(None))
         bits = -density.log_prob(some).detach().double() / (32 * np.log(2.0)) - np.log2(density.lattice.width)
         assert report["bits_per_dim"]["0"]["bits"]["mean"] == pytest.approx(float(bits.mean()), rel=1e-5)
+    # One of 65,536 levels says nothing.
+    assert ("one of 65,536 levels says nothing" in said) == (kind == "i2")
+    assert list(report.get("bits_per_dim", {})) == {"i2": ["0"], "u1": ["0", "0.5", "1"], "f4": []}[kind]
+    assert (report["claims"][0]["ours"] is None) == (kind != "u1")
+    assert ("Delta log p (bits per sample)" in said) == (kind == "u1")
+    assert ("robustness" in report) == (run / "evaluation" / "robustness.png").exists() == (kind == "u1")
     for wrong in (["--seconds", "0"], ["--seconds", "1", "--length", "3"], ["--length", "0"]):
         assert main(["sample", str(run), *wrong]) == 2
 

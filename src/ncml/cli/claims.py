@@ -96,7 +96,8 @@ def _ours(quantity: str, report: dict[str, Any]) -> tuple[float | None, list[str
     if quantity in BITS:
         if "bits_per_dim" not in report:
             return None, ["the data have no levels"]
-        return report["bits_per_dim"][BITS[quantity]]["bits"].mean, []
+        row = report["bits_per_dim"].get(BITS[quantity])
+        return (None, ["of so many levels one says nothing"]) if row is None else (row["bits"].mean, [])
     if quantity.startswith("AUROC "):
         found = report.get("auroc", {}).get(quantity.removeprefix("AUROC "))
         return (None, ["not evaluated"]) if found is None else (found["log_p_plus_log_score_norm"].value, [])

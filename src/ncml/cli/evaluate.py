@@ -54,9 +54,9 @@ def evaluate(
     """Evaluate a trained model: likelihood, also under level noise and over t, outliers, Fréchet distances.
 
     Writes report.json and robustness.png. Likelihoods are those of the test data; exact for models with a lattice,
-    bounds (<=) for others on dequantised levels, and nats for data without a lattice, which have no level noise and so
-    no robustness. The report is written after each part. For a first look: --images 32, which limits them all but
-    the Fréchet distances.
+    bounds (<=) for others on dequantised levels, and nats for data without a lattice. Level noise and robustness are
+    those of data of at most 256 levels: of more, one says nothing. The report is written after each part. For a first
+    look: --images 32, which limits them all but the Fréchet distances.
 
     Args:
         run: Folder of the run, or of a checkpoint.
@@ -117,7 +117,7 @@ def evaluate(
     if beside is not None:
         keep(claims=beside_the_paper(*beside, report, data))
     if opened.first:
-        _print(report, folder)
+        _print(report, folder, opened.kind.unit)
 
 
 def _check_capabilities(run: OpenRun, settings: EvaluateSettings, ood: Path | None) -> None:
@@ -159,7 +159,7 @@ def _check_capabilities(run: OpenRun, settings: EvaluateSettings, ood: Path | No
             )
 
 
-def _print(report: dict[str, Any], folder: Path) -> None:
+def _print(report: dict[str, Any], folder: Path, unit: str) -> None:
     model = report["model"]
     noise = model["config"]["noise"]
     method = "maximum likelihood" if noise["times"] == "zero" else f"NCML, {noise['process']} noise"
@@ -174,15 +174,19 @@ def _print(report: dict[str, Any], folder: Path) -> None:
     exact = all(row["bits"].exact for row in report.get("bits_per_dim", {}).values())
     if "bits_per_dim" in report:
         kind = "exact" if exact else "upper bounds, of dequantised data"
-        per = "Bits per sample" if model["data"].get("rate") else "Bits/dim"
-        print(f"\n{per} at t = 0 under level noise ({kind}; lower is better)")
+        per = unit[0].upper() + unit[1:]
+        noisy = " under level noise" if len(report["bits_per_dim"]) > 1 else ""
+        print(f"\n{per} at t = 0{noisy} ({kind}; lower is better)")
     for pi, row in report.get("bits_per_dim", {}).items():
         bits, bound = row["bits"], "" if exact else "<= "
         mean = f"{bound}{bits.mean:.4f}"
         print(f"  pi = {pi:<4} {mean:>11} +- {bits.standard_error:.4f}   ({row['moved']:.0%} of values moved)")
+    if len(report.get("bits_per_dim", {})) == 1:
+        levels = model["data"]["levels"]
+        print(f"Level noise and robustness are left out: to move values by one of {levels:,} levels says nothing.")
     if "robustness" in report:
         curve = report["robustness"]
-        print("\nWhat level noise costs at time t, Delta log p (bits/dim)")
+        print(f"\nWhat level noise costs at time t, Delta log p ({unit})")
         print(f"  {'sigma (levels)':<18}" + "".join(f"{'pi = ' + format(pi, 'g'):>12}" for pi in curve.delta))
         for i, sigma in enumerate(curve.sigma.tolist()):
             print(f"  {sigma:<18.2f}" + "".join(f"{float(v[i]):12.4f}" for v in curve.delta.values()))

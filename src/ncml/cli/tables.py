@@ -34,9 +34,18 @@ from ncml.evaluation import (
 )
 from ncml.noise import BitsPerDim, GaussianProcess, Lattice
 from ncml.training import in_blocks
-from ncml.training.noise import last_trained_time
+from ncml.training.noise import FINE_LEVELS, last_trained_time
 
-__all__ = ["EvaluateSettings", "curve", "frechet", "has_curve", "likelihood", "log_probability", "outliers"]
+__all__ = [
+    "EvaluateSettings",
+    "curve",
+    "frechet",
+    "has_curve",
+    "has_level_noise",
+    "likelihood",
+    "log_probability",
+    "outliers",
+]
 
 PIS = (0.0, 0.5, 1.0)
 Work = Callable[[slice, torch.Generator], dict[str, Tensor]]
@@ -110,29 +119,35 @@ def log_probability(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> 
 
 
 def likelihood(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> dict[str, Any]:
-    """Bits/dim at t = 0 for every pi."""
+    """Bits/dim at t = 0 for every pi, or for 0 alone where level noise says nothing."""
+    pis = PIS if has_level_noise(run) else PIS[:1]
 
     def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
         x = test.batch(rows, device=run.fabric.device)
         labels = _labels(run, test, rows)
-        table = level_noise_table(run.density, x, PIS, labels, lattice=run.lattice, generator=generator)
+        table = level_noise_table(run.density, x, pis, labels, lattice=run.lattice, generator=generator)
         moved = {f"moved {r.pi:g}": torch.full((len(x),), r.moved) for r in table}
         return {**{f"{r.pi:g}": r.bits.values for r in table}, **moved}
 
-    values = _in_blocks(run, len(test), work, "bits/dim", settings)
+    values = _in_blocks(run, len(test), work, run.kind.unit, settings)
     return {
         f"{pi:g}": {
             "bits": BitsPerDim(values[f"{pi:g}"], exact=run.density.lattice is not None),
             "moved": float(values[f"moved {pi:g}"].mean()),
         }
-        for pi in PIS
+        for pi in pis
     }
 
 
+def has_level_noise(run: OpenRun) -> bool:
+    """Whether the data have levels, and so few that one of them says something."""
+    return run.lattice is not None and run.lattice.levels <= FINE_LEVELS
+
+
 def has_curve(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> bool:
-    """Whether there is what :func:`curve` needs: a lattice, Gaussian noise, and examples."""
+    """Whether there is what :func:`curve` needs: level noise, Gaussian noise, and examples."""
     n = min(settings.curve_images, len(test))
-    return n > 0 and run.lattice is not None and isinstance(run.process, GaussianProcess)
+    return n > 0 and has_level_noise(run) and isinstance(run.process, GaussianProcess)
 
 
 def curve(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> RobustnessCurve:
