@@ -558,14 +558,37 @@ def test_from_recordings_to_recordings(tmp_path, capsys, kind):
             half = 2 ** (found.bits - 1) if integers else 0
             assert np.array_equal(found.read() + float(half), sample)
 
-    assert main(["complete", str(run), *few, "--draws", "2", "--rows", "5", "--seconds", "0.0025"]) == 0
     test = config.data.load(train=False).mixed(2)
-    kept = test.batch(slice(None))[:, :5].repeat_interleave(2, 0)
-    written = sorted((run / "completions").glob("*.wav"))
-    assert len(written) == 4
-    for file, prefix in zip(written, kept, strict=True):
-        assert open_wav(file).frames == 20
-        assert np.array_equal(open_wav(file).read()[:5], config.data.to_wav(prefix, test.lattice))
+    x = test.batch(slice(None))
+    out = run / "completions"
+    capsys.readouterr()
+    for draws in (3, 2):  # fewer than last time: none of the old ones stay
+        more = ["--draws", str(draws), "--rows", "5", "--seconds", "0.0025"]
+        assert main(["complete", str(run), *few, *more]) == 0
+        files = [f"completion_{k}_draw_{j}.wav" for k in (0, 1) for j in range(draws)]
+        assert sorted(file.name for file in out.glob("*.wav")) == [*files, "original_0.wav", "original_1.wav"]
+        assert f"{files[0]} to {files[-1]}, original_0.wav to original_1.wav" in capsys.readouterr().out
+        entries = json.loads((out / "complete.json").read_text())["completions"]
+        completed = np.load(out / "completions.npy", allow_pickle=False)
+        assert [entry["file"] for entry in entries] == files
+        for entry, row in zip(entries, completed, strict=True):
+            wav, original = open_wav(out / entry["file"]), config.data.to_wav(x[entry["original"]], test.lattice)
+            assert (entry["file"], wav.frames) == (f"completion_{entry['original']}_draw_{entry['draw']}.wav", 20)
+            assert np.array_equal(wav.read()[:5], original[:5])
+            assert np.array_equal(wav.read() + float(2 ** (wav.bits - 1) if integers else 0), row)
+    originals = np.load(out / "originals.npy", allow_pickle=False)
+    for k in (0, 1):
+        read = open_wav(out / f"original_{k}.wav").read()
+        assert np.array_equal(read, config.data.to_wav(x[k], test.lattice))
+        assert np.array_equal(read + float(2 ** (wav.bits - 1) if integers else 0), originals[k])
+    # Half of what is drawn is kept, of what is shorter than a window too.
+    assert main(["complete", str(run), "--images", "1", "--draws", "1", "--steps", "2", "--length", "4"]) == 0
+    assert "1 completion in " in capsys.readouterr().out
+    assert json.loads((out / "complete.json").read_text())["settings"]["rows"] == 2
+    for length, whole in (([], "16 positions of the model's window"), (["--length", "4"], "4 positions")):
+        assert main(["complete", str(run), *few, "--rows", "17", *length]) == 2
+        expected = f"expected 0 to {whole.split()[0]}: how many of the {whole} are kept"
+        assert expected in capsys.readouterr().err
     # Fewer samples than last time: none of the old ones stay.
     assert main(["sample", str(run), "--images", "1", "--noise", "0", "--length", "3"]) == 0
     assert [open_wav(file).frames for file in (run / "samples-noise0").glob("*.wav")] == [3]
@@ -601,7 +624,16 @@ def test_series_through_the_program(tmp_path, capsys):
     samples = np.load(tmp_path / "run" / "samples" / "samples.npy", allow_pickle=False)
     assert samples.shape == (2, 25, 2)
     assert not list(tmp_path.rglob("*.wav"))
-    assert main(["complete", run, "--images", "1", "--draws", "1"]) == 0
+    assert main(["complete", run, "--images", "1", "--draws", "2", "--rows", "4"]) == 0
+    out = tmp_path / "run" / "completions"
+    completed, originals = (np.load(out / f"{name}.npy", allow_pickle=False) for name in ("completions", "originals"))
+    assert json.loads((out / "complete.json").read_text())["completions"] == [
+        {"original": 0, "draw": 0},
+        {"original": 0, "draw": 1},
+    ]
+    assert np.array_equal(completed[:, :4], originals[[0, 0], :4])
+    assert not (completed[0, 4:] == completed[1, 4:]).any()
+    assert not (completed[:, 4:] == originals[[0, 0], 4:]).any()
     assert main(["sample", run, "--seconds", "1"]) == 2
     assert "expected data with a rate" in capsys.readouterr().err
     made = ["--model.name", "made", "--model.hidden", "8"]

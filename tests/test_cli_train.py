@@ -193,14 +193,17 @@ def test_the_bars_of_a_draw_say_how_long_it_takes(run, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("noise", ["0", "1.5"])
-def test_complete_keeps_the_rows(run, tmp_path, noise):
+def test_complete_keeps_the_rows(run, tmp_path, capsys, noise):
     arguments = ["--rows", "5", "--images", "3", "--draws", "2", "--steps", "3", "--noise", noise]
     assert main(["complete", str(run), "--out", str(tmp_path), *arguments]) == 0
     completed = np.load(tmp_path / "completions.npy", allow_pickle=False).reshape(3, 2, 8, 8)
     levels = held_out(3).levels.numpy()
     assert np.array_equal(completed[:, :, :5], np.repeat(levels, 2, 1)[:, :, :5])
+    assert np.array_equal(np.load(tmp_path / "originals.npy", allow_pickle=False), levels)
     assert not np.array_equal(completed[:, 0, 5:], completed[:, 1, 5:])
     assert (tmp_path / "completions.png").exists()
+    assert main(["complete", str(run), "--rows", "9"]) == 2
+    assert "rows: got 9; expected 0 to 8: how many of the 8 rows of an image are kept" in capsys.readouterr().err
 
 
 CLAIMS = {

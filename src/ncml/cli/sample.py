@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import tyro
 from torch import Tensor
@@ -25,16 +27,23 @@ from ncml.cli.common import (
     test_data,
     with_place,
 )
+from ncml.cli.words import counted
 from ncml.data import AudioSource, write_wav
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation import save_grid
-from ncml.noise import GaussianProcess
+from ncml.noise import GaussianProcess, Lattice
 from ncml.report import environment, write_report
 from ncml.sampling import EulerMaruyama
 from ncml.training import in_blocks
 from ncml.training.signals import StopSignals
 
 __all__ = ["complete", "sample"]
+
+STALE = {
+    "sample": ("samples_[0-9]*.wav",),
+    "complete": ("completion_[0-9]*_draw_[0-9]*.wav", "original_[0-9]*.wav", "completions_[0-9]*.wav"),
+}
+"""Recordings of an earlier call, of more samples perhaps, or by the names that completions had."""
 
 
 def sample(
@@ -141,9 +150,10 @@ def complete(
 ) -> int:
     """Keep the first rows of test images, or positions of sequences, and draw the rest several times.
 
-    Writes completions.npy and complete.json; of images completions.png, whose rows are image, what is kept, and
-    completions (paper, Figure 5); of recordings a WAV file for each completion. A signal ends it after the four images
-    that are being completed; what was completed so far is written.
+    Writes completions.npy, originals.npy and complete.json, which says which completion is which; of images
+    completions.png, whose rows are image, what is kept, and completions (paper, Figure 5); of recordings WAV files
+    original_K.wav and completion_K_draw_J.wav. Originals of sequences are windows, whatever the length. A signal ends
+    it after the four images that are being completed; what was completed so far is written.
 
     Args:
         run: Folder of the run, or of a checkpoint.
@@ -169,10 +179,14 @@ def complete(
     positions = sample_length(opened, length, seconds)
     completing = _need_completion(opened, positions)
     axis = 1 if opened.kind.is_sequence else 2  # of a batch: positions, or rows
-    most = opened.kind.shape[axis - 1]
+    window = opened.kind.shape[axis - 1]
+    most = min(window, positions or window)
     rows = most // 2 if rows is None else rows
-    if not 0 <= rows <= min(most, positions or most):
-        raise ArgumentError(f"rows: got {rows}; expected 0 to {min(most, positions or most)}")
+    if not 0 <= rows <= most:
+        of = "rows of an image" if axis == 2 else "positions" + (" of the model's window" if most == window else "")
+        raise ArgumentError(
+            f"rows: got {rows}; expected 0 to {most}: how many of the {most} {of} are kept; leave it out for half"
+        )
     t_start = start_time(opened, noise)
     test = test_data(opened, with_place(opened.config.data, data_folder))[0].mixed(images)
     n = len(test)
@@ -197,7 +211,8 @@ def complete(
         kept[:, :, rows:] = 0.0
         grid = torch.cat([torch.stack([x, kept], 1), completed], 1).flatten(0, 1)
     folder = results_folder(run, out, "completions")
-    _write(opened, folder, "complete", completed.flatten(0, 1), settings, time.perf_counter() - start, grid, 2 + draws)
+    took = time.perf_counter() - start
+    _write(opened, folder, "complete", completed.flatten(0, 1), settings, took, grid, 2 + draws, originals=x)
     return _status(opened, signals, len(x), n)
 
 
@@ -270,30 +285,51 @@ def _write(
     seconds: float,
     grid: Tensor | None = None,
     columns: int | None = None,
+    originals: Tensor | None = None,
 ) -> None:
-    """The picture, the numbers, and how they came about."""
+    """The picture, the numbers, and how they came about; of completions also the originals."""
     if not run.first:
         return
-    import numpy as np
-
     folder.mkdir(parents=True, exist_ok=True)
     title = {"sample": "samples", "complete": "completions"}[name]
-    written = [f"{title}.npy", f"{name}.json"]
+    report: dict[str, Any] = {"settings": settings, "model": run.source(), "seconds": seconds}
+    report["environment"] = environment()
+    arrays, stems = {title: x}, {title: _numbered(title, len(x))}
+    if originals is not None:
+        n = len(originals)
+        draws = len(x) // n
+        arrays["originals"], stems["originals"] = originals, _numbered("original", n)
+        stems[title] = [f"{k}_{draw}" for k in _numbered("completion", n) for draw in _numbered("draw", draws)]
+        report[title] = [{"original": i // draws, "draw": i % draws} for i in range(len(x))]  # row by row
+    written = [*(f"{array}.npy" for array in arrays), f"{name}.json"]
     if run.kind.is_image:
         save_grid(x if grid is None else grid, folder / f"{title}.png", columns=columns)
         written.insert(0, f"{title}.png")
     if isinstance(run.config.data, AudioSource) and run.kind.rate is not None:
-        names = [f"{title}_{i:0{len(str(len(x) - 1))}}.wav" for i in range(len(x))]
-        for old in folder.glob(f"{title}_*.wav"):  # of an earlier call, of more samples perhaps
+        for old in (path for pattern in STALE[name] for path in folder.glob(pattern)):
             old.unlink()
-        for name_, recording in zip(names, x, strict=True):
-            write_wav(folder / name_, run.config.data.to_wav(recording, run.lattice), run.kind.rate)
-        written.insert(0, names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}")
-    values = x.numpy()
-    if run.lattice is not None:
-        values = run.lattice.nearest(x).numpy().astype(np.uint8 if run.lattice.levels <= 256 else np.uint16)
-    np.save(folder / f"{title}.npy", values, allow_pickle=False)
-    report = {"settings": settings, "model": run.source(), "seconds": seconds, "environment": environment()}
+        for k, (array, recordings) in enumerate(arrays.items()):
+            for stem, recording in zip(stems[array], recordings, strict=True):
+                write_wav(folder / f"{stem}.wav", run.config.data.to_wav(recording, run.lattice), run.kind.rate)
+            ends = dict.fromkeys([f"{stems[array][0]}.wav", f"{stems[array][-1]}.wav"])  # one, if it is the same
+            written.insert(k, " to ".join(ends))
+        for entry, stem in zip(report.get(title, []), stems[title], strict=False):
+            entry["file"] = f"{stem}.wav"
+    for array, values in arrays.items():
+        np.save(folder / f"{array}.npy", _as_stored(values, run.lattice), allow_pickle=False)
     write_report(folder / f"{name}.json", report)
-    what = "images" if run.kind.is_image else title
-    print(f"{len(x)} {what} in {seconds:.1f} s: {folder / written[0]}, {' and '.join(written[1:])}")
+    what = counted(len(x), "image" if run.kind.is_image else title.removesuffix("s"))
+    *most, last = [f"{folder / written[0]}", *written[1:]]
+    print(f"{what} in {seconds:.1f} s: {', '.join(most)} and {last}")
+
+
+def _numbered(name: str, n: int) -> list[str]:
+    """``name_0`` to ``name_9`` and so on, of one length."""
+    return [f"{name}_{i:0{len(str(n - 1))}}" for i in range(n)]
+
+
+def _as_stored(x: Tensor, lattice: Lattice | None) -> npt.NDArray[Any]:
+    """Data units as floats, or on a lattice as levels."""
+    if lattice is None:
+        return np.asarray(x.numpy())
+    return np.asarray(lattice.nearest(x).numpy().astype(np.uint8 if lattice.levels <= 256 else np.uint16))

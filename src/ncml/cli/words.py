@@ -10,7 +10,12 @@ from typing import Any
 
 from ncml.errors import NCMLError
 
-__all__ = ["in_options"]
+__all__ = ["counted", "in_options"]
+
+
+def counted(n: int, noun: str) -> str:
+    """A number of things, ``1 image`` or ``2,000 images``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 @contextmanager
