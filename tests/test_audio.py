@@ -21,7 +21,7 @@ from ncml import Lattice
 from ncml.cli import main
 from ncml.data import Arrays, AudioSource, SeriesSource, Windows, cut_windows, open_wav, write_wav
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
-from ncml.training import load_density
+from ncml.training import load_density, read_metrics
 
 DRAW = np.random.default_rng(0)
 needs_data = pytest.mark.skipif("NCML_DATA" not in os.environ, reason="NCML_DATA names no folder of data sets")
@@ -613,6 +613,26 @@ def test_from_recordings_to_recordings(tmp_path, capsys, kind):
     assert ("robustness" in report) == (run / "evaluation" / "robustness.png").exists() == (kind == "u1")
     for wrong in (["--seconds", "0"], ["--seconds", "1", "--length", "3"], ["--length", "0"]):
         assert main(["sample", str(run), *wrong]) == 2
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_training_says_how_far_it_is(tmp_path, capsys, monkeypatch, watched):
+    """A line at each validation, on a terminal or not, in the unit that the bar and the last line have."""
+    monkeypatch.setattr("ncml.cli.train.shows_progress", lambda: watched)
+    data = ["--data.name", "audio", "--data.folder", str(folder(tmp_path / "data", "i2", files=4, frames=50))]
+    run = tmp_path / "run"
+    more = ["--data.window", "16", "--run.validate-every", "1", "--run.log-every", "1"]
+    assert main(["train", "--out", str(run), *SHORT, *data, *more]) == 0
+    said = capsys.readouterr()
+    bits = [line["validation"]["bits_per_dim"] for line in read_metrics(run / "metrics.jsonl") if "validation" in line]
+    lines = [line for line in said.out.splitlines() if line.startswith("Step ")]
+    assert len(bits) == 2
+    assert lines == [
+        f"Step {k}: Held-out examples at t = 0: {value:.3f} bits per sample." for k, value in enumerate(bits, start=1)
+    ]
+    assert said.out.splitlines()[-1].endswith(lines[-1].removeprefix("Step 2:"))
+    assert ("bits per sample, " in said.err) == watched
+    assert "bits/dim" not in said.out + said.err
 
 
 def test_series_through_the_program(tmp_path, capsys):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ncml.errors import MissingExtraError
 
-__all__ = ["ProgressCounter", "progress_bar", "progress_counter"]
+__all__ = ["ProgressCounter", "print_above", "progress_bar", "progress_counter"]
 
 T = TypeVar("T")
 
@@ -43,6 +43,12 @@ class ProgressCounter:
 def progress_counter(show: bool, label: str, total: int | None) -> ProgressCounter:
     """A counter of steps, whose number may not be known before."""
     return ProgressCounter(_tqdm()(desc=label, total=total, dynamic_ncols=True, leave=False) if show else None)
+
+
+def print_above(line: str) -> None:
+    """Print a line at once, above the progress bars if there are any; for who runs tqdm already."""
+    with _tqdm().external_write_mode():
+        print(line, flush=True)
 
 
 def _tqdm() -> Any:  # noqa: ANN401 -- a class

@@ -19,6 +19,7 @@ from ncml.cli.common import (
     with_place,
 )
 from ncml.cli.tables import EvaluateSettings, curve, frechet, has_curve, likelihood, log_probability, outliers
+from ncml.cli.words import number_of
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation import plot_robustness
 from ncml.evaluation.fid import check_inception
@@ -97,7 +98,7 @@ def evaluate(
     keep()  # whether it can be written is better known before
     if opened.first:
         (folder / FIGURE).unlink(missing_ok=True)  # of an earlier evaluation
-    begin(f"Likelihoods of {len(test):,} examples")
+    begin(f"Likelihoods of {number_of(len(test), 'example')}")
     if opened.lattice is None:
         keep(log_prob=log_probability(opened, test, settings))
     else:
@@ -112,7 +113,7 @@ def evaluate(
         begin("Outliers")
         keep(auroc=outliers(opened, test, train if settings.ood_levels else None, ood, settings))
     if train is not None and settings.samples:
-        begin(f"Fréchet distances of {settings.samples:,} samples")
+        begin(f"Fréchet distances of {number_of(settings.samples, 'sample')}")
         keep(frechet=frechet(opened, train, every.mixed(), settings))
     if beside is not None:
         keep(claims=beside_the_paper(*beside, report, data))
@@ -165,7 +166,7 @@ def _print(report: dict[str, Any], folder: Path, unit: str) -> None:
     method = "maximum likelihood" if noise["times"] == "zero" else f"NCML, {noise['process']} noise"
     name, tested = model["config"]["model"]["name"], report["test_examples"]
     unseen = "" if report["held_out"] else ", perhaps among those it was trained on"
-    print(f"\n{name}, {method}, after {model['step']} steps; {tested:,} test examples{unseen}")
+    print(f"\n{name}, {method}, after {number_of(model['step'], 'step')}; {number_of(tested, 'test example')}{unseen}")
     if "test_data" in report:
         print(f"Of the test data, {report['test_data']}.")
     if "log_prob" in report:

@@ -27,7 +27,7 @@ from ncml.cli.common import (
     test_data,
     with_place,
 )
-from ncml.cli.words import counted
+from ncml.cli.words import number_of
 from ncml.data import AudioSource, write_wav
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation import save_grid
@@ -318,7 +318,7 @@ def _write(
     for array, values in arrays.items():
         np.save(folder / f"{array}.npy", _as_stored(values, run.lattice), allow_pickle=False)
     write_report(folder / f"{name}.json", report)
-    what = counted(len(x), "image" if run.kind.is_image else title.removesuffix("s"))
+    what = number_of(len(x), "image" if run.kind.is_image else title.removesuffix("s"))
     *most, last = [f"{folder / written[0]}", *written[1:]]
     print(f"{what} in {seconds:.1f} s: {', '.join(most)} and {last}")
 

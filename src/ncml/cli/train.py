@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from ncml.cli.common import choice_of, draw_samples, labels_for, shows_progress, stored_choice
-from ncml.cli.words import in_options
+from ncml.cli.words import in_options, number_of
 from ncml.data import Choice, DataSet
 from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, MissingExtraError
 from ncml.evaluation import bits_per_dim, save_grid
 from ncml.files import only_here
 from ncml.objective import NCMLObjective
+from ncml.progress import print_above
 from ncml.report import environment, write_report
 from ncml.training import (
     DataKind,
@@ -83,6 +84,8 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
 
     def validate(step: int) -> dict[str, Any]:
         latest.update(_held_out(fabric, density, held_out, kind, settings))
+        if first:
+            print_above(f"Step {step:,}:{_likelihood_in_words(latest, density, kind)}")
         return dict(latest)
 
     def draw(step: int) -> None:
@@ -132,7 +135,7 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
         stopped = trainer.run(progress=shows_progress())
     if stopped:
         if first:
-            print(f"Stopped by signal {stopped} after step {trainer.step}, saved; go on with --resume.")
+            print(f"Stopped by signal {stopped} after step {trainer.step:,}, saved; go on with --resume.")
         return 128 + stopped
     if first:
         report = {
@@ -146,8 +149,8 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
             "environment": environment(),
         }
         write_report(out / "report.json", report)
-        said = _likelihood_in_words(latest, density, kind)
-        print(f"Trained {trainer.step} steps in {trainer.seconds:.0f} s in all; everything is in {out}.{said}")
+        steps, said = number_of(trainer.step, "step"), _likelihood_in_words(latest, density, kind)
+        print(f"Trained {steps} in {trainer.seconds:.0f} s in all; everything is in {out}.{said}")
     return 0
 
 
@@ -257,10 +260,10 @@ def _announce(
     noise, optim = settings.noise, settings.optim
     method = "maximum likelihood" if noise.at_zero_only else "NCML"
     method += f", {describe_noise(noise, objective.process, kind.lattice)}"
-    what = "images" if kind.is_image else "examples"
+    what = "image" if kind.is_image else "example"
     levels = "" if kind.levels is None else f" in {kind.levels} levels"
     size = f"{parameter_count(density):,} parameters"
-    print(f"{settings.model.name} ({size}) on {n:,} {what} {kind.size}{levels}; {method}.")
+    print(f"{settings.model.name} ({size}) on {number_of(n, what)} {kind.size}{levels}; {method}.")
     if objective.dequantize is not None:
         print("It has no lattice: levels are dequantised, and likelihoods are bounds (<=).")
     if settings.run.sample_every and not isinstance(density, SampleableDensity):
@@ -272,9 +275,9 @@ def _announce(
     if optim.warmup >= optim.steps:
         print(f"The learning rate is still rising at the end: optim.warmup is {optim.warmup} steps.")
     if step >= optim.steps:
-        print(f"Step {step} of {optim.steps} is done already: there is nothing left to train.")
-    verb = f"Going on after step {step}, up to" if step else "Training:"
-    print(f"{verb} {optim.steps} steps of {optim.batch_size} {what} into {out}.", flush=True)
+        print(f"Step {step:,} of {optim.steps:,} is done already: there is nothing left to train.")
+    verb = f"Going on after step {step:,}, up to" if step else "Training:"
+    print(f"{verb} {number_of(optim.steps, 'step')} of {number_of(optim.batch_size, what)} into {out}.", flush=True)
 
 
 def _loggers(names: tuple[str, ...], out: Path) -> list[Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from ncml.errors import NCMLError
 
-__all__ = ["counted", "in_options"]
+__all__ = ["in_options", "number_of"]
 
 
-def counted(n: int, noun: str) -> str:
+def number_of(n: int, noun: str) -> str:
     """A number of things, ``1 image`` or ``2,000 images``."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 

@@ -19,6 +19,7 @@ from ncml.training.checkpoint import Checkpoint, load_state, open_checkpoint
 from ncml.training.config import NoiseConfig, TrainConfig, from_dict, to_dict
 from ncml.training.models import build_model
 from ncml.training.noise import FINE_LEVELS, build_process, build_times, resolved
+from ncml.training.window import unit_of_bits
 
 __all__ = ["DataKind", "build_density", "build_objective", "describe", "load_density", "parameter_count"]
 
@@ -73,7 +74,7 @@ class DataKind:
     @property
     def unit(self) -> str:
         """What bits are counted per: a sample of recordings, else a dimension."""
-        return "bits per sample" if self.rate is not None else "bits/dim"
+        return unit_of_bits(self.rate)
 
     @property
     def size(self) -> str:

@@ -37,7 +37,7 @@ from ncml.training.modes import training_mode
 from ncml.training.parallel import reduced
 from ncml.training.signals import StopSignals
 from ncml.training.table_checks import warn_of_data
-from ncml.training.window import Window
+from ncml.training.window import Window, unit_of_bits
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -124,7 +124,7 @@ class Trainer:
         self.ema = EMA(density.parameters(), optim.ema)
         self.step = 0
         self.seconds = 0.0
-        self.window = Window(density, objective.dequantize)
+        self.window = Window(density, objective.dequantize, unit_of_bits(getattr(examples, "rate", None)))
 
     # Going through the steps.
 

@@ -16,7 +16,12 @@ from ncml.training.parallel import reduced
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Window"]
+__all__ = ["Window", "unit_of_bits"]
+
+
+def unit_of_bits(rate: int | None) -> str:
+    """What bits are counted per: a sample of recordings, which have a rate, else a dimension."""
+    return "bits/dim" if rate is None else "bits per sample"
 
 
 class Window:
@@ -25,9 +30,13 @@ class Window:
     Args:
         density: Has a shape, and perhaps a lattice.
         lattice: Says what a nat is in bits per dimension; the density's lattice if None.
+        unit: What bits are called.
     """
 
-    def __init__(self, density: NoiseConditionalDensity, lattice: Lattice | None = None) -> None:
+    def __init__(
+        self, density: NoiseConditionalDensity, lattice: Lattice | None = None, unit: str = "bits/dim"
+    ) -> None:
+        self.unit = unit
         self.dims = math.prod(density.event_shape)
         self.lattice = density.lattice or lattice
         self.norm = math.nan
@@ -64,13 +73,12 @@ class Window:
         assert self.lattice is not None
         return nll / (max(n, 1.0) * self.dims * math.log(2.0)) - math.log2(self.lattice.width)
 
-    @staticmethod
-    def summary(line: dict[str, float]) -> str:
+    def summary(self, line: dict[str, float]) -> str:
         """A few words for the progress bar."""
         if "bits_per_dim" not in line:
             return f"{line['loss']:.4g} nats"
         zero = f", {line['bits_per_dim_zero']:.3f} at t=0" if "bits_per_dim_zero" in line else ""
-        return f"{line['bits_per_dim']:.3f} bits/dim{zero}"
+        return f"{line['bits_per_dim']:.3f} {self.unit}{zero}"
 
     def state(self, fabric: Fabric) -> list[float]:
         """The sums over all processes, for a checkpoint; called on every process."""
