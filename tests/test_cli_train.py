@@ -55,6 +55,17 @@ def torchrun(*arguments):
     return subprocess.run([*command, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["train", "--help"], ["sample", "--help"]])
+def test_a_reader_that_has_gone_is_no_error(arguments):
+    """``ncml ... | head``: what ends by SIGPIPE says nothing."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ncml.cli", *arguments]
+    ended = subprocess.run(command, env=ENVIRONMENT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,9 +13,24 @@ from ncml.errors import NCMLError
 
 __all__ = ["main"]
 
+BROKEN_PIPE = 141
+"""The exit status of a program that SIGPIPE ends, as a shell has it."""
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run ``ncml COMMAND ...``; returns the exit status (2 for errors of the user's making)."""
+    try:
+        try:
+            return _status(args)
+        finally:
+            print(end="", flush=True)  # what cannot be printed is noticed here, not at Python's end
+    except BrokenPipeError:  # who read it has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _status(args: Sequence[str] | None) -> int:
+    """Run a command, and say what it could not do."""
     try:
         import tyro  # noqa: F401 -- only whether it is there
     except ImportError:
@@ -33,6 +49,8 @@ def main(args: Sequence[str] | None = None) -> int:
     usual, warnings.formatwarning = warnings.formatwarning, _as_a_line
     try:
         return run_command(arguments)
+    except BrokenPipeError:
+        raise
     except (NCMLError, OSError) as error:
         print(f"ncml: {error}", file=sys.stderr)
         return 2
