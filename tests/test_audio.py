@@ -349,7 +349,7 @@ def changed(path: Path, what: str) -> None:
         ("rate", r"5\.wav: got 16000 Hz; expected 8000 Hz, as .*\.wav; resample it"),
         ("channels", r"5\.wav: got 2 channels; expected 1, as"),
         ("form", r"5\.wav: got 32-bit floats; expected 16-bit integers"),
-        ("short", r"5\.wav: got 39 positions; expected at least 40"),
+        ("short", r"5\.wav: got 39 positions; expected at least 40, .* or remove the file$"),
         ("flac", r"5\.flac: got 1 recordings of other formats"),
         ("one", "got the subfolders train; expected one for training"),
         ("none", "got no recordings"),
@@ -455,14 +455,15 @@ BAD_SERIES = {
     "gap": (
         "t,a\n0,1\n1,2\n3,3\n4,4\n",
         {"time": "t"},
-        r"line 4: got a step of 2 in t; expected 1.*name the columns to read",
+        r"line 4: got a step of 2 in t; expected 1,.*name the columns to read",
     ),
     "backwards": ("t,a\n1,1\n0,2\n", {"time": "t"}, r"bad\.csv: line 3: got times that do not increase"),
     "no time": ("t,a\nnoon,1\n", {"time": "t"}, r"bad\.csv: line 2: got the time 'noon'"),
     "no column": ("t,a\n0,1\n", {"columns": ("b",)}, r"bad\.csv: got the columns t, a; expected one named 'b'"),
     "dates without a name": ("a,b\n0,2020-01-01\n", {}, r"got '2020-01-01' in b; .*stamps \(time='b'\)"),
-    "empty cell": ("a,b\n0,1\n2,\n", {}, r"bad\.csv: line 3: got '' in b; expected a finite number"),
-    "nan cell": ("a,b\n0,nan\n2,1\n", {}, r"bad\.csv: line 2: got 'nan' in b"),
+    "empty cell": ("a,b\n0,1\n2,\n", {}, r"bad\.csv: line 3: got '' in b; expected a finite number; fill the gap"),
+    "nan cell": ("a,b\n0,nan\n2,1\n", {}, r"bad\.csv: line 2: got 'nan' in b; .*; fill the gap"),
+    "NA cell": ("a,b\n0,NA\n2,1\n", {}, r"bad\.csv: line 2: got 'NA' in b; .*; fill the gap"),
     "short row": ("a,b\n0,1\n2\n", {}, r"bad\.csv: line 3: got 1 cells; expected 2"),
     "no rows": ("a,b\n", {}, r"bad\.csv: got 1 lines"),
     "semicolons": ("a;b\n0;1\n", {}, r"bad\.csv: line 1: got ';' between the columns; expected commas"),
@@ -470,7 +471,18 @@ BAD_SERIES = {
     "a missing day": (
         "t,a\n20200130,1\n20200131,2\n20200202,3\n",
         {"time": "t"},
-        r"bad\.csv: line 4: got a step of 172800 in t; expected 86400",
+        r"bad\.csv: line 4: got a step of 172800 seconds in t; expected 86400",
+    ),
+    "a missing hour": (
+        "t,a\n2020-01-01T00:00,1\n2020-01-01T01:00,2\n2020-01-01T03:00,3\n",
+        {"time": "t"},
+        r"bad\.csv: line 4: got a step of 7200 seconds in t; expected 3600",
+    ),
+    "text in a cell": ("a,b\n0,1\n2,abc\n", {}, r"got 'abc' in b; expected a finite number; it is not a number"),
+    "channels first": (
+        REAL.T,
+        {"test_fraction": 0.9},
+        r"got 2 positions; .*series are \(positions, channels\): if these 100 are its positions, transpose it",
     ),
     "seconds since 1970": (1.7e9 + T, {}, r"bad\.npy: got values between 17000000\d\d.*subtract their mean"),
     "too small": (1e-50 * (1.0 + T), {}, r"single precision cannot tell apart"),
@@ -497,7 +509,7 @@ def test_what_the_errors_of_series_name_works(tmp_path):
     with pytest.raises(DatasetError, match=r"series 0, training part: .* or a smaller test_fraction than 0\.9"):
         SeriesSource(file=path, window=10, columns=("a",), test_fraction=0.9).load(train=True)
     np.savez(tmp_path / "x.npz", x_train=REAL, x_test=REAL[:5])
-    with pytest.raises(DatasetError, match=r"series 0, test part: got 5 positions; .* or remove it"):
+    with pytest.raises(DatasetError, match=r"series 0, test part: got 5 positions; .* or remove the series"):
         SeriesSource(file=tmp_path / "x.npz", window=10).load(train=False)
 
 

@@ -372,7 +372,7 @@ def test_the_mean_perturbation_is_one_level_at_the_crossing(process):
         assert mean_abs_perturbation(process, x, t) == pytest.approx(levels * lattice.width, rel=1e-12)
 
 
-@pytest.mark.parametrize("levels", [-3.0, math.nan])
+@pytest.mark.parametrize("levels", [-3.0, math.nan, "a", None])
 def test_a_perturbation_of_no_size_is_refused(levels):
     with pytest.raises(ArgumentError, match="levels: got"):
         crossing_time(VPSDE.at_noise(0.2), torch.zeros(4, 2), Lattice(256), levels=levels)

@@ -1137,6 +1137,12 @@ def test_a_grid_is_no_wider_than_its_images(tmp_path):
     assert np.asarray(Image.open(tmp_path / "grid.png")).shape[1] < 12
 
 
+@pytest.mark.parametrize("shape", [(0, 1, 4, 4), (2, 1, 0, 4), (2, 1, 4, 0), (2, 2, 4, 4), (1, 4, 4)])
+def test_a_grid_of_nothing_is_refused(tmp_path, shape):
+    with pytest.raises(ArgumentError, match=r"images: got shape .*; expected \(N, C, H, W\) with C = 1 or 3"):
+        save_grid(torch.zeros(shape), tmp_path / "grid.png")
+
+
 def test_samples_that_have_failed_are_white(tmp_path):
     images = torch.full((2, 1, 4, 4), -1.0)
     images[1] = torch.nan

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ncml import Lattice
+from ncml import VPSDE, Lattice, NCMLObjective
 from ncml.cli import main
 from ncml.cli.train import check_data
 from ncml.data import (
@@ -30,12 +30,14 @@ from ncml.data import (
     DataSource,
     Images,
     ImageSource,
+    SeriesSource,
     SourceKind,
     folders,
     held_out,
     read_arrays,
     source_settings,
 )
+from ncml.densities import CausalTransformer
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError, LeftOutWarning
 from ncml.training import DataKind, TrainConfig, load_density, read_metrics
 from ncml.training.checkpoint import Checkpoint
@@ -454,6 +456,24 @@ def test_images_in_an_array(tmp_path):
     report = json.loads((run / "evaluation" / "report.json").read_text())
     assert "typical_ladder" not in report["auroc"]["constant"]
     assert set(report["frechet"]["distances"]) == {"test images", "direct", "two-part"}
+
+
+def test_sequences_of_different_lengths_are_no_array(tmp_path):
+    """What numpy makes of them; and the way that is named trains on them."""
+    ragged = np.empty(2, object)
+    ragged[:] = [np.zeros(3), np.ones(5)]
+    np.save(tmp_path / "x.npy", ragged, allow_pickle=True)
+    for source in (ArraySource(file=tmp_path / "x.npy"), SeriesSource(file=tmp_path / "x.npy", window=2)):
+        with pytest.raises(DatasetError, match=r"of Python objects; .* windows of one length, or pad them .*lengths="):
+            source.load(train=True)
+    process = VPSDE.at_noise(0.2)
+    density = CausalTransformer((5, 1), process, width=8, layers=1, heads=2)
+    x = torch.zeros(2, 5, 1)
+    for padded, sequence in zip(x, ragged, strict=True):
+        padded[: len(sequence), 0] = torch.tensor(sequence)
+    loss = NCMLObjective(process)(density, x, lengths=torch.tensor([3, 5]))
+    loss.backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in density.parameters())
 
 
 def test_ncpn_on_a_table_is_refused_before_training(tmp_path, capsys):

@@ -170,6 +170,12 @@ def load_arrays(path: Path) -> dict[str, Any]:
                 f"got a {path.suffix} file; expected .npz or .npy; a series is read by data.name series, a table with "
                 f"categories and gaps by pandas and ncml.estimator; save one of numbers alone with numpy.save"
             )
+        elif "object arrays" in str(error).lower():
+            hint = (
+                "got an array of Python objects; expected one of numbers; sequences of different lengths are no array: "
+                "cut them to windows of one length, or pad them and train in a loop of your own, by "
+                "NCMLObjective(process)(density, x, lengths=lengths)"
+            )
         elif "pickle" in str(error).lower():  # numpy's words advise to trust it
             hint = "got a file of another kind, or of objects; expected a .npz or .npy file of numbers"
         else:

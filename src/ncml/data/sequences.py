@@ -108,6 +108,7 @@ class AudioSource(DataSource):
                 rate=first.rate,
                 min_std=self.min_std,
                 unit=self.gain if lattice is None else 1.0,
+                remedy="remove the file",
             )
             return replace(windows, choice=splits[train][1])
         except ArgumentError as error:
@@ -269,7 +270,7 @@ class SeriesSource(DataSource):
             levels=self.levels,
             test_fraction=self.test_fraction,
         )
-        part, remedy = ("training" if train else "test") + " part", "remove it"
+        part, remedy = ("training" if train else "test") + " part", "remove the series"
         if found.cut:
             remedy = f"a {'smaller' if train else 'larger'} test_fraction than {self.test_fraction:g}"
         names = [f"{self.file}: series {i}, {part}" for i in range(len(found.series))]

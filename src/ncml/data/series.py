@@ -22,6 +22,7 @@ __all__ = ["SeriesData", "read_csv", "read_series"]
 
 Numbers = npt.NDArray[Any]
 IRREGULAR = 1e-3  # of the step between two times: more is no rounding
+GAPS = ("", "-", "?", "na", "n/a", "nil", "none", "null", "missing")  # what a cell without a number says, in any case
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,15 @@ def _check_times(path: Path, time: str, cells: list[tuple[int, str]]) -> None:
     """Refuse times that are not regular."""
     days = [day for _, cell in cells if (day := _day(cell)) is not None]  # 20200131, which is a number as well
     times = days if len(days) == len(cells) else [_time(path, line, cell) for line, cell in cells]
+    unit = "" if times is not days and all(_is_number(cell) for _, cell in cells) else " seconds"
     for k, (line, _) in enumerate(cells):
         if k > 1:
             step, first = times[k] - times[k - 1], times[1] - times[0]
             if not abs(step - first) <= IRREGULAR * abs(first):
                 raise DatasetError(
-                    f"{path}: line {line}: got a step of {step:g} in {time}; expected {first:g}, as between the first "
-                    f"rows; resample the series, or if that does not matter, name the columns to read, without time"
+                    f"{path}: line {line}: got a step of {step:g}{unit} in {time}; expected {first:g}, as between "
+                    f"the first rows; resample the series, or if that does not matter, name the columns to read, "
+                    f"without time"
                 )
         elif k == 1 and not times[1] > times[0]:
             raise DatasetError(f"{path}: line {line}: got times that do not increase; expected regular ones; sort it")
@@ -183,6 +186,8 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
         value = float("nan")
     if not np.isfinite(value):
         remedy = "fill the gap, or choose columns"
+        if not _is_number(cell) and cell.strip().lower() not in GAPS:
+            remedy = "it is not a number: correct it, or choose columns"
         if _moment(cell) is not None:
             remedy = f"name the column of time stamps (time={column!r}), or choose columns"
         raise DatasetError(f"{path}: line {line}: got {cell!r} in {column}; expected a finite number; {remedy}")

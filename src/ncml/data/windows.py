@@ -123,7 +123,7 @@ def cut_windows(
     rate: int | None = None,
     min_std: float = 0.0,
     unit: float = 1.0,
-    remedy: str = "remove it",
+    remedy: str = "remove the sequence",
 ) -> Windows:
     """Windows of sequences, each from one of them.
 
@@ -150,9 +150,12 @@ def cut_windows(
     starts, total, unseen = [], 0, 0
     for sequence, name in zip(sequences, names, strict=True):
         if len(sequence) < length:
+            turned = ""
+            if len(sequence) < (channels := sequence.shape[1]):
+                turned = f"; series are (positions, channels): if these {channels} are its positions, transpose it"
             raise ArgumentError(
                 f"{name}: got {len(sequence)} positions; expected at least {length}, those of a window; take a smaller "
-                f"window, or {remedy}"
+                f"window, or {remedy}{turned}"
             )
         own = torch.arange(0, len(sequence) - length + 1, hop)
         starts.append(own + total)

@@ -37,9 +37,9 @@ def save_grid(
     except ImportError as error:
         raise MissingExtraError("save_grid: Pillow is not installed; pip install 'ncml[data]'") from error
     check_floating(images, "images")
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[0] == 0:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ArgumentError(
-            f"images: got shape {tuple(images.shape)}; expected (N, C, H, W) with N >= 1 and C = 1 or 3"
+            f"images: got shape {tuple(images.shape)}; expected (N, C, H, W) with C = 1 or 3, and no size of 0"
         )
     n, channels, height, width = images.shape
     columns = math.ceil(math.sqrt(n)) if columns is None else min(check_count(columns, "columns"), n)

@@ -69,7 +69,7 @@ def crossing_time(process: NoiseProcess, x: Tensor, lattice: Lattice, *, levels:
     if not isinstance(process, GaussianProcess):
         raise UnsupportedError(f"process: got {type(process).__name__}; expected a GaussianProcess")
     _check_values(x)
-    if not levels >= 0.0:  # NaN fails too
+    if not is_real(levels) or not levels >= 0.0:  # NaN fails too
         raise ArgumentError(f"levels: got {levels!r}; expected a mean perturbation >= 0")
     mean_abs, target = _GaussianMeanAbs(process, x), levels * lattice.width
     low, high = 0.0, process.T
