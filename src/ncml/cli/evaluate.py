@@ -173,16 +173,17 @@ def _print(report: dict[str, Any], folder: Path, unit: str) -> None:
         found = report["log_prob"]
         print(f"\nlog p at t = 0: {found['mean']:.4f} +- {found['standard_error']:.4f} nats per example")
     exact = all(row["bits"].exact for row in report.get("bits_per_dim", {}).values())
+    noisy = len(report.get("bits_per_dim", {})) > 1
     if "bits_per_dim" in report:
         kind = "exact" if exact else "upper bounds, of dequantised data"
         per = unit[0].upper() + unit[1:]
-        noisy = " under level noise" if len(report["bits_per_dim"]) > 1 else ""
-        print(f"\n{per} at t = 0{noisy} ({kind}; lower is better)")
+        print(f"\n{per} at t = 0{' under level noise' if noisy else ''} ({kind}; lower is better)")
     for pi, row in report.get("bits_per_dim", {}).items():
         bits, bound = row["bits"], "" if exact else "<= "
         mean = f"{bound}{bits.mean:.4f}"
-        print(f"  pi = {pi:<4} {mean:>11} +- {bits.standard_error:.4f}   ({row['moved']:.0%} of values moved)")
-    if len(report.get("bits_per_dim", {})) == 1:
+        moved = f"   ({row['moved']:.0%} of values moved)" if noisy else ""
+        print(f"  pi = {pi:<4} {mean:>11} +- {bits.standard_error:.4f}{moved}")
+    if "bits_per_dim" in report and not noisy:
         levels = model["data"]["levels"]
         print(f"Level noise and robustness are left out: to move values by one of {levels:,} levels says nothing.")
     if "robustness" in report:
