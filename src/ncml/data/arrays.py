@@ -173,8 +173,8 @@ def load_arrays(path: Path) -> dict[str, Any]:
         elif "object arrays" in str(error).lower():
             hint = (
                 "got an array of Python objects; expected one of numbers; sequences of different lengths are no array: "
-                "cut them to windows of one length, or pad them and train in a loop of your own, by "
-                "NCMLObjective(process)(density, x, lengths=lengths)"
+                "cut them to windows of one length, or pad them and train in Python, by "
+                "ncml.training.fit(density, objective, x, lengths=lengths)"
             )
         elif "pickle" in str(error).lower():  # numpy's words advise to trust it
             hint = "got a file of another kind, or of objects; expected a .npz or .npy file of numbers"
