@@ -85,7 +85,7 @@ def _row(label: str, ml: float, ncml: float, lower: bool, exact: float | None = 
     print(f"  {label:<44}{cells}{truth}".rstrip())
 
 
-def draw_figure(shown: dict[str, Any], path: Path) -> None:
+def draw_figure(shown: dict[str, Any], path: Path, title: str | None = None) -> None:
     """Paths above; below rows of images on the left, and on the right the robustness curves of both models."""
     try:
         from matplotlib.figure import Figure
@@ -125,6 +125,8 @@ def draw_figure(shown: dict[str, Any], path: Path) -> None:
     for axis in (robustness, likelihood):
         axis.legend(frameon=False, fontsize=8, handlelength=3)
         axis.grid(alpha=0.3)
+    if title is not None:
+        figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150)
 
 
