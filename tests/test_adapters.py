@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 
 import nflows.distributions
@@ -421,6 +422,35 @@ def test_a_function_with_samples_generates():
         CallableDensity(_log_p, (D,), VP, sample=lambda n, t, c, g: torch.zeros(1)).sample(2)
     with pytest.raises(ArgumentTypeError, match=r"^sample: got"):
         CallableDensity(_log_p, (D,), VP, sample=3)
+
+
+@pytest.mark.parametrize(
+    ("module", "what"),
+    [
+        (lambda x: x.sum(1), r"function of \(x\)"),
+        (lambda x, *, t: x.sum(1), r"function of \(x, \*, t\)"),
+        (nn.Linear(D, 1), r"Linear of \(input\)"),
+    ],
+)
+def test_a_function_of_other_arguments_is_refused_when_it_is_given(module, what):
+    expected = r"expected a callable of \(x, t\) or \(x, t, context\); wrap it: lambda x, t: \.\.\.$"
+    with pytest.raises(ArgumentTypeError, match=rf"^module: got a {what}, which .* with \(x, t\); {expected}"):
+        CallableDensity(module, (D,))
+    with pytest.raises(ArgumentTypeError, match=r"^score: got a function of \(x\), which"):
+        CallableDensity(_log_p, (D,), score=lambda x: x)
+
+
+def test_functions_whose_arguments_are_not_known_are_taken():
+    """Builtins, decorated functions, arguments of any number."""
+
+    @functools.wraps(torch.sum)
+    def wrapped(x, t):
+        return x.sum(1)
+
+    for module in (torch.add, wrapped, torch.vmap(lambda x, t: x.sum())):
+        CallableDensity(module, (D,))
+    CallableDensity(lambda *given: given[0].sum(1), (D,), sample=functools.partial(torch.zeros))
+    CallableDensity(lambda x, t, context: x.sum(1), (D,))
 
 
 def test_a_function_without_samples_says_how_to_give_them():

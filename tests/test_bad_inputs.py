@@ -1255,6 +1255,18 @@ row(
     r"module: got",
     lambda w: CallableDensity(3, (2,)),
 )
+row(
+    "callable-sample-arguments",
+    ArgumentTypeError,
+    r"sample: got a function of \(n\), which cannot be called with \(n, t, context, generator\); expected",
+    lambda w: CallableDensity(lambda x, t: x.sum(1), (2,), sample=lambda n: torch.zeros(n, 2)),
+)
+row(
+    "callable-features-arguments",
+    ArgumentTypeError,
+    r"module: got a function of \(x, t, context\), which cannot be called with \(x, c\); expected",
+    lambda w: CallableDensity(lambda x, t, context: x.sum(1), (2,), VP, features=8),
+)
 for _name, _adapter in {"nflows": NFlowsDensity, "zuko": ZukoDensity}.items():
     row(
         f"{_name}-flow",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -54,7 +55,8 @@ class CallableDensity(SampleableDensity):
             :mod:`ncml.density`). ``module`` itself if None; required with a lattice.
 
     Raises:
-        ArgumentTypeError: Something given is not callable, or a class in place of an instance.
+        ArgumentTypeError: Something given is not callable, not with these arguments, or a class in place of an
+            instance.
         ArgumentError: A lattice without ``density``; a context without ``features``; modules that cannot be told
             apart. At a call: a result of another shape, parameters that were not found, or, under a Gaussian process,
             values that do not depend on ``x``, which are masses of categories and no densities.
@@ -98,8 +100,8 @@ class CallableDensity(SampleableDensity):
         density: Function | nn.Module | None = None,
     ) -> None:
         super().__init__(event_shape, process, lattice)
-        given = "x, c" if features else "x, t"
-        drawn = "n, c, generator" if features else "n, t, context, generator"
+        given = ("x, c",) if features else ("x, t", "x, t, context")
+        drawn = ("n, c, generator",) if features else ("n, t, context, generator",)
         _check_callable("module", module, given)
         for name, function, of in (("score", score, given), ("sample", sample, drawn), ("density", density, given)):
             if function is not None:
@@ -232,10 +234,34 @@ class CallableDensity(SampleableDensity):
         self._looked, self._moves = True, moves or not (continuous and log_p.requires_grad)
 
 
-def _check_callable(name: str, function: object, of: str) -> None:
+def _check_callable(name: str, function: object, calls: tuple[str, ...]) -> None:
+    """Refuse what cannot be called with the arguments of any of the calls, as far as its signature says."""
     if isinstance(function, type) or not callable(function):
         remedy = "; give an instance of the class" if isinstance(function, type) else ""
-        raise ArgumentTypeError(f"{name}: got {kind_of(function)}; expected a callable of ({of}){remedy}")
+        raise ArgumentTypeError(f"{name}: got {kind_of(function)}; expected a callable of ({calls[0]}){remedy}")
+    called: Callable[..., Any] = function
+    if isinstance(function, nn.Module) and type(function).__call__ is nn.Module.__call__:
+        called = function.forward
+    try:
+        signature = inspect.signature(called, follow_wrapped=False)
+    except (TypeError, ValueError):  # as of builtins, and of compiled scripts
+        return
+    if not any(_binds(signature, call.split(", ")) for call in calls):
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        raise ArgumentTypeError(
+            f"{name}: got a {type(function).__name__} of {inspect.Signature(bare)}, which cannot be called with "
+            f"({calls[0]}); expected a callable of {' or '.join(f'({call})' for call in calls)}; wrap it: "
+            f"lambda {calls[0]}: ..."
+        )
+
+
+def _binds(signature: inspect.Signature, arguments: list[str]) -> bool:
+    """Whether a call with these positional arguments fits."""
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def _checked(log_p: Any, x: Tensor) -> Tensor:  # noqa: ANN401 -- whatever a function of someone else returns
