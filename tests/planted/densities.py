@@ -121,6 +121,34 @@ class LongerPrefixes(CausalTransformer):
         return log_p + 0.1 * (self.event_shape[0] - x.shape[1])
 
 
+class NarrowChain(SampleableDensity):
+    """Each value is next to the one before it; takes the first two or three positions."""
+
+    def __init__(self, longer=0.0):
+        super().__init__((3, 1))
+        self.longer = longer
+
+    def event_shape_for(self, x):
+        return (2, 1) if x.shape[1:] == (2, 1) else (3, 1)
+
+    def law(self, x, t):
+        std = torch.ones_like(x) * (1.0 + t[:, None, None].to(x.dtype))
+        std[:, 1:] *= 2e-6
+        return torch.distributions.Normal(0.9 * nn.functional.pad(x, (0, 0, 1, 0))[:, :-1], std)
+
+    def forward(self, x, t, context=None, *, edges=True):
+        return self.law(x, t).log_prob(x).flatten(1).sum(1) + self.longer * x.shape[1]
+
+    def sample(self, n, t=0.0, context=None, *, generator=None):
+        t, _ = check_draw(self, n, t, context, generator)
+        z = torch.randn(n, *self.event_shape, dtype=self.dtype, generator=generator)
+        x = torch.zeros_like(z)
+        for i in range(3):
+            law = self.law(x, t)
+            x[:, i] = (law.mean + law.stddev * z)[:, i]
+        return x
+
+
 class ObservedElsewhere(MarginalMADE):
     """Says that the missing values are the observed ones."""
 
@@ -289,6 +317,7 @@ DENSITIES = {
     "shifted": lambda: Shifted((2,)),
     "learned": lambda: Learned(2),
     "sequences": sequences,
+    "narrow chain": NarrowChain,
     "with gaps": with_gaps,
 }
 OPTIONS = {
@@ -339,6 +368,7 @@ DENSITY_BUGS = {
     ),
     "lengths ignored": Bug("sequences", lambda: sequences(LengthsIgnored), "lengths_cut_the_rows"),
     "prefixes off by a constant": Bug("sequences", lambda: sequences(LongerPrefixes), "prefixes_are_marginals"),
+    "narrow conditionals off by a constant": Bug("narrow chain", lambda: NarrowChain(0.1), "prefixes_are_marginals"),
     "observed where missing": Bug("with gaps", lambda: with_gaps(ObservedElsewhere), "only_observed_values_count"),
     "log-determinant missing": Bug("maf", lambda: maf(NoLogDeterminant), "density_integrates_to_one"),
     "generator ignored": Bug("pixels", pixels.GlobalSamples, "drawn_noise_has_one_row_per_sample"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,11 +13,14 @@ from ncml.testing.cases import DensityCase, in_chunks
 from ncml.testing.expectations import expect, expect_close, require
 from ncml.testing.numerics import PANELS, gauss_legendre
 
-PREFIXES = 3
-"""Rows of which prefixes are completed."""
+PREFIXES, TYPICAL = 3, 64
+"""Rows of which prefixes are completed, and rows that tell how wide the density is."""
 
 FIRST, LAST = 8, 256
 """Divisions of a panel of the integral over the next value, at first and at most."""
+
+SETTLED = 1e-6
+"""By how much two resolutions of it may differ."""
 
 
 def lengths_cut_the_rows(case: DensityCase) -> None:
@@ -60,13 +64,15 @@ def lengths_cut_the_rows(case: DensityCase) -> None:
 
 def prefixes_are_marginals(case: DensityCase) -> None:
     r"""The density of a prefix times that of the next value given it is the density of both."""
-    longest = case.density.event_shape[0]
-    require(longest > 1 and _accepts(case, case.x[:1, : longest - 1]), "it takes whole events only")
+    taken = [_accepts(case, case.x[:1, :n]) for n in range(1, case.density.event_shape[0] + 1)]
+    lengths = [n for n, (part, longer) in enumerate(pairwise(taken), 1) if part and longer]
+    require(bool(lengths), "it takes whole events only")
     require(math.prod(case.density.event_shape[1:]) == 1, "several values at a position")
     for t in case.times:
-        x = case.typical(t, PREFIXES)[:PREFIXES].to(case.dtype)
-        for n in sorted({1, longest - 1}):
-            for i, total in enumerate(_totals(case, x[:, :n], x[:, n], t)):
+        typical = case.typical(t, TYPICAL).to(case.dtype)
+        x, widths = typical[:PREFIXES], case.widths(typical, t)
+        for n in sorted({lengths[0], lengths[-1]}):
+            for i, total in enumerate(_totals(case, x[:, :n], x[:, n].flatten(), t, float(widths[n]))):
                 require(math.isfinite(total), f"{LAST} divisions do not resolve the next value at t = {t:.3g}")
                 expect(
                     abs(total - 1.0) <= max(1e-5, case.tolerance(1e-9)),
@@ -108,8 +114,15 @@ def _accepts(case: DensityCase, x: Tensor) -> bool:
     return tuple(case.density.event_shape_for(x)) == tuple(x.shape[1:])
 
 
-def _totals(case: DensityCase, prefix: Tensor, following: Tensor, t: float) -> list[float]:
-    """The probability of all next values given each prefix; infinity where it is not resolved."""
+def _totals(case: DensityCase, prefix: Tensor, following: Tensor, t: float, width: float) -> list[float]:
+    """The probability of all next values given each prefix; infinity where it is not resolved.
+
+    Args:
+        case: What is checked.
+        prefix, following: Prefixes, and a next value of each, ``(B,)``, near which nodes lie as densely as needed.
+        t: The time.
+        width: How wide the density is along the next value.
+    """
     context = case.contexts(len(prefix))
     method = case.exact.log_prob if case.has_masses(t) else case.exact.log_density
     before = in_chunks(method, prefix, t, context)
@@ -122,13 +135,19 @@ def _totals(case: DensityCase, prefix: Tensor, following: Tensor, t: float) -> l
     scale = max(float((following - centre).abs().max()), float(case.noisy(t).std()), 1e-3)
     half = torch.tensor(PANELS, dtype=torch.float64, device=prefix.device)
     panels = torch.cat([-half.flip(0)[:-1], half])
+    width = max(width, 1e-12 * scale)
+    if scale > FIRST * width:  # from the width up, each panel twice as long as the one before
+        away = width * 2.0 ** torch.arange(math.ceil(math.log2(scale / width)), dtype=torch.float64).to(panels)
+        near = torch.cat([-away.flip(0), away.new_zeros(1), away])
+        beside = ((following.double()[:, None] + near - centre) / scale).asinh().flatten()
+        panels = torch.cat([panels, beside]).clamp(-PANELS[-1], PANELS[-1]).unique()
     last, divisions = torch.full_like(before, math.inf), FIRST
     while divisions <= LAST:
         steps = torch.arange(divisions, dtype=torch.float64, device=prefix.device) / divisions
         edges = torch.cat([(panels[:-1, None] + panels.diff()[:, None] * steps).flatten(), panels[-1:]])
         y, weight = gauss_legendre(edges)
         total = _sums(case, prefix, before, centre + scale * y.sinh(), weight * scale * y.cosh(), t)
-        settled = (total - last).abs() <= 1e-6
+        settled = ((total - last).abs() <= SETTLED) & (total > SETTLED)  # rules that both miss it agree on nothing
         if bool(settled.all()):
             return total.tolist()
         last, divisions = total, 2 * divisions
