@@ -99,6 +99,13 @@ class LogDeterminantDetached(Learned):
         return super().log_det().detach()
 
 
+class Detached(Learned):
+    """A right density that nothing can train."""
+
+    def forward(self, x, t, context=None, *, edges=True):
+        return super().forward(x, t, context).detach()
+
+
 class ScoreWithoutParameters(MADE):
     """A score whose graph leads to x and not to the parameters."""
 
@@ -363,6 +370,7 @@ DENSITY_BUGS = {
     "log-determinant without parameters": Bug(
         "learned", lambda: LogDeterminantDetached(2), "likelihood_has_its_gradient_in_the_parameters"
     ),
+    "log-density detached": Bug("learned", lambda: Detached(2), "likelihood_has_its_gradient_in_the_parameters"),
     "score without parameters": Bug(
         "made", lambda: made(kind=ScoreWithoutParameters), "score_has_its_gradient_in_the_parameters"
     ),

@@ -21,6 +21,15 @@ SMALLEST = 0.01
 def likelihood_has_its_gradient_in_the_parameters(case: DensityCase) -> None:
     density, parameters = _trainable(case)
     x, t, context = case.batch()
+    with torch.enable_grad():
+        connected = density(x, t, context).requires_grad
+    expect(
+        connected,
+        "log-densities without a graph, and parameters that require gradients",
+        "log-densities that autograd can differentiate in them",
+        "nothing can be trained: a detach, torch.no_grad, .item() or numpy cuts the graph, or forward uses none of "
+        "them; parameters that are not to be trained take requires_grad_(False)",
+    )
     for edges in (True, False) if case.density.lattice is not None else (True,):
 
         def value(edges: bool = edges) -> Tensor:
@@ -66,8 +75,7 @@ def score_has_its_gradient_in_the_parameters(case: DensityCase) -> None:
 
 def _trainable(case: DensityCase) -> tuple[NoiseConditionalDensity, list[nn.Parameter]]:
     """A copy, and what would be trained of it."""
-    require(case.dtype == torch.float64, f"dtype={case.dtype}")
-    require(case.differentiable, "autograd cannot differentiate it")
+    require(case.density.differentiable, "autograd cannot differentiate it")
     density = case.twin()
     parameters = [p for p in density.parameters() if p.requires_grad and p.is_floating_point()]
     require(bool(parameters), "no parameters to train")
@@ -83,6 +91,7 @@ def _expect_slope(
     meaning: str,
 ) -> None:
     """Compare the slope of values ``(B,)`` along a random move of all parameters with finite differences."""
+    require(case.dtype == torch.float64, f"dtype={case.dtype}")
     generator = torch.Generator().manual_seed(case.seed)
     moves = []
     for p in parameters:
