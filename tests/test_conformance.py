@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import json
 import math
 import subprocess
 import sys
@@ -419,6 +420,24 @@ def test_an_error_of_the_author_has_a_place_and_is_told_once():
     assert lines[0].partition("(also: ")[2].count(", ") > 2
     line = inspect.getsourcelines(Mistaken.sample.__wrapped__)[1] + 1
     assert f"(test_conformance.py, line {line}); expected no error" in lines[0]
+
+
+class Unreadable(NoiseConditionalDensity):
+    """Fails in the standard library, and in the library."""
+
+    def forward(self, x, t, context=None, *, edges=True):
+        return json.loads("{bad") if edges else torch.nn.functional.silu(x)
+
+
+def test_the_place_is_in_a_file_of_the_author_and_expected_is_said_once():
+    with pytest.raises(ConformanceError) as caught:
+        check_density(Unreadable((2,)))
+    failed = dict(caught.value.report.failed)
+    line = inspect.getsourcelines(Unreadable.forward)[1] + 1
+    assert f"(test_conformance.py, line {line}); expected no error" in failed["float64_copy_works"]
+    refused = failed["score_is_the_gradient"]
+    assert refused.startswith("got ArgumentError: Unreadable.forward: got (8, 2); expected one tensor (8,); ")
+    assert refused.count("expected ") == 1
 
 
 class Overwriting(VPSDE):

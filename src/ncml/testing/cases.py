@@ -20,7 +20,7 @@ from ncml.noise import DiscreteProcess, GaussianProcess, Lattice, NoiseProcess
 from ncml.sampling.sampler import Sampler
 from ncml.testing.expectations import generator_on, require
 from ncml.testing.reference import KnownGaussian
-from ncml.testing.report import CheckError
+from ncml.testing.report import CheckError, told
 
 CHUNK = 16_384
 """Rows evaluated at once."""
@@ -148,7 +148,7 @@ class DensityCase:
         except UnsupportedError:
             return False
         except Exception as error:
-            raise CheckError(f"got {type(error).__name__} from sample: {error}; expected samples") from error
+            raise CheckError(told(error, " from sample", expected="samples")) from error
         return True
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from unittest import SkipTest
 from ncml.errors import ArgumentTypeError, ConformanceError
 from ncml.progress import progress_bar
 
-__all__ = ["Check", "CheckError", "NotApplicableError", "Report", "checks_with", "run_all"]
+__all__ = ["Check", "CheckError", "NotApplicableError", "Report", "checks_with", "run_all", "told"]
 
 Case = TypeVar("Case")
 Subject = TypeVar("Subject")
+
+PACKAGES = {"site-packages", "dist-packages"}
+"""Folders of installed packages, which hold no file of the object's author."""
 
 
 class CheckError(Exception):
@@ -119,8 +123,14 @@ class Check(Generic[Subject]):
         except CheckError as failure:
             return (str(failure), failure.__cause__ if isinstance(failure.__cause__, Exception) else None), ""
         except Exception as error:
-            return (f"got {type(error).__name__}: {error}{_place(error)}; expected no error", error), ""
+            return (told(error, expected="no error"), error), ""
         return None, note or ""
+
+
+def told(error: Exception, origin: str = "", *, expected: str) -> str:
+    """An error of the object in the words of a failure; what it expected is said once, by itself if it can."""
+    text = f"got {type(error).__name__}{origin}: {error}{_place(error)}"
+    return text if "; expected " in str(error) else f"{text}; expected {expected}"
 
 
 def _place(error: Exception) -> str:
@@ -128,7 +138,8 @@ def _place(error: Exception) -> str:
     ours = Path(__file__).parents[1]
     frames = traceback.extract_tb(error.__traceback__)
     paths = [(Path(frame.filename), frame.lineno) for frame in frames if not frame.filename.startswith("<")]
-    own = [(path, line) for path, line in paths if "site-packages" not in path.parts and ours not in path.parents]
+    theirs = {ours, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))}
+    own = [(path, line) for path, line in paths if theirs.isdisjoint(path.parents) and PACKAGES.isdisjoint(path.parts)]
     return f" ({own[-1][0].name}, line {own[-1][1]})" if own else ""
 
 
