@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import zuko
@@ -69,6 +70,8 @@ from ncml.testing import (
     process_checks,
     sampler_checks,
 )
+from ncml.testing.density import prepared
+from ncml.testing.density.cubature import SHIFT, Cubature
 from ncml.testing.reference import OrnsteinUhlenbeck
 from tests.problems import PMF, PROCESSES, WHOLE_SDES, gaussian, lattice, mixture, plane_mixture, same_bits, seeded
 
@@ -650,6 +653,93 @@ def test_degenerate_importance_weights_are_reported():
     clusters = GaussianMixtureDensity(VP, [0.5, 0.5], means, 0.05)
     skipped = dict(check_density(clusters, times=[0.0, 1e-4], samples=200).not_applicable)
     assert skipped["importance_weights_average_to_one"] == "importance weights degenerate at t = 0, 0.0001"
+
+
+class Conditionals(NoiseConditionalDensity):
+    """Each value is normal around what the values before it say, or its own, or later ones; cannot sample."""
+
+    def __init__(self, dims, seen=-1, sign=1.0):
+        super().__init__((dims,))
+        self.mask, self.sign = torch.ones(dims, dims, dtype=torch.float64).tril(seen), sign
+
+    def forward(self, x, t, context=None, *, edges=True):
+        std = 0.5 + t[:, None].to(x.dtype)
+        z = (x - 0.4 * torch.tanh(x @ self.mask.T.to(x.dtype))) / std
+        log_det = -x.shape[1] * std[:, 0].log()
+        return -0.5 * (z.square() + math.log(2.0 * math.pi)).sum(1) + self.sign * log_det
+
+
+@pytest.mark.parametrize("wrong", [{"seen": 0}, {"seen": 5}, {"sign": -1.0}], ids=str)
+def test_both_causes_of_a_wrong_total_are_named(wrong):
+    """Where there are no noises to see a leak by, a mask and a sign look alike."""
+    check_density(Conditionals(2))
+    for dims, check in ((2, "density_integrates_to_one"), (4, "importance_weights_average_to_one")):
+        with pytest.raises(ConformanceError) as caught:
+            check_density(Conditionals(dims, **wrong))
+        text = dict(caught.value.report.failed)[check]
+        assert "a log-determinant" in text
+        assert "has the wrong sign" in text
+        assert "a conditional sees its own or a later value (a mask)" in text
+
+
+def test_what_no_check_has_normalised_is_noted():
+    for dims in (2, 5):
+        assert not check_density(Conditionals(dims)).notes
+    ((name, text),) = check_density(Conditionals(12, seen=0)).notes  # a leak that nobody sees
+    assert name == "importance_weights_average_to_one"
+    where = "normalisation was not checked in 12 dimensions at t ="
+    assert text == f"{where} 0, 0.1, 1: check an instance of 2 dimensions too"
+    drawn = check_density(GaussianDensity(VP, torch.zeros(12), 0.5), times=[0.01], samples=FEW)
+    assert dict(drawn.notes)[name].startswith(f"{where} 0.01: ")
+    summed = check_density(ToyLattice(VP, torch.full((12, 2), 0.5)), times=[0.0, 0.01], samples=FEW)
+    assert "masses_sum_to_one" in summed.passed
+    assert dict(summed.notes)[name].startswith(f"{where} 0.01: ")  # and not at 0
+
+
+def test_kinks_beside_an_edge_of_cells_are_no_alarm():
+    """A Laplace density whose kink lies between an edge of cells and the first of their nodes: seeds that found one."""
+    law = torch.distributions.Laplace(0.0, torch.tensor([0.05, 1.0], dtype=torch.float64))
+    density = CallableDensity(lambda x, t: law.log_prob(x).sum(1), (2,))
+    case = prepared(density, times=[0.0], seed=16)
+    assert abs(Cubature(case, 0.0, None)().total - 1.0) > 1e-3
+    assert abs(Cubature(case, 0.0, None, shift=SHIFT)().total - 1.0) < 3e-5
+    for seed in (4, 7, 16, 0):
+        (check,) = (c for c in density_checks(times=[0.0], seed=seed) if c.id == "density_integrates_to_one")
+        check(density)
+    off = CallableDensity(lambda x, t: law.log_prob(x).sum(1) + 1e-3, (2,))  # at seed 0, whose first grid is sound
+    with pytest.raises(ConformanceError, match="density_integrates_to_one"):
+        check(off)
+
+
+def test_nothing_to_train_is_no_missing_graph():
+    """Parameters that are frozen, or of a density that has left torch and gives its own score."""
+
+    class Frozen(NoiseConditionalDensity):
+        def __init__(self):
+            super().__init__((2,))
+            self.mean = nn.Parameter(torch.ones(2), requires_grad=False)
+
+        def forward(self, x, t, context=None, *, edges=True):
+            return torch.distributions.Normal(self.mean, 1.0 + t[:, None]).log_prob(x).sum(1).detach()
+
+    class Outside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean = nn.Parameter(torch.ones(2))
+
+        def forward(self, x, t):
+            z = (x.numpy() - self.mean.detach().numpy()) / (1.0 + t[:, None].numpy())
+            log_p = -0.5 * (z**2).sum(1) - 2.0 * np.log1p(t.numpy()) - math.log(2.0 * math.pi)
+            return torch.from_numpy(log_p).to(x)
+
+        def score(self, x, t):
+            return (self.mean.detach() - x) / (1.0 + t[:, None]).square()
+
+    outside = Outside()
+    given = CallableDensity(outside, (2,), score=outside.score)
+    name = "likelihood_has_its_gradient_in_the_parameters"
+    assert dict(check_density(Frozen()).not_applicable)[name] == "no parameters to train"
+    assert dict(check_density(given).not_applicable)[name] == "autograd cannot differentiate it"
 
 
 class Laplace(NoiseConditionalDensity):

@@ -20,10 +20,10 @@ def expect(ok: bool | Tensor, got: str, expected: str, meaning: str) -> None:
         raise CheckError(f"got {got}; expected {expected}; {meaning}")
 
 
-def require(ok: bool, reason: str) -> None:
-    """Declare the running check not applicable unless ``ok``."""
+def require(ok: bool, reason: str, note: str = "") -> None:
+    """Declare the running check not applicable unless ``ok``; the report notes it if there is a ``note``."""
     if not ok:
-        raise NotApplicableError(reason)
+        raise NotApplicableError(reason, note)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

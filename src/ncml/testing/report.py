@@ -30,7 +30,16 @@ class CheckError(Exception):
 
 
 class NotApplicableError(SkipTest):
-    """A check says nothing about this object; the message is the reason."""
+    """A check says nothing about this object; the message is the reason.
+
+    Args:
+        reason: Why.
+        note: What the report's notes say of it too, where nothing else checks what this check is about.
+    """
+
+    def __init__(self, reason: str, note: str = "") -> None:
+        super().__init__(reason)
+        self.note = note
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Report:
         passed: Names of the checks that ran and passed, in order.
         failed: Names of the checks that failed, each with what was got and what was expected.
         not_applicable: Names of the checks that say nothing about the object, each with the reason.
-        notes: Names of checks that passed, with what was odd or left out on the way.
+        notes: Names of checks with what was odd or left out on the way, or with what nothing has checked.
     """
 
     subject: str
@@ -162,6 +171,7 @@ def run_all(checks: Sequence[Check[Subject]], subject: Subject, progress: bool |
             failure, note = check.outcome(subject)
         except NotApplicableError as reason:
             not_applicable.append((check.id, str(reason)))
+            notes += [(check.id, reason.note)] if reason.note else []
             continue
         if failure is None:
             passed.append(check.id)

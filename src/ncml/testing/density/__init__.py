@@ -91,7 +91,8 @@ def check_density(
     Normalisation is exact (sums over a lattice, cubature) for 1 or 2 dimensions, and statistical
     (importance sampling) up to 10, there also at drawn times and contexts. Samples are compared with the
     density by means of waves (up to 10 dimensions), by the mass near each mode (up to 32), and along lines in any
-    number. Beyond 10, build the same architecture with a small event shape to check the rest.
+    number. Beyond 10, build the same architecture with a small event shape to check the rest; the report's notes say
+    where normalisation was not checked.
 
     Measured on one core: below 1 s for a Gaussian, 11 s for a MAF of the default size in 6 dimensions,
     37 s for a MADE of the default size in 2.
@@ -110,7 +111,7 @@ def check_density(
         progress: Show a progress bar; None: on a terminal, if tqdm is installed.
 
     Returns:
-        Names of the checks that passed, and of those that do not apply with the reason.
+        Names of the checks that passed, and of those that do not apply with the reason; and notes.
 
     Raises:
         ConformanceError: Checks failed; the message lists them all.

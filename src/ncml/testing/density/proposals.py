@@ -37,10 +37,7 @@ class Proposals:
     """
 
     def __init__(self, case: DensityCase, t: float, context: Tensor | None, n: int, stream: int = 11) -> None:
-        require(
-            case.dims <= MAX_DIMS,
-            f"normalisation cannot be checked in {case.dims} dimensions; build the same architecture with fewer",
-        )
+        require(case.dims <= MAX_DIMS, too_many(case))
         self.case, self.n, self.generator, self.note = case, n, case.generator(stream), ""
         self.t, self.context = t, context
         typical = case.typical(t, TYPICAL, stream, context).flatten(1)
@@ -124,6 +121,11 @@ class Proposals:
         levels = torch.multinomial(pmf, self.n, replacement=True, generator=self.generator).T
         log_q = pmf.log().gather(1, levels.T).sum(0) - log_volume(self.case)
         return lattice.to_unit(levels, dtype=torch.float64), log_q, torch.zeros_like(log_q)
+
+
+def too_many(case: DensityCase) -> str:
+    """Why there are no proposals beyond the most dimensions."""
+    return f"normalisation cannot be checked in {case.dims} dimensions; build the same architecture with fewer"
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
