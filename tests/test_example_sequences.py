@@ -120,7 +120,7 @@ def test_settings_of_other_runs_are_taken_over(tmp_path):
     assert [run["settings"]["seed"] for run in entry["runs"]] == [0, 0]
     for way, label in (("ncml", "NCML"), ("cam", "CAM")):
         assert len(page["final"](entry, way)) == 1
-        assert f"{label}: learning rate 0.004, a share of 0.15 at t = 0 (taken over from shorter)" in text
+        assert f"{label}: learning rate 0.004, 0.15 at t = 0, noise down to 0.002 (taken over from shorter)" in text
     with pytest.raises(AssertionError, match="nothing chosen for ml, fixed; run these ways there first"):
         compare_sequences(tmp_path / "runs", *arguments, scripts=("run.py",))
 

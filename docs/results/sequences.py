@@ -27,8 +27,8 @@ ROWS = (
     ("fixed", "two-part", "one noise level, then Tweedie"),
     ("ncml", "direct", "NCML, drawn at t = 0"),
     ("ncml", "two-part", "NCML, in two parts"),
-    ("other", "direct", "NCML, other levels, drawn at t = 0"),
-    ("other", "two-part", "NCML, other levels, in two parts"),
+    ("other", "direct", "NCML, other settings, drawn at t = 0"),
+    ("other", "two-part", "NCML, other settings, in two parts"),
     ("cam", "direct", "CAM, noisy context, fed back with noise"),
     ("scored", "direct", "NCML and score matching, drawn at t = 0"),
     ("scored", "two-part", "NCML and score matching, in two parts"),
@@ -37,7 +37,7 @@ ROWS = (
 )
 TERMS = {"scored": "score_matching", "planck": "fokker_planck"}  # what is added to NCML, its settings otherwise
 PICTURE = "paths-0.0001-64-made"  # whose windows are drawn
-WAYS = {"ml": "maximum likelihood", "fixed": "one level", "ncml": "NCML", "other": "other levels", "cam": "CAM"}
+WAYS = {"ml": "maximum likelihood", "fixed": "one level", "ncml": "NCML", "other": "other settings", "cam": "CAM"}
 NOISE = {"p_zero": 0.15, "sigma_min": 0.0}  # how NCML and CAM draw levels, by default: 0 is for
 SMALLEST = {"paths-0.0001": 0.005, "paths-1e-08": 0.005, "recordings": 0.002}
 TUNING = 100  # the first seed that is not for the test
@@ -70,29 +70,23 @@ def collect(runs: Path, recorded: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def common(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the runs of one way of training have in common: neither the seed nor the variants of NCML."""
-    return {k: v for k, v in settings.items() if k not in ("seed", *NOISE, *TERMS.values())}
-
-
 def levels(problem: str, settings: dict[str, Any]) -> str:
     """How often t = 0 is drawn, and where the noise ends."""
     return f"{settings['p_zero']:g} at t = 0, noise down to {settings['sigma_min'] or SMALLEST[problem]:g}"
 
 
 def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
-    """The test runs of the chosen settings of a way of training, or of a variant of NCML, by seed."""
-    chosen = entry.get("chosen", {}).get("ncml" if way in ("other", *TERMS) else way)
-    expected = {TERMS[way]} if way in TERMS else set()
-    found = [
-        r
-        for r in entry["runs"]
-        if chosen is not None
-        and (s := r["settings"])["seed"] < TUNING
-        and common(s) == common(chosen)
-        and (way in TERMS or any(s[k] != chosen[k] for k in NOISE) == (way == "other"))
-        and {term for term in TERMS.values() if s.get(term)} == expected
-    ]
+    """The test runs of the chosen settings of a way of training, or of others of NCML, by seed."""
+    own = "ncml" if way in ("other", *TERMS) else way
+    chosen = entry.get("chosen", {}).get(own)
+
+    def kind(settings: dict[str, Any]) -> str:
+        terms = [name for name, term in TERMS.items() if settings[term]]
+        same = all(settings[name] == value for name, value in chosen.items() if name != "seed")
+        return terms[0] if terms else own if same else "other"
+
+    tested = [r for r in entry["runs"] if r["settings"]["way"] == own and r["settings"]["seed"] < TUNING]
+    found = [r for r in tested if chosen is not None and kind(r["settings"]) == way]
     return sorted(found, key=lambda r: r["settings"]["seed"])
 
 
