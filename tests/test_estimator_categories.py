@@ -196,17 +196,17 @@ WRONG = {
     "strings": (lambda f: fitted(f), r"columns kind \(object\); .*declare categories=\['kind'\]"),
     "dates": (
         lambda f: fitted(f.assign(kind=pd.Timestamp(0))),
-        r"columns kind \(datetime64.*; make days since the first one of the dates in kind$",
+        r"columns kind \(datetime64.*; make days of the dates in kind: X",
     ),
     "some more strings": (
         lambda f: fitted(f.assign(other=f["kind"].where(f["count"] > 0)), categories=["other"]),
         r"columns kind \(object\); .*declare categories=\['other', 'kind'\]$",
     ),
     "keys": (lambda f: fitted(f.assign(kind=[f"k{i}" for i in range(len(f))])), "; leave out kind, which only names"),
-    "text for numbers": (lambda f: fitted(f.assign(kind="1.5")), "; make numbers of the text in kind$"),
+    "text for numbers": (lambda f: fitted(f.assign(kind="1.5")), "; make numbers of the text in kind: X"),
     "a word for a gap": (
         lambda f: fitted(f.assign(kind=["n/a", *["1.5"] * (len(f) - 1)])),
-        r"; make a gap \(NaN\) of 'n/a' in kind, and numbers of the rest$",
+        r"; make a gap \(NaN\) of 'n/a' in kind, and numbers of the rest: X",
     ),
     "an array of strings": (lambda f: fitted(f[["count", "kind"]].to_numpy()), r"columns 1; .*categories=\[1\]"),
     "no such column": (

@@ -72,7 +72,7 @@ class Columns:
     def of(
         cls,
         X: Array,
-        names: Sequence[str],
+        names: Sequence[Any],
         bounds: Bounds | None = None,
         codes: Mapping[int, int] | None = None,
     ) -> Columns:
@@ -80,7 +80,7 @@ class Columns:
 
         Args:
             X: The rows.
-            names: Names of the columns.
+            names: Names of the columns, which may be numbers.
             bounds: For a column, by name or index, the values between which it lies, None for infinity.
             codes: Columns of codes 0, 1, ... by index, and how many there are.
 
@@ -134,7 +134,7 @@ class Columns:
                 f"spread from them; expected numbers of one kind; make a gap (NaN) of a code for missing values"
             )
         columns = cls(
-            tuple(names),
+            tuple(map(str, names)),
             np.array(kept),
             constant,
             duplicates,
@@ -294,7 +294,7 @@ def column_of(key: Any, labels: Sequence[Any], name: str) -> int:  # noqa: ANN40
 
 def _bounds(
     bounds: Bounds | None,
-    names: Sequence[str],
+    names: Sequence[Any],
     X: Array,
     kept: list[int],
     duplicates: Mapping[int, tuple[int, float, float]],

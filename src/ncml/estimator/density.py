@@ -327,13 +327,13 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             self._refuse_gaps(rows)
         return torch.from_numpy(self.columns_.standardise(rows)).to(self.density_.device)
 
-    def _names(self) -> list[str]:
-        return list(getattr(self, "feature_names_in_", [f"x{j}" for j in range(self.n_features_in_)]))
+    def _names(self) -> list[Any]:
+        return list(getattr(self, "feature_names_in_", self._form.names(self.n_features_in_)))
 
     def _validated(self, X: Any, *, reset: bool) -> NDArray[np.float64]:  # noqa: ANN401 -- any table
         rows = validate_data(
             self,
-            self._form.encode(X),
+            self._form.encode(X, gaps=self.missing is not False and (reset or self.marginal_)),
             reset=reset,
             dtype=np.float64,
             ensure_min_samples=2 if reset else 1,

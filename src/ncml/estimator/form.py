@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ncml.errors import ArgumentError
+from ncml.estimator.advice import advice_on, names_rows
 from ncml.estimator.columns import column_of
 from ncml.estimator.traits import Array
 
@@ -21,7 +23,7 @@ __all__ = ["Categories", "TableForm", "is_frame", "rows_of"]
 Categories = Iterable[Any] | Mapping[Any, Iterable[Any]]
 Objects = NDArray[np.object_]
 SHOWN = 8
-FEWEST = 20  # rows that can show that categories name them
+CELLS = (str, bytes, datetime.date, datetime.timedelta, np.datetime64, np.timedelta64)  # the last are numbers to numpy
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +61,16 @@ class TableForm:
             known = {j: list(kind.categories) for j, kind in enumerate(kinds) if hasattr(kind, "categories")}
         else:
             known = {}
-            X = X if categories is None else _objects(X)
-            labels = list(range(X.shape[1] if getattr(X, "ndim", 0) == 2 else 0))
+            X = _plain(X) if categories is None else _objects(X)
+            labels = list(range(X.shape[1] if _is_table(X) else 0))
         given = categories if isinstance(categories, Mapping) else dict.fromkeys(_listed(categories))
         for key, values in given.items() if labels else ():
             j = column_of(key, labels, "categories")
             if values is None:
-                known.setdefault(j, _in_order(_column(X, j)))
+                known.setdefault(j, _in_order(_distinct(_present(_column(X, j)), key)))
                 continue
             known[j] = list(values)
-            if len(set(known[j])) < len(known[j]):
+            if len(_distinct(known[j], key)) < len(known[j]):
                 raise ArgumentError(f"categories: got {known[j]!r} for {key!r}; expected every value once")
         dtypes = list(X.dtypes) if is_frame(X) else [getattr(X, "dtype", None)] * len(labels)
         objects = [j for j, dtype in enumerate(dtypes) if isinstance(dtype, np.dtype) and dtype.kind == "O"]
@@ -82,20 +84,32 @@ class TableForm:
         """The categories as the parameter ``categories`` takes them."""
         return {self.labels[j]: values for j, values in self.categories.items()}
 
-    def encode(self, X: Any) -> Any:  # noqa: ANN401 -- any table
+    def names(self, width: int) -> list[Any]:
+        """What the columns are called in messages: as in the data frame, or x0, x1, ... of an array of some width."""
+        return self.labels if self.frame is not None else [f"x{j}" for j in range(width)]
+
+    def encode(self, X: Any, name: str = "X", *, gaps: bool = True) -> Any:  # noqa: ANN401 -- any table
         """Floats in place of categories, integers, booleans and gaps: a data frame for one, an array otherwise.
 
-        What is neither a data frame nor has categories is returned as it is, unless it holds strings.
+        What is neither a data frame nor has categories is returned as it is, unless it holds strings or dates.
+
+        Args:
+            X: The rows.
+            name: The argument that they are.
+            gaps: Whether they may have some, for the remedies.
 
         Raises:
-            ArgumentError: A category that is not known, or a column of neither numbers nor categories.
+            ArgumentError: A category that is not known, a column of neither numbers nor categories, or columns of one
+                name.
         """
-        if not is_frame(X):
-            if self.categories:
-                X = _objects(X)
-            elif getattr(getattr(X, "dtype", None), "kind", "f") not in "OUS":
+        given = getattr(X, "dtype", None)
+        if is_frame(X):
+            _check_names(X, name)
+        else:
+            X = _objects(X) if self.categories else _plain(X)
+            if not self.categories and getattr(getattr(X, "dtype", None), "kind", "f") not in "OUSmM":
                 return X
-        if self._of_another_form(X):
+        if self.differs(X):
             return X  # about which scikit-learn says what is wrong
         columns, wrong = {}, []
         for j in range(X.shape[1]):
@@ -104,27 +118,32 @@ class TableForm:
                 continue
             column = _column(X, j)
             if j in self.categories:
-                columns[j] = self._codes(column, j)
-            elif not all(isinstance(v, (numbers.Real, np.bool_)) for v in _present(column)):
+                columns[j] = self._codes(column, j, name, gaps=gaps)
+            elif not all(
+                isinstance(v, (numbers.Real, np.bool_)) and not isinstance(v, CELLS) for v in _present(column)
+            ):
                 wrong.append(j)
             else:
                 columns[j] = np.array([np.nan if _missing(v) else v for v in column], np.float64)
         if not is_frame(X):
-            if not self.categories and not any(isinstance(v, (str, bytes)) for v in np.asarray(X).flat):
+            if not self.categories and not any(isinstance(v, CELLS) for j in wrong for v in _column(X, j)):
                 return X  # odd objects, which scikit-learn names
             if not wrong:
                 return np.stack(list(columns.values()), 1)
         if wrong:
             kinds = "" if not is_frame(X) else f" ({', '.join(str(X.dtypes.iloc[j]) for j in wrong)})"
+            advice = self._advice(X, wrong, name, gaps=gaps)
+            if ":" in advice and not is_frame(X) and given != np.dtype(object):  # which takes no numbers beside text
+                advice = f"make an array of objects of it, {name} = np.array({name}, dtype=object); {advice}"
             raise ArgumentError(
-                f"X: got columns {', '.join(str(self.labels[j]) for j in wrong)}{kinds}; expected numbers or "
-                f"categories; {self._advice(X, wrong)}"
+                f"{name}: got columns {', '.join(str(self.labels[j]) for j in wrong)}{kinds}; expected numbers or "
+                f"categories; {advice}"
             )
         frame = type(X)(columns, index=X.index)
         frame.columns = X.columns
         return frame
 
-    def _advice(self, X: Any, wrong: list[int]) -> str:  # noqa: ANN401 -- any table
+    def _advice(self, X: Any, wrong: list[int], name: str, *, gaps: bool) -> str:  # noqa: ANN401 -- any table
         """What to do about columns of neither numbers nor categories."""
         own = (
             [] if self.frame is None else [j for j, kind in enumerate(self.frame.dtypes) if hasattr(kind, "categories")]
@@ -133,17 +152,12 @@ class TableForm:
         shared, advice = list(declared), []
         for j in wrong:
             label, values = self.labels[j], _present(_column(X, j))
-            words = [value for value in values if not _reads_as_number(value)]
-            if any(isinstance(value, (datetime.date, np.datetime64)) for value in values):
-                advice.append(f"make days since the first one of the dates in {label}")
-            elif not words:
-                advice.append(f"make numbers of the text in {label}")
-            elif 2 * len(words) < len(values):
-                advice.append(f"make a gap (NaN) of {words[0]!r} in {label}, and numbers of the rest")
-            elif _names_rows(len(set(words)), len(words)):
-                advice.append(f"leave out {label}, which only names rows")
-            else:
+            place = f"{name}[{label!r}]" if is_frame(X) else f"{name}[:, {j}]"
+            found = advice_on(label, values, place, gaps=gaps)
+            if found is None:
                 shared.append(label)
+            else:
+                advice.append(found)
         if len(shared) > len(declared):
             advice.insert(0, f"declare categories={shared!r}")
         return "; ".join(advice)
@@ -153,7 +167,7 @@ class TableForm:
         columns: dict[int, Any] = {j: rows[:, j] for j in range(rows.shape[1])}
         for j, values in self.categories.items():
             codes = np.rint(rows[:, j]).astype(int)
-            columns[j] = np.array([values[code] for code in codes], dtype=object)
+            columns[j] = np.fromiter((values[code] for code in codes), dtype=object, count=len(codes))
         for j, kind in self.kinds.items():
             columns[j] = _held(columns[j], np.dtype(kind)).astype(kind).astype(object)
         if self.frame is not None:
@@ -176,7 +190,7 @@ class TableForm:
         for j in self.categories:
             codes = rows[~np.isnan(rows[:, j]), j]
             distinct = len(np.unique(codes))
-            if _names_rows(distinct, len(codes)):
+            if names_rows(distinct, len(codes)):
                 keys.append(f"{self.labels[j]} ({distinct} of {len(codes)} rows)")
         if keys:
             warnings.warn(
@@ -186,37 +200,26 @@ class TableForm:
                 stacklevel=3,
             )
 
-    def _of_another_form(self, X: Any) -> bool:  # noqa: ANN401 -- array or data frame
-        if getattr(X, "ndim", 0) != 2 or X.shape[1] != len(self.labels):
+    def differs(self, X: Any) -> bool:  # noqa: ANN401 -- any table
+        """Whether a table has other columns than this form."""
+        if not _is_table(X) or X.shape[1] != len(self.labels):
             return True
         named = self.frame is not None and is_frame(X) and all(isinstance(label, str) for label in self.labels)
         return named and list(X.columns) != self.labels
 
-    def _codes(self, column: Objects, j: int) -> Array:
+    def _codes(self, column: Objects, j: int, name: str, *, gaps: bool) -> Array:
         code_of = {value: float(code) for code, value in enumerate(self.categories[j])}
-        unknown = [v for v in _present(column) if v not in code_of]
+        unknown = [v for v in _distinct(_present(column), self.labels[j]) if v not in code_of]
         if unknown:
             known = ", ".join(repr(v) for v in self.categories[j][:SHOWN])
             more = ", ..." if len(self.categories[j]) > SHOWN else ""
+            gap = "make a gap of it, " if gaps else ""
             raise ArgumentError(
-                f"X: got {unknown[0]!r} in {self.labels[j]}, which was not among its categories in training ({known}"
-                f"{more}); expected one of these; leave such rows out, make a gap of it, or fit with "
+                f"{name}: got {unknown[0]!r} in {self.labels[j]}, which was not among its categories in training "
+                f"({known}{more}); expected one of these; leave such rows out, {gap}or fit with "
                 f"categories={{{self.labels[j]!r}: [...]}}, all values that can come"
             )
         return np.array([np.nan if _missing(v) else code_of[v] for v in column], np.float64)
-
-
-def _names_rows(distinct: int, rows: int) -> bool:
-    """Whether categories of so many distinct values are names of the rows, such as keys."""
-    return rows >= FEWEST and 2 * distinct > rows
-
-
-def _reads_as_number(value: Any) -> bool:  # noqa: ANN401 -- a cell
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def is_frame(X: Any) -> bool:  # noqa: ANN401 -- any table
@@ -237,15 +240,48 @@ def _listed(categories: Categories | None) -> Iterable[Any]:
     return () if categories is None else categories
 
 
-def _objects(X: Any) -> Any:  # noqa: ANN401 -- array or list
-    """An array as it is; of lists one of their objects, so that numbers beside strings stay numbers."""
+def _check_names(X: Any, name: str) -> None:  # noqa: ANN401 -- data frame
+    """Refuse a data frame without columns, or with several of one name."""
+    labels = list(X.columns)
+    if not labels:
+        raise ArgumentError(f"{name}: got a data frame without columns; expected one at least")
+    if len(set(labels)) < len(labels):
+        twice = ", ".join(repr(label) for label in dict.fromkeys(labels) if labels.count(label) > 1)
+        raise ArgumentError(
+            f"{name}: got several columns named {twice}; expected a name for each; rename them, or leave out the "
+            f"later ones, {name} = {name}.loc[:, ~{name}.columns.duplicated()]"
+        )
+
+
+def _plain(X: Any) -> Any:  # noqa: ANN401 -- any table
+    """An array for a tensor, for a masked array, with NaN or None where it is masked, and for lists with text."""
+    if isinstance(X, torch.Tensor):
+        return X.detach().cpu().numpy()
+    if isinstance(X, np.ma.MaskedArray):
+        if not np.ma.is_masked(X):
+            return X.data
+        gap: Any = np.nan if X.dtype.kind in "biuf" else None
+        return np.where(np.ma.getmaskarray(X), gap, X.data)
+    rows = X if isinstance(X, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in X) else ()
+    return np.asarray(X, dtype=object) if any(isinstance(value, CELLS) for row in rows for value in row) else X
+
+
+def _objects(X: Any) -> Any:  # noqa: ANN401 -- any table but a data frame
+    """An array; of lists one of their objects, so that numbers beside strings stay numbers."""
+    X = _plain(X)
     return X if hasattr(X, "dtype") else np.asarray(X, dtype=object)
+
+
+def _is_table(X: Any) -> bool:  # noqa: ANN401 -- anything
+    """Whether X has rows and columns, and is not sparse."""
+    return getattr(X, "ndim", 0) == 2 and not hasattr(X, "toarray")
 
 
 def _column(X: Any, j: int) -> Objects:  # noqa: ANN401 -- array or data frame
     """The values of a column, None for the gaps of a data frame."""
     if not is_frame(X):
-        return np.asarray(X[:, j], dtype=object)
+        # Of dates numpy would make integers, of text and numbers Python's own.
+        return np.fromiter(X[:, j], object, len(X)) if X.dtype.kind in "mM" else np.asarray(X[:, j], dtype=object)
     column = X.iloc[:, j]
     values: Objects = column.to_numpy(object, copy=True)
     values[column.isna().to_numpy(bool)] = None
@@ -271,6 +307,8 @@ def _held(column: Array, dtype: Any) -> Array:  # noqa: ANN401 -- a type of nump
 def _missing(value: Any) -> bool:  # noqa: ANN401 -- a cell
     if type(value).__name__ in ("NAType", "NaTType"):  # pandas', which need not be installed
         return True
+    if isinstance(value, (np.datetime64, np.timedelta64)):
+        return bool(np.isnat(value))
     return value is None or (isinstance(value, (float, np.floating)) and bool(np.isnan(value)))
 
 
@@ -286,9 +324,21 @@ def _kind(column: Objects) -> type | None:
     return int if there and all(isinstance(v, numbers.Integral) for v in there) else None
 
 
-def _in_order(column: Objects) -> list[Any]:
-    """Distinct values, sorted where they can be."""
-    values = list(dict.fromkeys(_present(column)))
+def _distinct(values: Iterable[Any], key: Any) -> list[Any]:  # noqa: ANN401 -- a name or an index
+    """Every value of a column of categories once."""
+    values = list(values)
+    try:
+        return list(dict.fromkeys(values))
+    except TypeError as error:
+        kinds = sorted({type(value).__name__ for value in values})
+        raise ArgumentError(
+            f"categories: got cells of {', '.join(kinds)} in {key!r}; expected strings, numbers or other hashable "
+            f"values; make strings of them, .astype(str), or leave out the column"
+        ) from error
+
+
+def _in_order(values: list[Any]) -> list[Any]:
+    """Sorted where they can be."""
     try:
         return sorted(values)
     except TypeError:

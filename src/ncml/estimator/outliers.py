@@ -150,7 +150,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
             estimator.set_params(missing=True)  # those left for training may have none
         seen = rows[order[held:]]
         if held:
-            self._check_left(rows, seen)
+            self._check_left(rows, seen, form.names(rows.shape[1]))
         self.estimator_: NCMLDensityEstimator = estimator.fit(rows_of(X, order[held:]))
         self._usual = self._fit_usual(seen[:ROWS], random)
         wanted = self.n_neighbors > 0 and not self.estimator_.marginal_
@@ -299,7 +299,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
     def _validated(self, X: Any, form: TableForm, *, reset: bool) -> Array:  # noqa: ANN401 -- any table
         rows = validate_data(
             self,
-            form.encode(X),
+            form.encode(X, gaps=self._takes_gaps(reset=reset)),
             reset=reset,
             dtype=np.float64,
             ensure_min_samples=2 if reset else 1,
@@ -307,11 +307,13 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         )
         return cast(Array, rows)
 
-    def _check_left(self, rows: Array, seen: Array) -> None:
+    def _takes_gaps(self, *, reset: bool) -> bool:
+        return (self.estimator is None or self.estimator.missing is not False) and (reset or self.estimator_.marginal_)
+
+    def _check_left(self, rows: Array, seen: Array, names: list[Any]) -> None:
         """Refuse a calibration part that leaves the training without what the table has."""
         remedy = "take fewer calibration rows, or another random_state"
         if lost := np.flatnonzero(np.isnan(seen).all(0) & ~np.isnan(rows).all(0)).tolist():
-            names = list(getattr(self, "feature_names_in_", [f"x{j}" for j in range(rows.shape[1])]))
             raise ArgumentError(
                 f"calibration: got {self.calibration}, which leaves {len(seen)} rows to train on, without a value in "
                 f"{', '.join(str(names[j]) for j in lost)}; expected some; {remedy}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ FEWEST = 8  # rows that can show that a column is an affine copy
 HUGE = 1e150  # squares of larger numbers, and of the reciprocal of smaller ones, overflow
 
 
-def check_sizes(low: Array, high: Array, names: Sequence[str]) -> None:
+def check_sizes(low: Array, high: Array, names: Sequence[Any]) -> None:
     """Refuse columns whose squares would overflow, or vanish."""
     largest = np.maximum(np.abs(low), np.abs(high))
     for j in np.flatnonzero((largest > HUGE) | ((low < high) & (high - low < 1.0 / HUGE))).tolist():

@@ -1,0 +1,218 @@
+"""Tables as users of pandas have them: refused columns, the remedies carried out; names; other kinds of arrays."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+from ncml.densities import MADE, MarginalMADE
+from ncml.errors import ArgumentError
+from ncml.estimator import FeatureShift, NCMLDensityEstimator, NCMLOutlierDetector
+from ncml.estimator.form import TableForm
+
+N = 40
+FIRST = datetime.date(2020, 1, 30)
+DAYS = [FIRST + datetime.timedelta(days=i) for i in range(N)]
+SINCE = np.arange(N) + float((FIRST - datetime.date(2000, 1, 1)).days)
+NUMBERS = np.arange(N) / 4.0
+
+
+def small(shape, process):
+    return MADE(shape, process, hidden=(8,), components=2)
+
+
+def small_with_gaps(shape, process):
+    return MarginalMADE(shape, process, hidden=(8,), components=2)
+
+
+def frame_with(column):
+    return pd.DataFrame({"a": np.random.default_rng(0).normal(size=len(column)), "c": column}).set_index(
+        np.arange(len(column))[::-1]
+    )
+
+
+def refusal(X, name="X", **settings):
+    with pytest.raises(ArgumentError) as caught:
+        TableForm.of(X, None).encode(X, name, **settings)
+    return str(caught.value)
+
+
+def code_in(message):
+    """The assignments that a message advises."""
+    return re.findall(r"X(?:\[[^\]]*\])? = .*?(?=; make|; leave|$)", message)
+
+
+REMEDIES = {
+    "datetime64": (pd.to_datetime(DAYS), SINCE, "days of the dates"),
+    "datetime64 in a zone": (pd.to_datetime(DAYS).tz_localize("UTC"), SINCE, "days of the dates"),
+    "objects of dates": (DAYS, SINCE, "days of the dates"),
+    "objects of times": ([datetime.datetime(d.year, d.month, d.day) for d in DAYS], SINCE, "days of the dates"),
+    "dates in text": ([str(d) for d in DAYS], SINCE, "days of the dates"),
+    "some with a time": ([f"{d}{' 00:00:00' * (d.day > 9)}" for d in DAYS], SINCE, "days of the dates"),
+    "dates in text with a zone": ([f"{d}T00:00:00Z" for d in DAYS], SINCE, "days of the dates"),
+    "days first": ([f"{d:%d/%m/%Y}" for d in DAYS], SINCE, "days of the dates"),
+    "months first": ([f"{d:%m/%d/%Y}" for d in DAYS], SINCE, "days of the dates"),
+    "dates and a word": ([*map(str, DAYS[:-1]), "never"], [*SINCE[:-1], np.nan], "gap (NaN) of 'never' in c, and days"),
+    "periods": (pd.PeriodIndex(DAYS, freq="D"), SINCE, "days of the dates"),
+    "durations": (pd.to_timedelta(np.arange(N), unit="D"), np.arange(N), "days of the durations"),
+    "objects of durations": (pd.Series([datetime.timedelta(i) for i in range(N)], dtype=object), np.arange(N), "days"),
+    "decimals": ([decimal.Decimal(i) / 4 for i in range(N)], NUMBERS, "floats of the decimals"),
+    "numbers in text": ([f"{x}" for x in NUMBERS], NUMBERS, "numbers of the text"),
+    "per cent": ([f"{x}%" for x in NUMBERS], NUMBERS, "numbers of the text"),
+    "money": ([f"$ {x}" for x in NUMBERS], NUMBERS, "numbers of the text"),
+    "numbers and a word": ([*NUMBERS[:-1], "n/a"], [*NUMBERS[:-1], np.nan], "gap (NaN) of 'n/a' in c, and numbers"),
+    "per cent and a gap": ([*(f"{x}%" for x in NUMBERS[:-1]), None], [*NUMBERS[:-1], np.nan], "numbers of the text"),
+}
+
+
+@pytest.mark.parametrize("kind", REMEDIES)
+def test_remedies_work(kind):
+    """Each message's code, run as it stands, gives the numbers; in a data frame, in objects, in text and in lists."""
+    column, numbers, what = REMEDIES[kind]
+    frame = frame_with(list(column) if isinstance(column, list) else pd.Series(column).array)
+    tables = {"frame": frame, "array": frame.to_numpy(object), "list": frame.to_numpy(object).tolist()}
+    if all(isinstance(value, str) for value in column):
+        tables["text"] = frame.to_numpy(str)
+    for form, X in tables.items():
+        if kind in ("decimals", "periods") and form != "frame":
+            continue  # numbers to numpy, and nothing
+        message = refusal(X)
+        assert what in message.replace("in 1", "in c"), message
+        variables = {"X": X, "np": np, "pd": pd}
+        for line in code_in(message):
+            exec(line, variables)
+        rows = TableForm.of(variables["X"], None).encode(variables["X"])
+        np.testing.assert_allclose(np.asarray(rows, float)[:, 1], numbers)
+
+
+def test_remedies_that_leave_rows_out():
+    """Where gaps are refused, none is advised."""
+    message = refusal(frame_with(["1.5"] * N + ["n/a"]), "Y", gaps=False)
+    assert message.endswith(
+        "leave out rows with 'n/a' in c, and make numbers of the rest: Y['c'] = Y['c'].astype(float)"
+    )
+
+
+ADVICE = {
+    "keys": ([f"k{i}" for i in range(N)], "leave out c, which only names rows$"),
+    "lists": ([[1, 2]] * N, r"leave out c, or make numbers of its cells \(list\)$"),
+    "dicts": ([{"a": 1}] * N, r"leave out c, or make numbers of its cells \(dict\)$"),
+    "intervals": (pd.interval_range(0, N), r"leave out c, or make numbers of its cells \(Interval\)$"),
+    "complex numbers": (np.arange(N) + 1j, "make two columns of the complex numbers in c: the real and the imag"),
+    "commas": ([f"{i},5" for i in range(N)], r"make numbers of the text in c: read it by pd.read_csv with thousands"),
+    "a few words": (["a", "b"] * (N // 2), r"declare categories=\['c'\]$"),
+}
+
+
+@pytest.mark.parametrize("kind", ADVICE)
+def test_advice_on_columns(kind):
+    column, message = ADVICE[kind]
+    assert re.search(message, refusal(frame_with(column)))
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[D]", "datetime64[ns]", "timedelta64[h]"])
+def test_arrays_of_dates_are_refused(dtype):
+    """As in data frames; scikit-learn takes them for numbers, and a gap for one as well."""
+    message = refusal(np.arange(N)[:, None].astype(dtype).repeat(2, 1))
+    assert "make days of the" in message
+
+
+@pytest.mark.parametrize("made", [NCMLDensityEstimator, NCMLOutlierDetector, FeatureShift])
+def test_categories_that_are_not_hashable(made):
+    X = frame_with([[1, 2]] * N)
+    estimator = NCMLDensityEstimator(small, categories=["c"], max_steps=1)
+    model = estimator if made is NCMLDensityEstimator else made(estimator)
+    with pytest.raises(ArgumentError, match=r"categories: got cells of list in 'c'.*\.astype\(str\)"):
+        model.fit(X, X)
+    with pytest.raises(ArgumentError, match="categories: got cells of list"):
+        NCMLDensityEstimator(small, categories={"c": [[1], [2]]}).fit(X)
+    X["c"] = X["c"].astype(str)  # as advised
+    X.iloc[::2, 1] = "[3]"
+    with pytest.raises(ArgumentError, match="got cells of list"):
+        estimator.fit(X).score_samples(frame_with([[1, 2]] * 2))
+
+
+def test_categories_that_are_tuples():
+    X = frame_with([(i % 2, "b") for i in range(N)])
+    drawn = NCMLDensityEstimator(small, categories=["c"], max_steps=1).fit(X).sample(5)
+    assert set(drawn["c"]) <= {(0, "b"), (1, "b")}
+
+
+def test_unknown_categories_where_gaps_are_refused():
+    """The remedies are those that the model takes."""
+    X = frame_with(["u", "v"] * (N // 2))
+    odd = X.assign(c="w")
+    plain = NCMLDensityEstimator(small, categories=["c"], max_steps=1).fit(X)
+    with pytest.raises(ArgumentError, match=r"X: got 'w' in c.*leave such rows out, or fit"):
+        plain.score_samples(odd)
+    gappy = NCMLDensityEstimator(small_with_gaps, categories=["c"], max_steps=1).fit(X)
+    with pytest.raises(ArgumentError, match="make a gap of it"):
+        gappy.score_samples(odd)
+    detector = NCMLOutlierDetector(NCMLDensityEstimator(small, categories=["c"], max_steps=1), calibration=0.0).fit(X)
+    with pytest.raises(ArgumentError, match=r"X: got 'w' in c.*leave such rows out, or fit"):
+        detector.score_samples(odd)
+
+
+ARRAY = np.random.default_rng(1).normal(size=(N, 2))
+WITH_GAP = np.where(np.arange(2 * N).reshape(N, 2) == 5, np.nan, ARRAY)
+MIXED = np.array([[x, "uv"[i % 2]] for i, x in enumerate(ARRAY[:, 0])], dtype=object)
+MIXED_GAP = np.where(np.arange(2 * N).reshape(N, 2) == 5, None, MIXED)
+
+
+def test_numbers_as_names_of_columns():
+    """They are names before they are indices, for bounds as for categories, and messages have them."""
+    X = pd.DataFrame({1: np.exp(ARRAY[:, 0]), 0: np.arange(N) % 3, 7: ARRAY[:, 1], 8: 1.0})
+    estimator = NCMLDensityEstimator(small, bounds={1: (0.0, None)}, categories=[0], max_steps=1, random_state=0)
+    with pytest.warns(UserWarning, match="constant columns are set aside: 8"):
+        model = estimator.fit(X)
+    assert model.columns_.low.tolist() == [0.0, -0.5, -np.inf]
+    assert model.form.categories == {1: [0, 1, 2]}
+
+
+def test_names_of_several_columns():
+    X = pd.DataFrame(ARRAY, columns=["a", "a"])
+    with pytest.raises(ArgumentError, match=r"several columns named 'a'.*X = X.loc\[:, ~X.columns.duplicated\(\)\]"):
+        NCMLDensityEstimator(small).fit(X)
+    with pytest.raises(ArgumentError, match="X: got a data frame without columns"):
+        NCMLDensityEstimator(small).fit(X.iloc[:, :0])
+
+
+def test_tensors():
+    """As arrays, those that require gradients too."""
+    X = torch.tensor(ARRAY, dtype=torch.float32, requires_grad=True)
+    model = NCMLDensityEstimator(small, max_steps=1, random_state=0).fit(X)
+    assert (model.score_samples(X) == model.score_samples(X.detach().numpy())).all()
+    assert model.sample(3).dtype == np.float32
+
+
+def test_masked_arrays():
+    """What is masked is missing, whatever is beneath."""
+    X = np.ma.masked_array(ARRAY, ARRAY > 1.0)
+    model = NCMLDensityEstimator(small_with_gaps, max_steps=1, random_state=0).fit(X)
+    filled = X.filled(np.nan)
+    assert (model.score_samples(X) == model.score_samples(filled)).all()
+    assert (model.columns_.centre == np.nanmedian(filled, axis=0)).all()
+    text = np.ma.masked_array(MIXED, MIXED == "v")
+    assert TableForm.of(text, [1]).categories == {1: ["u"]}
+
+
+def test_sparse_tables_with_categories():
+    """scikit-learn says what to do."""
+    with pytest.raises(TypeError, match="toarray"):
+        NCMLDensityEstimator(small, categories=[1]).fit(sparse.csr_matrix(ARRAY))
+
+
+def test_lists_with_text():
+    rows = MIXED.tolist()
+    with pytest.raises(ArgumentError, match=r"X: got columns 1; .*declare categories=\[1\]$"):
+        NCMLDensityEstimator(small).fit(rows)
+    gaps = WITH_GAP.astype(object)
+    gaps[2, 1] = None
+    assert NCMLDensityEstimator(small_with_gaps, max_steps=1).fit(gaps.tolist()).sample(2).dtype == float
