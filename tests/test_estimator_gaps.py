@@ -193,7 +193,7 @@ WRONG = {
         lambda X: FeatureShift().fit(
             pd.DataFrame(X, columns=list("abc")).dropna(), pd.DataFrame(X, columns=list("abc"))
         ),
-        "Y: got missing values in b; expected complete rows",
+        r"Y: got missing values \(NaN\) in b; expected complete rows",
     ),
 }
 

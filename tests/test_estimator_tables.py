@@ -155,6 +155,8 @@ def test_unknown_categories_where_gaps_are_refused():
     gappy = NCMLDensityEstimator(small_with_gaps, categories=["c"], max_steps=1).fit(X)
     with pytest.raises(ArgumentError, match="make a gap of it"):
         gappy.score_samples(odd)
+    with pytest.raises(ArgumentError, match=r"Y: got 'w' in c.*leave such rows out, or fit"):
+        FeatureShift(plain, resamples=1, steps=1).fit(X, odd)
     detector = NCMLOutlierDetector(NCMLDensityEstimator(small, categories=["c"], max_steps=1), calibration=0.0).fit(X)
     with pytest.raises(ArgumentError, match=r"X: got 'w' in c.*leave such rows out, or fit"):
         detector.score_samples(odd)
@@ -164,6 +166,34 @@ ARRAY = np.random.default_rng(1).normal(size=(N, 2))
 WITH_GAP = np.where(np.arange(2 * N).reshape(N, 2) == 5, np.nan, ARRAY)
 MIXED = np.array([[x, "uv"[i % 2]] for i, x in enumerate(ARRAY[:, 0])], dtype=object)
 MIXED_GAP = np.where(np.arange(2 * N).reshape(N, 2) == 5, None, MIXED)
+SHIFTS = {
+    "a gap in Y": (ARRAY, WITH_GAP, None, r"Y: got missing values \(NaN\) in x1; expected complete rows"),
+    "a gap in X": (WITH_GAP, ARRAY, None, r"X: got missing values \(NaN\) in x1; expected complete rows"),
+    "a gap in lists": (ARRAY.tolist(), WITH_GAP.tolist(), None, r"Y: got missing values \(NaN\) in x1;"),
+    "a gap in categories": (MIXED, MIXED_GAP, [1], r"Y: got missing values \(NaN\) in x1;"),
+    "a gap in numbers": (
+        pd.DataFrame(ARRAY, columns=[7, 9]),
+        pd.DataFrame(WITH_GAP, columns=[7, 9]),
+        None,
+        "Y: .* in 9;",
+    ),
+    "infinity in Y": (
+        ARRAY,
+        np.where(np.isnan(WITH_GAP), np.inf, ARRAY),
+        None,
+        "Y: got infinity in x1; expected finite",
+    ),
+    "other columns in Y": (ARRAY, ARRAY[:, :1], None, r"Y: got an array of shape \(40, 1\); expected the columns of X"),
+    "other names in Y": (frame_with(NUMBERS), frame_with(NUMBERS)[["c", "a"]], None, r"Y: got \['c', 'a'\]; expected"),
+    "text in Y": (frame_with(NUMBERS), frame_with(["u", "v"] * 20), None, r"Y: got columns c .*categories=\['c'\]"),
+}
+
+
+@pytest.mark.parametrize("case", SHIFTS)
+def test_the_shift_test_says_which_table_is_wrong(case):
+    X, Y, categories, message = SHIFTS[case]
+    with pytest.raises(ArgumentError, match=message):
+        FeatureShift(NCMLDensityEstimator(small, categories=categories, max_steps=1)).fit(X, Y)
 
 
 def test_numbers_as_names_of_columns():
@@ -174,6 +204,10 @@ def test_numbers_as_names_of_columns():
         model = estimator.fit(X)
     assert model.columns_.low.tolist() == [0.0, -0.5, -np.inf]
     assert model.form.categories == {1: [0, 1, 2]}
+    with pytest.warns(UserWarning, match="constant columns are set aside: 8"):
+        shift = FeatureShift(estimator, resamples=1, steps=1, random_state=0).fit(X, X)
+    assert shift.names_ == ("1", "0", "7", "8")
+    assert np.isfinite(shift.estimator_.columns_.low).tolist() == [True, True, False]
 
 
 def test_names_of_several_columns():

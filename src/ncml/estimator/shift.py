@@ -131,16 +131,16 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         estimator = NCMLDensityEstimator() if self.estimator is None else clone(self.estimator)
         (t,) = times_of(estimator.process_or_default, (self.noise,), "noise")
         form = TableForm.of(X, estimator.categories)
-        first = validate_data(self, _complete(form, X, "X"), dtype=np.float64, ensure_min_samples=2)
-        rows = np.concatenate([first, validate_data(self, _complete(form, Y, "Y"), reset=False, dtype=np.float64)])
+        first = self._complete(form, X, "X")
+        rows = np.concatenate([first, self._complete(form, Y, "Y")])
         random = check_random_state(self.random_state)
-        codes = {j: range(len(values)) for j, values in form.categories.items()}
+        codes = {form.labels[j]: range(len(values)) for j, values in form.categories.items()}
         estimator.set_params(missing=False, categories=codes or None)
         if estimator.random_state is None:
             estimator.set_params(random_state=int(random.randint(2**31 - 1)))
         table = rows[random.permutation(len(rows))]
-        if form.frame is not None and hasattr(self, "feature_names_in_"):
-            table = type(form.frame)(table, columns=self.feature_names_in_)
+        if form.frame is not None:
+            table = type(form.frame)(table, columns=form.frame.columns)
         self.estimator_: NCMLDensityEstimator = estimator.fit(table)
         columns, density = self.estimator_.columns_, self.estimator_.density_
         self.names_ = tuple(getattr(self, "feature_names_in_", columns.names))
@@ -159,6 +159,26 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         self.p_values_ = np.ones(rows.shape[1])
         self.p_values_[kept] = max_p_values(values)
         return self
+
+    def _complete(self, form: TableForm, table: Any, name: str) -> Array:  # noqa: ANN401 -- any tables
+        """Rows of finite numbers, with the columns of X."""
+        encoded = form.encode(table, name, gaps=False)
+        if form.labels and isinstance(getattr(encoded, "values", encoded), np.ndarray) and form.differs(encoded):
+            got = list(encoded.columns) if is_frame(encoded) else f"an array of shape {encoded.shape}"
+            raise ArgumentError(f"{name}: got {got}; expected the columns of X, {form.labels}, in this order")
+        first: dict[str, Any] = {"ensure_min_samples": 2} if name == "X" else {"reset": False}
+        rows = cast(Array, validate_data(self, encoded, dtype=np.float64, ensure_all_finite=False, **first))
+        names = getattr(self, "feature_names_in_", form.names(rows.shape[1]))
+        if gaps := [str(names[j]) for j in np.flatnonzero(np.isnan(rows).any(0))]:
+            raise ArgumentError(
+                f"{name}: got missing values (NaN) in {', '.join(gaps)}; expected complete rows, since where gaps are "
+                f"would be part of what has changed; leave these rows out, or fill them"
+            )
+        if infinite := [str(names[j]) for j in np.flatnonzero(np.isinf(rows).any(0))]:
+            raise ArgumentError(
+                f"{name}: got infinity in {', '.join(infinite)}; expected finite numbers; leave these rows out"
+            )
+        return rows
 
     def _compare(
         self,
@@ -189,14 +209,3 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
             z = columns.to_model(part, u)[0].to(model.dtype)
             noisy.append(objective.process.perturb(z, t, generator=generator))
         return cast(Array, shift_statistic(models[0], models[1], noisy[0], noisy[1], t).double().cpu().numpy())
-
-
-def _complete(form: TableForm, table: Any, name: str) -> Any:  # noqa: ANN401 -- any tables
-    """A table as numbers, refused if it has gaps."""
-    encoded = form.encode(table)
-    if is_frame(encoded) and (gaps := encoded.columns[encoded.isna().any()].tolist()):
-        raise ArgumentError(
-            f"{name}: got missing values in {', '.join(map(str, gaps))}; expected complete rows, since where gaps are "
-            f"would be part of what has changed; leave these rows out, or fill them"
-        )
-    return encoded
