@@ -324,9 +324,10 @@ def summary(data: dict[str, Any]) -> list[str]:
     rows = sorted((name.rsplit("-", 2) for name in data), key=lambda row: (order.index(row[0]), int(row[1]), row[2]))
     for problem, length, model in rows:
         ml, *variants = (final(data["-".join((problem, length, model))], way) for way in ("ml", "ncml", "other"))
+        rates = [{run["settings"]["learning_rate"] for run in runs} for runs in variants]
+        # Other settings only where they are of the rate that was tuned, as maximum likelihood's is.
+        variants = [runs for runs, rate in zip(variants, rates, strict=True) if runs and rate == rates[0]]
         for ncml in variants if ml else ():
-            if not ncml:
-                continue
             kinds = (ml, "direct"), (ncml, "direct"), (ncml, "two-part")
             ways = [[run["samples"][kind] for run in runs] for runs, kind in kinds]
             recordings = problem == "recordings"
@@ -337,7 +338,7 @@ def summary(data: dict[str, Any]) -> list[str]:
                 " / ".join(span([kind["energy inside"] for kind in seeds], ".3f") for seeds in ways),
             )
             label = f"{SHORT[problem]}, {length} values, {MODELS[model].split()[-1]}"
-            label += f", {levels(problem, ncml[0]['settings'])}" if variants[1] else ""
+            label += f", {levels(problem, ncml[0]['settings'])}" if len(variants) > 1 else ""
             lines.append(f"| {label} | {' | '.join(columns)} |")
     return lines
 
