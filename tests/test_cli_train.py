@@ -66,6 +66,28 @@ def test_a_reader_that_has_gone_is_no_error(arguments):
     assert (ended.returncode, ended.stderr) == (141, "")
 
 
+def test_a_training_goes_on_without_its_reader(tmp_path):
+    """It is told at every validation how it fares; who stops listening stops nothing."""
+    script = "import os, sys; sys.exit(os.system(sys.argv[1]) and 1)"
+    out = tmp_path / "run"
+    train = f"{sys.executable} -m ncml.cli train --out {out} --data.name digits --model.name made --model.hidden 8"
+    train += " --optim.steps 30 --optim.batch-size 4 --run.validate-every 1 --run.validate-images 4 --run.threads 1"
+    subprocess.run([sys.executable, "-c", script, f"{train} | head -n 4"], env=ENVIRONMENT, capture_output=True)
+    report = json.loads((out / "report.json").read_text())
+    assert read_metrics(out / "metrics.jsonl")[-1]["step"] == 30
+    assert report["training_seconds"] > 0.0
+
+
+def test_without_noise_it_is_maximum_likelihood(tmp_path, capsys):
+    """Said alike by training and by evaluation."""
+    out = tmp_path / "run"
+    settings = "--data.name digits --model.name made --model.hidden 8 --noise.p-zero 1 --optim.steps 1 --run.threads 1"
+    assert main(["train", "--out", str(out), *settings.split(), "--run.sample-every", "0"]) == 0
+    assert "maximum likelihood" in capsys.readouterr().out
+    assert main(["evaluate", str(out), "--images", "4", "--ood-images", "0", "--samples", "0"]) == 0
+    assert "made, maximum likelihood, after 1 step;" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run."""

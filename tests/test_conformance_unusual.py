@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncml import VESDE, VPSDE, GaussianProcess, LevelNoise, SampleableDensity
-from ncml.densities import GaussianDensity, GaussianMixtureDensity, ToyLattice
+from ncml.densities import CallableDensity, GaussianDensity, GaussianMixtureDensity, ToyLattice
 from ncml.density import check_draw
 from ncml.sampling import EulerMaruyama, HeunODE, PredictorCorrector
 from ncml.testing import check_density, check_noise_process, check_sampler
@@ -160,3 +160,10 @@ def test_unusual_processes_conform(process):
 )
 def test_samplers_conform_from_other_seeds(sampler):
     assert check_sampler(sampler, seed=5).passed
+
+
+def test_parameters_that_nothing_depends_on_are_seen():
+    """Though the log-density has a graph, of what the wrapper looks at."""
+    density = CallableDensity(lambda x, t: -0.5 * x.square().sum(1) - 0.9189385, (1,), modules=[nn.Linear(2, 2)])
+    with pytest.raises(AssertionError, match="log-densities without a graph, and parameters that require gradients"):
+        check_density(density, samples=500)

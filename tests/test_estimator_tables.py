@@ -49,6 +49,9 @@ def code_in(message):
     return re.findall(r"X(?:\[[^\]]*\])? = .*?(?=; make|; leave|$)", message)
 
 
+EARLY = [datetime.date(2020, month, day) for month in range(1, 13) for day in range(1, 13)]
+SINCE_EARLY = [(d - datetime.date(2000, 1, 1)).days for d in EARLY]
+
 REMEDIES = {
     "datetime64": (pd.to_datetime(DAYS), SINCE, "days of the dates"),
     "datetime64 in a zone": (pd.to_datetime(DAYS).tz_localize("UTC"), SINCE, "days of the dates"),
@@ -59,6 +62,11 @@ REMEDIES = {
     "dates in text with a zone": ([f"{d}T00:00:00Z" for d in DAYS], SINCE, "days of the dates"),
     "days first": ([f"{d:%d/%m/%Y}" for d in DAYS], SINCE, "days of the dates"),
     "months first": ([f"{d:%m/%d/%Y}" for d in DAYS], SINCE, "days of the dates"),
+    "days first with dots": ([f"{d:%d.%m.%Y}" for d in EARLY], SINCE_EARLY, "days of the dates"),
+    "the month first, or not": ([f"{d:%m/%d/%Y}" for d in EARLY], SINCE_EARLY, "dates (month first, or else dayfirst"),
+    "years first with slashes": ([f"{d:%Y/%m/%d}" for d in DAYS], SINCE, "days of the dates"),
+    "years of two digits": ([f"{d:%d/%m/%y}" for d in DAYS], SINCE, "days of the dates"),
+    "money with commas": ([f"$ {1000 * i:,}" for i in range(N)], 1000.0 * np.arange(N), "numbers of the text"),
     "dates and a word": ([*map(str, DAYS[:-1]), "never"], [*SINCE[:-1], np.nan], "gap (NaN) of 'never' in c, and days"),
     "periods": (pd.PeriodIndex(DAYS, freq="D"), SINCE, "days of the dates"),
     "durations": (pd.to_timedelta(np.arange(N), unit="D"), np.arange(N), "days of the durations"),
@@ -101,7 +109,9 @@ def test_remedies_that_leave_rows_out():
 
 
 ADVICE = {
-    "keys": ([f"k{i}" for i in range(N)], "leave out c, which only names rows$"),
+    "keys": ([f"k{i}" for i in range(N)], "leave out c, which only names rows, or make numbers of it$"),
+    "units": ([f"{i} kg" for i in range(N)], "leave out c, which only names rows, or make numbers of it$"),
+    "commas and dots": ([f"{i}.000,5" for i in range(N)], r"decimal=',' and thousands='\.'$"),
     "lists": ([[1, 2]] * N, r"leave out c, or make numbers of its cells \(list\)$"),
     "dicts": ([{"a": 1}] * N, r"leave out c, or make numbers of its cells \(dict\)$"),
     "intervals": (pd.interval_range(0, N), r"leave out c, or make numbers of its cells \(Interval\)$"),
@@ -250,3 +260,42 @@ def test_lists_with_text():
     gaps = WITH_GAP.astype(object)
     gaps[2, 1] = None
     assert NCMLDensityEstimator(small_with_gaps, max_steps=1).fit(gaps.tolist()).sample(2).dtype == float
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[ns]", "datetime64[D]", "timedelta64[ns]"])
+def test_masked_arrays_of_dates_are_refused_with_code_that_keeps_the_mask(dtype):
+    numbers = np.arange(2 * N).reshape(-1, 2)
+    days = (numbers * np.timedelta64(1, "D")).astype("timedelta64[ns]")
+    X = (np.datetime64("2000-01-01", "ns") + days if dtype[0] == "d" else days).astype(dtype)
+    X = np.ma.masked_array(X, mask=numbers == 3)
+    variables = {"X": X, "np": np, "pd": pd}
+    for line in code_in(refusal(X)):
+        exec(line, variables)
+    rows = np.asarray(TableForm.of(variables["X"], None).encode(variables["X"]), float)
+    np.testing.assert_allclose(rows, np.where(numbers == 3, np.nan, numbers))
+
+
+def test_a_tensor_of_half_precision_is_a_table():
+    x = torch.randn(N, 2).bfloat16()
+    np.testing.assert_array_equal(TableForm.of(x, None).encode(x), x.float().numpy())
+
+
+def test_the_code_for_masked_text_keeps_the_mask():
+    text = np.array([[f"{i}.5", f"{i}%"] for i in range(N)])
+    X = np.ma.masked_array(text, mask=text == "7.5")
+    variables = {"X": X, "np": np, "pd": pd}
+    for line in code_in(refusal(X)):
+        exec(line, variables)
+    rows = np.asarray(TableForm.of(variables["X"], None).encode(variables["X"]), float)
+    half = np.arange(N) + 0.5
+    half[7] = np.nan
+    np.testing.assert_allclose(rows, np.stack([half, np.arange(N)], 1))
+
+
+def test_columns_named_by_numbers_are_compared_by_name():
+    x = np.random.default_rng(0).normal(size=(N, 3))
+    shift = FeatureShift(noise=0.5, resamples=3)
+    with pytest.raises(
+        ArgumentError, match=r"Y: got \[1, 3, 2\]; expected the columns of X, \[1, 2, 3\], in this order"
+    ):
+        shift.fit(pd.DataFrame(x, columns=[1, 2, 3]), pd.DataFrame(x, columns=[1, 3, 2]))

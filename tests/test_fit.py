@@ -10,10 +10,11 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 from ncml import VPSDE, Lattice, NCMLObjective, NoiseConditionalDensity
 from ncml.data import Arrays
-from ncml.densities import MADE, MAF, CausalTransformer
+from ncml.densities import MADE, MAF, CallableDensity, CausalTransformer
 from ncml.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -393,3 +394,36 @@ def test_what_lies_behind_the_end_of_a_sequence_is_no_part_of_the_training():
         trained_on(x, lengths.tolist())
     with pytest.raises(ArgumentError, match=re.escape("lengths: got values in [1, 6]; expected 1 to 5")):
         trained_on(x, torch.where(lengths == 4, 6, lengths))
+
+
+def test_what_lies_behind_an_end_is_not_looked_at():
+    """Its size says nothing of the data, and neither do data that require gradients of the parameters."""
+    x = torch.randn(32, 5, 1, generator=torch.Generator().manual_seed(0))
+    lengths = torch.arange(32) % 4 + 1
+    padded = x.masked_fill((torch.arange(5) >= lengths[:, None])[:, :, None], 1e6)
+    density = CausalTransformer((5, 1), PROCESS, width=8, layers=1, heads=1, components=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(density, NCMLObjective(PROCESS), padded, steps=1, lengths=lengths)
+
+
+def test_parameters_without_a_gradient_are_refused():
+    """Also where the log-likelihood has a graph, of the data or of what a wrapper looks at."""
+    unused = nn.Linear(2, 2)
+    looked_at = CallableDensity(lambda x, t: -x.square().sum(1), (2,), PROCESS, modules=[unused])
+    detached = Detached((2,), PROCESS, transforms=1, hidden=(8,))
+    for density, x in ((looked_at, ring()), (detached, ring().requires_grad_())):
+        before = [p.detach().clone() for p in density.parameters()]
+        with pytest.raises(UnsupportedError, match="does not connect with its parameters"):
+            fit(density, NCMLObjective(PROCESS), x, steps=2)
+        assert all(torch.equal(p, q) for p, q in zip(before, density.parameters(), strict=True))
+
+
+def test_the_size_of_a_table_is_told_by_column():
+    """The remedy leaves columns of order one, and constant data have none."""
+    x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([1000.0, -1000.0])
+    with pytest.warns(ColumnScaleWarning, match=re.escape("scale them: (x - x.mean(0)) / x.std(0)")):
+        fit(maf(), NCMLObjective(PROCESS), x, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(maf(), NCMLObjective(PROCESS), torch.full((500, 2), 1e6), steps=1)

@@ -153,6 +153,7 @@ OTHERS_PRIVATE = {
     "_dynamo": "torch._dynamo.config, documented under this name",
     "_C": "as _are_functorch_transforms_active",
     "_are_functorch_transforms_active": "whether a transform of torch.func is at work; there is no public name",
+    "_current_level": "whether forward-mode differentiation is at work; there is no public name",
     "_softmax_backward_data": "torch's kernel of the gradient of softmax",
     "_foreach_lerp_": "torch's kernels over lists of tensors, with which its optimizers are written",
     "_foreach_copy_": "as _foreach_lerp_",

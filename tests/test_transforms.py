@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jvp, vmap
 
 from ncml import VESDE
@@ -72,3 +73,12 @@ def test_curvature_forward_over_reverse(case):
     d = x[0].numel()
     along = matrix.reshape(d, d) @ direction[0].flatten()
     torch.testing.assert_close(along, twice[0].flatten(), rtol=1e-9, atol=1e-9)
+
+
+def test_forward_mode_without_a_transform(case):
+    density, _, _, x, t = case
+    direction = torch.randn_like(x)
+    with forward_ad.dual_level(), torch.no_grad():
+        slope = forward_ad.unpack_dual(density(forward_ad.make_dual(x, direction), t)).tangent
+    expected = (density.score(x, t) * direction).flatten(1).sum(1)
+    torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-9)

@@ -110,7 +110,7 @@ def evaluate(run: Path, rulers: Features, few: int, many: int, seed: int) -> dic
     result["held-out"] = to_test(train.batch(slice(few, few + many)))
     result["other images"] = validation(others)["classifier"]  # how far as many real images are: the floor of draws
     result["direct"] = to_test(images(drawn(density, many, 0.0, generator)))
-    if config.noise.times == "zero":
+    if config.noise.at_zero_only:
         return result
     parts, choices = [], []
     for sigma in NOISE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -46,9 +48,15 @@ def progress_counter(show: bool, label: str, total: int | None) -> ProgressCount
 
 
 def print_above(line: str) -> None:
-    """Print a line at once, above the progress bars if there are any; for who runs tqdm already."""
+    """Print a line at once, above the progress bars if there are any; for who runs tqdm already.
+
+    Where its reader has gone, as head does, it and what follows go nowhere: work is not given up for that.
+    """
     with _tqdm().external_write_mode():
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tqdm() -> Any:  # noqa: ANN401 -- a class

@@ -118,7 +118,7 @@ def evaluate(
     if beside is not None:
         keep(claims=beside_the_paper(*beside, report, data))
     if opened.first:
-        _print(report, folder, opened.kind.unit)
+        _print(report, folder, opened.kind.unit, opened.config.noise.at_zero_only)
 
 
 def _check_capabilities(run: OpenRun, settings: EvaluateSettings, ood: Path | None) -> None:
@@ -160,10 +160,10 @@ def _check_capabilities(run: OpenRun, settings: EvaluateSettings, ood: Path | No
             )
 
 
-def _print(report: dict[str, Any], folder: Path, unit: str) -> None:
+def _print(report: dict[str, Any], folder: Path, unit: str, at_zero_only: bool) -> None:
     model = report["model"]
     noise = model["config"]["noise"]
-    method = "maximum likelihood" if noise["times"] == "zero" else f"NCML, {noise['process']} noise"
+    method = "maximum likelihood" if at_zero_only else f"NCML, {noise['process']} noise"
     name, tested = model["config"]["model"]["name"], report["test_examples"]
     unseen = "" if report["held_out"] else ", perhaps among those it was trained on"
     print(f"\n{name}, {method}, after {number_of(model['step'], 'step')}; {number_of(tested, 'test example')}{unseen}")

@@ -201,8 +201,9 @@ def outliers(
     typical: dict[str, Typicality] = {}
     if train is not None:
         some = train.mixed(max(2, n)).batch(slice(None))
-        known = _statistics(run, some, times, "training data", settings)
-        typical = {name: Typicality.fit(f) for name, f in _features(_finite(known)[0]).items()}
+        known, sound = _finite(_statistics(run, some, times, "training data", settings))
+        _check_sound(sound, "training data", 2)
+        typical = {name: Typicality.fit(f) for name, f in _features(known).items()}
 
     def scores(x: Tensor, label: str) -> tuple[dict[str, Tensor], Tensor]:
         found, fine = _finite(_statistics(run, x, times, label, settings))
@@ -216,11 +217,7 @@ def outliers(
 
     x = test.batch(slice(0, n))
     inside, fine = scores(x, "test data")
-    if not bool(fine.any()):
-        raise NonFiniteError(
-            "test data: got log-densities or scores that are NaN or infinite, of every example; expected finite ones; "
-            "train with a lower learning rate"
-        )
+    _check_sound(fine, "test data", 1)
     sets = _outlying(run, x[fine], n, settings.seed)
     if ood is not None:
         sets[ood.name.lower()] = _others(run, ood, n)
@@ -244,6 +241,15 @@ def _outlying(run: OpenRun, x: Tensor, n: int, seed: int) -> dict[str, Tensor]:
         "constant": lattice.to_unit(constant),
         "uniform noise": lattice.to_unit(torch.randint(lattice.levels, shape, generator=draw)),
     }
+
+
+def _check_sound(fine: Tensor, name: str, least: int) -> None:
+    """Refuse data of which fewer have finite statistics than are needed."""
+    if int(fine.sum()) < least:
+        raise NonFiniteError(
+            f"{name}: got log-densities or scores that are NaN or infinite, of {int((~fine).sum())} of {len(fine)} "
+            f"examples; expected finite ones; train with a lower learning rate"
+        )
 
 
 def _finite(found: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:

@@ -14,7 +14,7 @@ __all__ = ["advice_on", "names_rows"]
 
 FEWEST = 20  # rows that can show that categories name them
 MARKS = "[%$€£ ]"  # beside a number in text
-DAY = r"(\d{1,2})([/.-])\d{1,2}\2\d{4}\b.*"  # 31/12/2020, or with the month first
+DAY = r"(\d{1,2})([/.-])(\d{1,2})\2(?:\d{4}|\d{2})\b.*"  # 31/12/2020, or with the month first
 
 
 def advice_on(label: Any, values: list[Any], place: str, *, gaps: bool) -> str | None:  # noqa: ANN401 -- a name
@@ -26,6 +26,8 @@ def advice_on(label: Any, values: list[Any], place: str, *, gaps: bool) -> str |
         place: The column as the user writes it, such as ``X['size']``.
         gaps: Whether rows may have gaps.
     """
+    if _all(values, (datetime.timedelta, np.timedelta64)):
+        return f"make days of the durations in {label}: {place} = pd.to_timedelta({place}) / pd.Timedelta(days=1)"
     for reads, make in ((_is_date, _days), (_is_number, _numbers)):
         read = [value for value in values if reads(value)]
         if 2 * len(read) <= len(values):
@@ -37,12 +39,16 @@ def advice_on(label: Any, values: list[Any], place: str, *, gaps: bool) -> str |
         if gaps:
             return f"make a gap (NaN) of {odd!r} in {label}, and {wanted} of the rest: {code}"
         return f"leave out rows with {odd!r} in {label}, and make {wanted} of the rest: {code}"
-    if _all(values, (datetime.timedelta, np.timedelta64)):
-        return f"make days of the durations in {label}: {place} = pd.to_timedelta({place}) / pd.Timedelta(days=1)"
     if _all(values, (complex, np.complexfloating)):
         return f"make two columns of the complex numbers in {label}: the real and the imaginary parts"
     if _all(values, str) and all(_is_number(value.replace(",", "")) for value in values):
-        return f"make numbers of the text in {label}: read it by pd.read_csv with thousands=',', or with decimal=','"
+        if any(re.search(MARKS, value) for value in values):
+            code = f"pd.to_numeric(pd.Series({place}).replace('{MARKS[:-1]},]', '', regex=True))"
+            return f"make numbers of the text in {label}: {place} = {code}"
+        return (
+            f"make numbers of the text in {label}: read it by pd.read_csv with thousands=',', or with decimal=',' and "
+            f"thousands='.'"
+        )
     try:
         few = not names_rows(len(set(values)), len(values))
     except TypeError:  # unhashable
@@ -50,7 +56,7 @@ def advice_on(label: Any, values: list[Any], place: str, *, gaps: bool) -> str |
     if few:
         return None
     if _all(values, (str, bytes, numbers.Real)):
-        return f"leave out {label}, which only names rows"
+        return f"leave out {label}, which only names rows, or make numbers of it"
     return f"leave out {label}, or make numbers of its cells ({type(values[0]).__name__})"
 
 
@@ -65,15 +71,19 @@ def _days(values: list[Any], place: str, coerce: str) -> tuple[str, str, str]:
     days = [found for value in text if (found := re.fullmatch(DAY, value))]
     moments = [value if isinstance(value, datetime.datetime) else _moment(str(value)) for value in values]
     zone = any(moment is not None and moment.tzinfo is not None for moment in moments)
-    options = ", format='mixed'" if text else ""
+    options, cells = ", format='mixed'" if text else "", "dates"
     if days and len(days) == len(text):
-        options += f", dayfirst={any(int(found[1]) > 12 for found in days)}"
+        # With dots the day is first everywhere; otherwise either may be.
+        first = any(int(found[1]) > 12 or found[2] == "." for found in days)
+        options += f", dayfirst={first}"
+        if not first and all(int(found[3]) <= 12 for found in days):
+            cells += " (month first, or else dayfirst=True)"
     options += ", utc=True" if zone else ""
     dates = f"pd.to_datetime({place}{options}{coerce})"
     if all(map(_is_period, values)):
         dates = f"pd.PeriodIndex({place}).to_timestamp()"
     origin = "pd.Timestamp('2000-01-01', tz='UTC')" if zone else "pd.Timestamp('2000-01-01')"
-    return "days", "dates", f"{place} = ({dates} - {origin}) / pd.Timedelta(days=1)"
+    return "days", cells, f"{place} = ({dates} - {origin}) / pd.Timedelta(days=1)"
 
 
 def _numbers(values: list[Any], place: str, coerce: str) -> tuple[str, str, str]:
@@ -105,6 +115,7 @@ def _is_date(value: Any) -> bool:  # noqa: ANN401 -- a cell
 def _moment(cell: str) -> datetime.datetime | None:
     """An ISO 8601 date, or month; None if it is none. Without marks, as in 20200131, it is a number."""
     cell = cell.strip().replace("Z", "+00:00")  # Python 3.10 knows no Z
+    cell = cell.replace("/", "-", 2) if cell[4:5] == "/" else cell
     if cell[4:5] != "-" or "W" in cell:
         return None
     try:

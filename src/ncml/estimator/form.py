@@ -102,7 +102,7 @@ class TableForm:
             ArgumentError: A category that is not known, a column of neither numbers nor categories, or columns of one
                 name.
         """
-        given = getattr(X, "dtype", None)
+        given, masked = getattr(X, "dtype", None), np.ma.is_masked(X)
         if is_frame(X):
             _check_names(X, name)
         else:
@@ -134,7 +134,15 @@ class TableForm:
             kinds = "" if not is_frame(X) else f" ({', '.join(str(X.dtypes.iloc[j]) for j in wrong)})"
             advice = self._advice(X, wrong, name, gaps=gaps)
             if ":" in advice and not is_frame(X) and given != np.dtype(object):  # which takes no numbers beside text
-                advice = f"make an array of objects of it, {name} = np.array({name}, dtype=object); {advice}"
+                made = f"np.array({name}, dtype=object)"
+                code = getattr(given, "kind", "O")
+                if code in "mM":  # of nanoseconds objects would be integers
+                    kind = "datetime64" if code == "M" else "timedelta64"
+                    gap = f".filled(np.{kind}('NaT'))" if masked else ""
+                    made = f"{name}.astype('{kind}[us]'){gap}.astype(object)"
+                elif masked:
+                    made = f"np.where(np.ma.getmaskarray({name}), None, {name}.data)"
+                advice = f"make an array of objects of it, {name} = {made}; {advice}"
             raise ArgumentError(
                 f"{name}: got columns {', '.join(str(self.labels[j]) for j in wrong)}{kinds}; expected numbers or "
                 f"categories; {advice}"
@@ -256,10 +264,14 @@ def _check_names(X: Any, name: str) -> None:  # noqa: ANN401 -- data frame
 def _plain(X: Any) -> Any:  # noqa: ANN401 -- any table
     """An array for a tensor, for a masked array, with NaN or None where it is masked, and for lists with text."""
     if isinstance(X, torch.Tensor):
-        return X.detach().cpu().numpy()
+        return (X.float() if X.dtype == torch.bfloat16 else X).detach().cpu().numpy()  # numpy has no bfloat16
     if isinstance(X, np.ma.MaskedArray):
         if not np.ma.is_masked(X):
             return X.data
+        if X.dtype.kind in "mM":  # beside None they would become integers
+            times = X.data.copy()
+            times[np.ma.getmaskarray(X)] = np.array("NaT", X.dtype)
+            return times
         gap: Any = np.nan if X.dtype.kind in "biuf" else None
         return np.where(np.ma.getmaskarray(X), gap, X.data)
     rows = X if isinstance(X, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in X) else ()

@@ -163,7 +163,10 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
     def _complete(self, form: TableForm, table: Any, name: str) -> Array:  # noqa: ANN401 -- any tables
         """Rows of finite numbers, with the columns of X."""
         encoded = form.encode(table, name, gaps=False)
-        if form.labels and isinstance(getattr(encoded, "values", encoded), np.ndarray) and form.differs(encoded):
+        table_like = bool(form.labels) and isinstance(getattr(encoded, "values", encoded), np.ndarray)
+        # Also by names that are numbers, which scikit-learn does not look at.
+        renamed = form.frame is not None and is_frame(encoded) and list(encoded.columns) != form.labels
+        if table_like and (renamed or form.differs(encoded)):
             got = list(encoded.columns) if is_frame(encoded) else f"an array of shape {encoded.shape}"
             raise ArgumentError(f"{name}: got {got}; expected the columns of X, {form.labels}, in this order")
         first: dict[str, Any] = {"ensure_min_samples": 2} if name == "X" else {"reset": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -11,12 +12,12 @@ __all__ = ["attention", "elementary", "transformed"]
 
 
 def transformed() -> bool:
-    """Whether a transform of ``torch.func`` (vmap, grad, jvp, ...) is at work.
+    """Whether a transform of ``torch.func`` (vmap, grad, jvp, ...) or forward-mode differentiation is at work.
 
     Autograd functions of the style that costs least do not know them, nor do the fused kernels of attention.
     """
-    active: bool = torch._C._are_functorch_transforms_active()  # there is no public name for it
-    return active
+    active: bool = torch._C._are_functorch_transforms_active()  # there are no public names for either
+    return active or forward_ad._current_level >= 0
 
 
 def elementary() -> bool:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ncml.checks import check_context, check_count, check_generator, check_positive, is_real
 from ncml.density import inner_density, unwrapped
-from ncml.density.lengths import check_lengths
+from ncml.density.lengths import check_lengths, positions_that_count
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.objective import NCMLObjective
 from ncml.progress import progress_bar
-from ncml.training.inputs import check_connected, check_parameters
+from ncml.training.inputs import check_connected, check_parameters, check_reached
 from ncml.training.modes import training_mode
 from ncml.training.table_checks import check_rows, warn_of_data
 
@@ -92,10 +92,12 @@ def fit(
     check_context(context, len(x), x.device)
     if lengths is not None:
         lengths = check_lengths(lengths, tuple(x.shape), x.device)
+    x = x.detach()
     check_rows(lambda rows: x[rows], len(x), "x")
     inner = unwrapped(density) if isinstance(density, nn.Module) else inner_density(density)
     if inner is not None:
-        warn_of_data(inner, objective, x, stacklevel=2)
+        seen = x if lengths is None else x[positions_that_count(x, lengths).view(len(x), -1)][None]
+        warn_of_data(inner, objective, seen, stacklevel=2)
     parameters = list(density.parameters())
     check_parameters(density)
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
@@ -112,6 +114,8 @@ def fit(
             check_connected(loss, density)
             optimizer.zero_grad()
             loss.backward()
+            if step == 0:
+                check_reached(density)
             norm = float(nn.utils.clip_grad_norm_(parameters, clip_norm))
             if not math.isfinite(norm):
                 raise NonFiniteError(

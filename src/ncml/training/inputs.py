@@ -17,7 +17,7 @@ from ncml.training.table_checks import check_rows
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Examples", "check_connected", "check_inputs", "check_parameters"]
+__all__ = ["Examples", "check_connected", "check_inputs", "check_parameters", "check_reached"]
 
 
 class Examples(Protocol):
@@ -79,10 +79,20 @@ def check_parameters(density: nn.Module) -> None:
 
 
 def check_connected(loss: Tensor, density: nn.Module) -> None:
-    """Refuse a loss that autograd does not connect with what is to be trained."""
+    """Refuse a loss that autograd connects with nothing."""
     if not loss.requires_grad:
-        raise UnsupportedError(
-            f"density: got log-densities of a {type(density).__name__} that autograd does not connect with its "
-            f"parameters; expected a differentiable function of them; look for detach(), torch.no_grad(), .item() or "
-            f"numpy in its forward"
-        )
+        raise _disconnected(density)
+
+
+def check_reached(density: nn.Module) -> None:
+    """Refuse a density of whose parameters a backward pass gave none a gradient: the loss hung on something else."""
+    if all(p.grad is None for p in density.parameters()):
+        raise _disconnected(density)
+
+
+def _disconnected(density: nn.Module) -> UnsupportedError:
+    return UnsupportedError(
+        f"density: got log-densities of a {type(density).__name__} that autograd does not connect with its parameters; "
+        f"expected a differentiable function of them; look for detach(), torch.no_grad(), .item() or numpy in its "
+        f"forward"
+    )

@@ -50,10 +50,8 @@ def lattice_of(x: Tensor) -> tuple[int, float, float] | None:
 
     That takes few distinct values, each of which occurs often, at distances that are multiples of the smallest.
     """
-    values = x.detach().flatten()
-    if values.numel() > SAMPLE:  # spread over the data, in which neighbours may be alike
-        values = values[:: -(-values.numel() // SAMPLE)]
-    points, counts = values.double().cpu().unique(return_counts=True)
+    values = _some(x)
+    points, counts = values.unique(return_counts=True)
     if not 2 <= len(points) <= MOST_POINTS:
         return None
     span = float(points[-1] - points[0])
@@ -75,10 +73,11 @@ def warn_of_data(density: NoiseConditionalDensity, objective: NCMLObjective, x: 
     """Warn if data that are taken for real numbers lie on a lattice, or have other scales than models are made for."""
     if density.lattice is not None or objective.dequantize is not None:
         return
-    _warn_of_scales(x, stacklevel + 1)
+    told = _warn_of_scales(x, stacklevel + 1)
     found = lattice_of(x)
     if found is None:
-        _warn_of_size(x, stacklevel + 1)
+        if not told:
+            _warn_of_size(x, stacklevel + 1)
         return
     levels, low, high = found
     scale = ""
@@ -93,13 +92,19 @@ def warn_of_data(density: NoiseConditionalDensity, objective: NCMLObjective, x: 
     )
 
 
-def _warn_of_scales(x: Tensor, stacklevel: int) -> None:
-    """Warn of constant columns of a table, and of columns of very different scales.
+def _some(x: Tensor) -> Tensor:
+    """Values spread over the data, in which neighbours may be alike, in double precision."""
+    values = x.detach().flatten()
+    return values[:: max(1, -(-values.numel() // SAMPLE))].double().cpu()
+
+
+def _warn_of_scales(x: Tensor, stacklevel: int) -> bool:
+    """Warn of constant columns of a table, and of columns of very different scales; returns whether it said the latter.
 
     Noise has one size for all columns, and a column without spread has no density.
     """
     if x.ndim != 2 or len(x) < 2:
-        return
+        return False
     std = x.double().std(0)
     spread = std > 1e-7 * x.double().abs().amax(0)  # less is rounding
     if (constant := (~spread).nonzero().flatten().tolist()) and bool(spread.any()):
@@ -111,7 +116,8 @@ def _warn_of_scales(x: Tensor, stacklevel: int) -> None:
         )
     small = int(std.masked_fill(~spread, torch.inf).argmin())
     large = int(std.argmax())
-    if bool(spread.any()) and (ratio := float(std[large] / std[small])) > MOST_SCALE:
+    ratio = float(std[large] / std[small]) if bool(spread.any()) else 1.0
+    if ratio > MOST_SCALE:
         warnings.warn(
             f"x: got columns of very different scales, from a standard deviation of {float(std[small]):.3g} in column "
             f"{small} to {float(std[large]):.3g} in column {large} (from 0): noise has one size for all; expected a "
@@ -119,15 +125,18 @@ def _warn_of_scales(x: Tensor, stacklevel: int) -> None:
             ColumnScaleWarning,
             stacklevel=stacklevel + 1,
         )
+    return ratio > MOST_SCALE
 
 
 def _warn_of_size(x: Tensor, stacklevel: int) -> None:
     """Warn of data that are not of order one."""
-    size = float(x.double().square().mean().sqrt()) if x.numel() else 0.0
-    if size > MOST_SIZE or 0.0 < size < 1.0 / MOST_SIZE:
+    values = _some(x)
+    size = float(values.square().mean().sqrt()) if values.numel() else 0.0
+    if (size > MOST_SIZE or 0.0 < size < 1.0 / MOST_SIZE) and bool((values != values[0]).any()):
+        each = "0" if x.ndim == 2 else ""  # columns of a table may lie anywhere
         warnings.warn(
             f"x: got data with a root mean square of {size:.3g}; expected data of order one, for which models and "
-            f"learning rates are made; scale them: (x - x.mean()) / x.std()",
+            f"learning rates are made; scale them: (x - x.mean({each})) / x.std({each})",
             ColumnScaleWarning,
             stacklevel=stacklevel + 1,
         )

@@ -31,7 +31,7 @@ from ncml.training.checkpoint import (
 from ncml.training.config import OptimConfig, RunConfig
 from ncml.training.draws import Batch, BatchDraws, stream_seed
 from ncml.training.ema import EMA
-from ncml.training.inputs import Examples, check_connected, check_inputs
+from ncml.training.inputs import Examples, check_connected, check_inputs, check_reached
 from ncml.training.metrics import MetricsLog, numbers
 from ncml.training.modes import training_mode
 from ncml.training.parallel import reduced
@@ -189,6 +189,8 @@ class Trainer:
                 # Per dimension, so that a norm to clip at means the same for small and large images.
                 fabric.backward(terms.loss.sum() / (len(mine.rows) * self.window.dims))
                 parts.append(terms)
+        if self.step == 0:
+            check_reached(self.density)
         norm = fabric.clip_gradients(
             self.module, self.optimizer, max_norm=self.optim.clip_norm, error_if_nonfinite=False
         )
