@@ -42,7 +42,7 @@ from ncml.training.window import Window, unit_of_bits
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Periodic", "Trainer"]
+__all__ = ["Examples", "Periodic", "Trainer"]
 
 LOOKED_AT = 2048  # examples, spread over the data, in which a lattice is looked for
 
