@@ -11,12 +11,13 @@ from ncml.training.config import (
     read_toml,
 )
 from ncml.training.ema import EMA
+from ncml.training.examples import Examples
 from ncml.training.fit import fit
 from ncml.training.metrics import read_metrics
 from ncml.training.models import MODELS, build_model
 from ncml.training.noise import build_process, build_times
 from ncml.training.parallel import in_blocks, launch
-from ncml.training.trainer import Examples, Periodic, Trainer
+from ncml.training.trainer import Periodic, Trainer
 
 __all__ = [
     "EMA",

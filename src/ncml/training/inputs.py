@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,26 +11,14 @@ from ncml.density import NoiseConditionalDensity, check_process
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.objective import NCMLObjective
 from ncml.training.config import OptimConfig, RunConfig
+from ncml.training.examples import Examples
 from ncml.training.parallel import check_strategy
 from ncml.training.table_checks import check_rows
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Examples", "check_connected", "check_inputs", "check_parameters", "check_reached"]
-
-
-class Examples(Protocol):
-    """A data set: :class:`ncml.data.Images`, :class:`ncml.data.Arrays`, or anything with these."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Classes ``(N,)``, or None."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, rows: Tensor, *, device: torch.device | None = None) -> Tensor:
-        """Rows in data units, ``(B, *event_shape)``."""
+__all__ = ["check_connected", "check_inputs", "check_parameters", "check_reached"]
 
 
 def check_inputs(

@@ -31,7 +31,8 @@ from ncml.training.checkpoint import (
 from ncml.training.config import OptimConfig, RunConfig
 from ncml.training.draws import Batch, BatchDraws, stream_seed
 from ncml.training.ema import EMA
-from ncml.training.inputs import Examples, check_connected, check_inputs, check_reached
+from ncml.training.examples import Examples
+from ncml.training.inputs import check_connected, check_inputs, check_reached
 from ncml.training.metrics import MetricsLog, numbers
 from ncml.training.modes import training_mode
 from ncml.training.parallel import reduced
@@ -42,7 +43,7 @@ from ncml.training.window import Window, unit_of_bits
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Examples", "Periodic", "Trainer"]
+__all__ = ["Periodic", "Trainer"]
 
 LOOKED_AT = 2048  # examples, spread over the data, in which a lattice is looked for
 
