@@ -447,10 +447,13 @@ def test_functions_whose_arguments_are_not_known_are_taken():
     def wrapped(x, t):
         return x.sum(1)
 
-    for module in (torch.add, wrapped, torch.vmap(lambda x, t: x.sum())):
-        CallableDensity(module, (D,))
-    CallableDensity(lambda *given: given[0].sum(1), (D,), sample=functools.partial(torch.zeros))
-    CallableDensity(lambda x, t, context: x.sum(1), (D,))
+    x = torch.randn(3, D)
+    for module in (wrapped, torch.vmap(lambda x, t: x.sum()), lambda *given: given[0].sum(1)):
+        assert torch.equal(CallableDensity(module, (D,)).log_prob(x, 0.5), x.sum(1))
+    assert CallableDensity(torch.add, (D,)).event_shape == (D,)
+    assert CallableDensity(lambda x, t: x.sum(1), (D,), sample=functools.partial(torch.zeros)).event_shape == (D,)
+    context = CallableDensity(lambda x, t, context: x.sum(1) + context, (D,))
+    assert torch.equal(context.log_prob(x, 0.5, torch.ones(3)), x.sum(1) + 1.0)
 
 
 def test_a_function_without_samples_says_how_to_give_them():

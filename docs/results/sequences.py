@@ -27,6 +27,7 @@ ROWS = (
     ("fixed", "two-part", "one noise level, then Tweedie"),
     ("ncml", "direct", "NCML, drawn at t = 0"),
     ("ncml", "two-part", "NCML, in two parts"),
+    ("first", "direct", "maximum likelihood, other settings"),
     ("other", "direct", "NCML, other settings, drawn at t = 0"),
     ("other", "two-part", "NCML, other settings, in two parts"),
     ("cam", "direct", "CAM, noisy context, fed back with noise"),
@@ -37,7 +38,9 @@ ROWS = (
 )
 TERMS = {"scored": "score_matching", "planck": "fokker_planck"}  # what is added to NCML, its settings otherwise
 PICTURE = "paths-0.0001-64-made"  # whose windows are drawn
-WAYS = {"ml": "maximum likelihood", "fixed": "one level", "ncml": "NCML", "other": "other settings", "cam": "CAM"}
+WAYS = {"ml": "maximum likelihood", "fixed": "one level", "ncml": "NCML", "cam": "CAM"}
+OTHER = {"first": "ml", "other": "ncml"}  # tested with other settings than those that were chosen
+WAYS |= {way: f"other settings of {WAYS[own]}" for way, own in OTHER.items()}
 NOISE = {"p_zero": 0.15, "sigma_min": 0.0}  # how NCML and CAM draw levels, by default: 0 is for
 SMALLEST = {"paths-0.0001": 0.005, "paths-1e-08": 0.005, "recordings": 0.002}
 TUNING = 100  # the first seed that is not for the test
@@ -76,14 +79,14 @@ def levels(problem: str, settings: dict[str, Any]) -> str:
 
 
 def final(entry: dict[str, Any], way: str) -> list[dict[str, Any]]:
-    """The test runs of the chosen settings of a way of training, or of others of NCML, by seed."""
-    own = "ncml" if way in ("other", *TERMS) else way
+    """The test runs of the chosen settings of a way of training, or of others of it, by seed."""
+    own = {**OTHER, **dict.fromkeys(TERMS, "ncml")}.get(way, way)
     chosen = entry.get("chosen", {}).get(own)
 
     def kind(settings: dict[str, Any]) -> str:
         terms = [name for name, term in TERMS.items() if settings[term]]
         same = all(settings[name] == value for name, value in chosen.items() if name != "seed")
-        return terms[0] if terms else own if same else "other"
+        return terms[0] if terms else own if same else {v: k for k, v in OTHER.items()}.get(own, "")
 
     tested = [r for r in entry["runs"] if r["settings"]["way"] == own and r["settings"]["seed"] < TUNING]
     found = [r for r in tested if chosen is not None and kind(r["settings"]) == way]
@@ -103,12 +106,10 @@ def cells(values: list[float]) -> str:
 
 def likelihood(entry: dict[str, Any], way: str, recordings: bool) -> str:
     """Per value at t = 0: bits above none for recordings, nats otherwise; dash where it was never trained."""
-    rows = []
-    for run in final(entry, way):
-        if "0" not in run["nats"]:
-            return "-"
-        rows.append(bits_or_nats(run["nats"]["0"], recordings))
-    return " / ".join(rows)
+    runs = final(entry, way)
+    if any("0" not in run["nats"] for run in runs):
+        return "-"
+    return " / ".join(bits_or_nats(run["nats"]["0"], recordings) for run in runs)
 
 
 def share(kinds: list[dict[str, Any]]) -> str:
@@ -163,10 +164,8 @@ def chosen(name: str, entry: dict[str, Any]) -> str:
         if runs := final(entry, way):
             s = runs[0]["settings"]
             setting = f"learning rate {s['learning_rate']:g}"
-            if s["weight_decay"]:
-                setting += f", weight decay {s['weight_decay']:g}, dropout {s['dropout']:g}"
-            if way == "fixed":
-                setting += f", sigma {s['sigma']:g}"
+            setting += f", weight decay {s['weight_decay']:g}, dropout {s['dropout']:g}" if s["weight_decay"] else ""
+            setting += f", sigma {s['sigma']:g}" if way == "fixed" else ""
             if way in ("ncml", "other", "cam"):
                 setting += f", {levels(name.rsplit('-', 2)[0], s)}"
             if (source := runs[0].get("settings of")) and source != name:  # else from earlier runs of the same

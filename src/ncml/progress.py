@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ncml.errors import MissingExtraError
 
-__all__ = ["ProgressCounter", "print_above", "progress_bar", "progress_counter"]
+__all__ = ["ProgressCounter", "discard_output", "print_above", "progress_bar", "progress_counter"]
 
 T = TypeVar("T")
 
@@ -56,7 +56,12 @@ def print_above(line: str) -> None:
         try:
             print(line, flush=True)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_output()
+
+
+def discard_output() -> None:
+    """Let what is printed from now on go nowhere, as where its reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tqdm() -> Any:  # noqa: ANN401 -- a class

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 
 from ncml import __version__
 from ncml.errors import NCMLError
+from ncml.progress import discard_output
 
 __all__ = ["main"]
 
@@ -25,7 +25,7 @@ def main(args: Sequence[str] | None = None) -> int:
         finally:
             print(end="", flush=True)  # what cannot be printed is noticed here, not at Python's end
     except BrokenPipeError:  # who read it has gone, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return BROKEN_PIPE
 
 

@@ -93,7 +93,7 @@ class NoiseConfig:
         fokker_planck: Factor of the residual of the Fokker-Planck equation, added to the loss at t > 0, so that the
             levels belong to one process; a step then costs about seven times as much.
         t_min: For uniform: the smallest positive time.
-        std_min: For log-uniform: the smallest positive noise, in data units; 1e-3 if not given. For the likelihood take
+        std_min: For log-uniform: the smallest positive noise, in data units; 1e-3 if not given. For the likelihood try
             the finest structure of the data, such as one level where they have many (3e-5 of 16 bits in [-1, 1]).
         ladder: For ladder: its times above 0, which is always in it.
         lambdas: For ladder: the weight of each of these times beside that of t = 0, which is 1; all 1 if not given.
