@@ -241,6 +241,25 @@ def test_windows_refuse_what_does_not_fit(arguments, message):
         Windows(*arguments)
 
 
+def test_windows_of_another_length_stay_within_their_sequence():
+    sequences = [torch.arange(6.0)[:, None], 10.0 + torch.arange(9.0)[:, None]]
+    windows = cut_windows(sequences, ["a", "b"], 4, 2)
+    assert windows.starts.tolist() == [0, 2, 6, 8, 10]
+    longer = windows.of_length(6)
+    assert longer.batch(slice(None))[:, :, 0].tolist() == [[*range(6)], [*range(10, 16)], [*range(12, 18)]]
+    assert longer.of_length(7).batch(slice(None))[:, :, 0].tolist() == [[*range(10, 17)], [*range(12, 19)]]
+    assert windows.of_length(9).subset(torch.tensor([0])).batch(slice(None)).flatten().tolist() == [*range(10, 19)]
+    assert windows.of_length(10) is None
+    assert len(windows.of_length(3)) == 5
+    one = Windows(torch.arange(5.0)[:, None], torch.tensor([0, 2]), 3)  # of a single sequence
+    assert one.of_length(4).starts.tolist() == [0]
+    with pytest.raises(ArgumentError, match="length: got 0"):
+        one.of_length(0)
+    for ends in (torch.tensor([2, 5]), torch.tensor([5])):
+        with pytest.raises(ArgumentError, match="ends: got shape"):
+            Windows(one.series, one.starts, 3, ends=ends)
+
+
 # Folders of recordings.
 
 
@@ -570,8 +589,9 @@ def test_from_recordings_to_recordings(tmp_path, capsys, kind):
             half = 2 ** (found.bits - 1) if integers else 0
             assert np.array_equal(found.read() + float(half), sample)
 
-    test = config.data.load(train=False).mixed(2)
+    test = config.data.load(train=False).of_length(20).mixed(2)
     x = test.batch(slice(None))
+    assert x.shape[1] == 20  # the originals are as long as the completions
     out = run / "completions"
     capsys.readouterr()
     for draws in (3, 2):  # fewer than last time: none of the old ones stay
@@ -593,8 +613,12 @@ def test_from_recordings_to_recordings(tmp_path, capsys, kind):
         read = open_wav(out / f"original_{k}.wav").read()
         assert np.array_equal(read, config.data.to_wav(x[k], test.lattice))
         assert np.array_equal(read + float(2 ** (wav.bits - 1) if integers else 0), originals[k])
+    one = ["--images", "1", "--draws", "1", "--steps", "2"]
+    assert main(["complete", str(run), *one, "--length", "200"]) == 0  # longer than any recording
+    assert open_wav(out / "original_0.wav").frames == 16
     # Half of what is drawn is kept, of what is shorter than a window too.
-    assert main(["complete", str(run), "--images", "1", "--draws", "1", "--steps", "2", "--length", "4"]) == 0
+    assert main(["complete", str(run), *one, "--length", "4"]) == 0
+    assert open_wav(out / "original_0.wav").frames == 4
     assert "1 completion in " in capsys.readouterr().out
     assert json.loads((out / "complete.json").read_text())["settings"]["rows"] == 2
     for length, whole in (([], "16 positions of the model's window"), (["--length", "4"], "4 positions")):

@@ -28,7 +28,7 @@ from ncml.cli.common import (
     with_place,
 )
 from ncml.cli.words import number_of
-from ncml.data import AudioSource, write_wav
+from ncml.data import AudioSource, Windows, write_wav
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation import save_grid
 from ncml.noise import GaussianProcess, Lattice
@@ -152,8 +152,9 @@ def complete(
 
     Writes completions.npy, originals.npy and complete.json, which says which completion is which; of images
     completions.png, whose rows are image, what is kept, and completions (paper, Figure 5); of recordings WAV files
-    original_K.wav and completion_K_draw_J.wav. Originals of sequences are windows, whatever the length. A signal ends
-    it after the four images that are being completed; what was completed so far is written.
+    original_K.wav and completion_K_draw_J.wav. Originals of sequences are as long as their completions, if any of the
+    test data go on for so long; else windows. A signal ends it after the four images that are being completed; what
+    was completed so far is written.
 
     Args:
         run: Folder of the run, or of a checkpoint.
@@ -188,7 +189,10 @@ def complete(
             f"rows: got {rows}; expected 0 to {most}: how many of the {most} {of} are kept; leave it out for half"
         )
     t_start = start_time(opened, noise)
-    test = test_data(opened, with_place(opened.config.data, data_folder))[0].mixed(images)
+    found = test_data(opened, with_place(opened.config.data, data_folder))[0]
+    if positions is not None and isinstance(found, Windows):
+        found = found.of_length(positions) or found
+    test = found.mixed(images)
     n = len(test)
     x = test.batch(slice(None))
     labels = test.labels if opened.config.model.classes else None

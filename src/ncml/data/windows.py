@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Windows(Rows):
         rate: Samples per second, of recordings; else None.
         remark: What was left out, in words; empty if nothing was.
         choice: How they were chosen, if someone did: what a checkpoint keeps of it.
+        ends: Where the sequence of each window ends, int64 ``(N,)``; None if they are all of one.
 
     Raises:
         ArgumentError: There are no windows, they reach out of the sequences, or a value is not what it should be.
@@ -54,6 +55,7 @@ class Windows(Rows):
     rate: int | None = None
     remark: str = ""
     choice: Choice | None = None
+    ends: Tensor | None = None
     labels: Tensor | None = field(default=None, init=False)
     classes: tuple[str, ...] = field(default=(), init=False)
 
@@ -81,6 +83,11 @@ class Windows(Rows):
                 f"starts: got {int(starts.min())} to {int(starts.max())} for windows of {self.length}; expected such "
                 f"that they lie within {len(x)} positions"
             )
+        ends = self.ends
+        if ends is not None and (ends.shape != starts.shape or bool((ends < starts + self.length).any())):
+            raise ArgumentError(
+                f"ends: got shape {tuple(ends.shape)}; expected {tuple(starts.shape)}, none before its window's end"
+            )
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -105,8 +112,21 @@ class Windows(Rows):
 
     def subset(self, rows: Tensor | slice) -> Windows:
         """Some of the windows, of the same series."""
-        chosen = self.starts[self.checked(rows)]
-        return Windows(self.series, chosen, self.length, self.lattice, self.rate, self.remark, self.choice)
+        rows = self.checked(rows)
+        return replace(self, starts=self.starts[rows], ends=None if self.ends is None else self.ends[rows])
+
+    def of_length(self, length: int) -> Windows | None:
+        """Windows of another length that begin where these do.
+
+        Args:
+            length: Positions of each.
+
+        Returns:
+            Those that end within their sequence; None if there are none.
+        """
+        ends = len(self.series) if self.ends is None else self.ends
+        rows = (self.starts + check_count(length, "length") <= ends).nonzero()[:, 0]
+        return replace(self.subset(rows), length=length) if len(rows) else None
 
     @functools.cached_property
     def _offsets(self) -> Tensor:
@@ -147,7 +167,7 @@ def cut_windows(
     hop = length if hop is None else hop
     length = check_count(length, "window")
     hop = check_count(hop, "hop")
-    starts, total, unseen = [], 0, 0
+    starts, ends, total, unseen = [], [], 0, 0
     for sequence, name in zip(sequences, names, strict=True):
         if len(sequence) < length:
             turned = ""
@@ -161,7 +181,8 @@ def cut_windows(
         starts.append(own + total)
         unseen += len(sequence) - int(own[-1]) - length + max(0, hop - length) * (len(own) - 1)
         total += len(sequence)
-    windows = Windows(torch.cat(list(sequences)), torch.cat(starts), length, lattice, rate)
+        ends.append(torch.full_like(own, total))
+    windows = Windows(torch.cat(list(sequences)), torch.cat(starts), length, lattice, rate, ends=torch.cat(ends))
     loud = torch.ones(len(windows), dtype=torch.bool)
     if min_std > 0.0:
         parts = torch.arange(len(windows)).split(CHUNK)
@@ -179,4 +200,4 @@ def cut_windows(
         )
     if unseen:
         said.append(f"{unseen:,} of {total:,} positions lie in no window")
-    return Windows(windows.series, windows.starts[loud], length, lattice, rate, "; ".join(said))
+    return replace(windows.subset(loud.nonzero()[:, 0]), remark="; ".join(said))
