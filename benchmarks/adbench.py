@@ -7,7 +7,7 @@ the split, and are not comparable. One configuration serves all tables; it was c
     python benchmarks/adbench.py --data FOLDER --published CSV --seeds 5
     python benchmarks/adbench.py --data FOLDER --flow --seeds 5 --only
 
-The second line puts a masked autoregressive flow in the place of the estimator's own network.
+The second line trains a masked autoregressive flow in place of the estimator's own network.
 Results are written after every table; ``--resume`` adds to them. ECOD runs where PyOD is installed, and K-DSM
 (https://github.com/vicliv/K-DSM) with ``--kdsm CHECKOUT``, at its own settings of 500 epochs, hours of a core, unless
 ``--kdsm-steps`` says less.
@@ -246,7 +246,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: results/adbench.json, or adbench-flow.json")
     parser.add_argument("--only", nargs="*", default=[*BASELINES], help="baselines to run")
     parser.add_argument("--tables", nargs="*", default=[*LARGE, *SMALL])
-    parser.add_argument("--flow", action="store_true", help="a masked autoregressive flow for a network")
+    parser.add_argument(
+        "--flow", action="store_true", help="a masked autoregressive flow in place of the estimator's network"
+    )
     parser.add_argument("--kdsm", type=Path, help="a checkout of K-DSM")
     parser.add_argument("--kdsm-steps", type=int, help="of its training, instead of its 500 epochs")
     parser.add_argument("--steps", type=int, default=STEPS, help="of training, at most")
