@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
+from collections.abc import Iterable
 from typing import TypeAlias, TypeGuard
 
 import torch
@@ -18,12 +19,14 @@ from ncml.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
     "Time",
+    "check_choice",
     "check_context",
     "check_count",
     "check_finite",
     "check_floating",
     "check_generator",
     "check_input",
+    "check_nonnegative",
     "check_positive",
     "check_probability",
     "check_time",
@@ -217,6 +220,20 @@ def check_positive(value: float, name: str) -> float:
     if not is_real(value) or not 0.0 < value < math.inf:
         raise ArgumentError(f"{name}: got {value!r}; expected a finite number > 0")
     return float(value)
+
+
+def check_nonnegative(value: float, name: str, expected: str = "a finite number >= 0") -> float:
+    """Refuse anything but a finite number that is not below zero, which is ``expected`` in the words of the message."""
+    if not is_real(value) or not 0.0 <= value < math.inf:
+        raise ArgumentError(f"{name}: got {value!r}; expected {expected}")
+    return float(value)
+
+
+def check_choice(value: object, name: str, known: Iterable[object]) -> None:
+    """Refuse anything but one of the known values, which the message lists."""
+    known = tuple(known)
+    if value not in known:
+        raise ArgumentError(f"{name}: got {value!r}; expected one of {', '.join(map(repr, known))}")
 
 
 def check_probability(p: float, name: str) -> None:

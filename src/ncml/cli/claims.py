@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ncml.checks import check_choice
 from ncml.data import DataSource
 from ncml.errors import ArgumentError
 
@@ -35,8 +36,7 @@ def read_claims(path: Path, row: str) -> tuple[Row, dict[str, Any], bool]:
         tables = {name: {q: {t: float(v) for t, v in n.items()} for q, n in r.items()} for name, r in rows.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(f"claims: got {path}, which is no file of claims ({error!r})") from error
-    if row not in tables:
-        raise ArgumentError(f"row: got {row!r}; expected one of {', '.join(map(repr, tables))}")
+    check_choice(row, "row", tables)
     for quantity in (quantity for numbers in tables[row].values() for quantity in numbers):
         if quantity not in BITS and quantity != "FID" and not quantity.startswith("AUROC "):
             expected = ", ".join(map(repr, [*BITS, "FID", "AUROC ..."]))

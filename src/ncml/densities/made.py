@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time
+from ncml.checks import Time, check_choice
 from ncml.density import AutoregressiveDensity, check_arguments, check_given, check_noise, eval_mode
 from ncml.errors import ArgumentError
 from ncml.nn.conditioning import Conditioning
@@ -70,8 +70,7 @@ class MADE(AutoregressiveDensity):
         classes: int = 0,
     ) -> None:
         super().__init__(event_shape, process, lattice)
-        if head not in HEADS:
-            raise ArgumentError(f"head: got {head!r}; expected one of {', '.join(map(repr, HEADS))}")
+        check_choice(head, "head", HEADS)
         dims = math.prod(self.event_shape)
         permutation = torch.arange(dims) if order is None else torch.as_tensor(order).detach().cpu().long()
         if permutation.shape != (dims,) or permutation.sort().values.tolist() != list(range(dims)):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_finite, check_floating, is_real, per_example
+from ncml.checks import Time, check_finite, check_floating, check_nonnegative, per_example
 from ncml.density.around import AroundTarget, check_free
 from ncml.density.gradient import derivative
 from ncml.density.target import Target
@@ -152,15 +152,14 @@ class PosteriorTarget(GuidedTarget):
             )
         check_finite(operator, "operator", "leave these rows out")
         check_finite(y, "y", "leave these measurements out")
-        if not is_real(noise) or not 0.0 <= noise < math.inf:
-            raise ArgumentError(f"noise: got {noise!r}; expected a standard deviation >= 0")
+        noise = check_nonnegative(noise, "noise", "a standard deviation >= 0")
         rank = int(torch.linalg.matrix_rank(operator.detach().double().flatten(1)))
         if noise == 0.0 and rank < rows:
             raise ArgumentError(
                 f"operator: got {rows} rows of rank {rank} without noise; expected independent ones: measurements may "
                 f"contradict each other; pass noise > 0, or leave rows out"
             )
-        self.y, self.operator, self.noise, self.second_order = y.detach(), operator.detach(), float(noise), second_order
+        self.y, self.operator, self.noise, self.second_order = y.detach(), operator.detach(), noise, second_order
 
     def likelihood(self, clean: Tensor, slopes: Callable[[Tensor], Tensor], t: Time) -> tuple[Tensor, Tensor]:
         A = self.operator.to(clean).flatten(1)

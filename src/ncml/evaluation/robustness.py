@@ -21,12 +21,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import check_count, check_generator, check_probability
+from ncml.checks import check_choice, check_count, check_generator, check_probability
 from ncml.density import check_process, inner_density, process_by_name, process_of
 from ncml.errors import ArgumentError
 from ncml.evaluation.likelihood import check_batch, data_lattice, log_prob_in_batches
@@ -322,8 +322,7 @@ class _NoisyData:
         batch_size: int,
         generator: torch.Generator | None,
     ) -> None:
-        if order not in ("before", "after"):
-            raise ArgumentError(f"order: got {order!r}; expected 'before' or 'after'")
+        check_choice(order, "order", get_args(Order))
         self.lattice = data_lattice(density, lattice)
         self.level = LevelNoise(self.lattice.levels, edge)
         if process is not None:

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ncml.checks import Time, check_floating, check_positive, check_time, per_example
+from ncml.checks import Time, check_choice, check_floating, check_positive, check_time, per_example
 from ncml.errors import ArgumentError
 from ncml.noise.lattice import Lattice
 from ncml.noise.process import NoiseProcess, as_time
@@ -66,8 +66,7 @@ class LevelNoise(DiscreteProcess):
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.edge not in ("clip", "reflect"):
-            raise ArgumentError(f"edge: got {self.edge!r}; expected 'clip' or 'reflect'")
+        check_choice(self.edge, "edge", ("clip", "reflect"))
         object.__setattr__(self, "T", check_positive(self.T, "T"))
         if self.T > 1.0:
             raise ArgumentError(f"T: got {self.T}; expected a probability, 0 < T <= 1")

@@ -10,7 +10,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_finite, check_floating, check_generator, check_input, check_time, is_real, kind_of
+from ncml.checks import (
+    Time,
+    check_choice,
+    check_finite,
+    check_floating,
+    check_generator,
+    check_input,
+    check_nonnegative,
+    check_time,
+    kind_of,
+)
 from ncml.density import at_zero_only, check_arguments, check_process, inner_density, unwrapped
 from ncml.density.lengths import padded
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
@@ -130,12 +140,10 @@ class NCMLObjective:
         own = self.process.lattice if isinstance(self.process, DiscreteProcess) else self.dequantize
         if self.dequantize is not None and own != self.dequantize:
             raise ArgumentError(f"dequantize: got {self.dequantize}; expected {own}, the lattice of {self.process}")
-        if self.reduction not in ("mean", "sum", "none"):
-            raise ArgumentError(f"reduction: got {self.reduction!r}; expected 'mean', 'sum' or 'none'")
+        check_choice(self.reduction, "reduction", ("mean", "sum", "none"))
         for name in ("score_matching", "fokker_planck"):
             factor = getattr(self, name)
-            if not is_real(factor) or not 0.0 <= factor < math.inf:
-                raise ArgumentError(f"{name}: got {factor!r}; expected a finite factor, at least 0")
+            check_nonnegative(factor, name)
             if factor and not isinstance(self.process, GaussianProcess):
                 raise UnsupportedError(
                     f"{name}: got {factor} under {self.process}; expected a GaussianProcess, whose noisy data have a "

@@ -9,7 +9,6 @@ first position that does not, is proven and stays.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import check_count, is_real, per_example
+from ncml.checks import check_count, check_nonnegative, per_example
 from ncml.density import (
     AutoregressiveDensity,
     NoiseConditionalDensity,
@@ -193,10 +192,7 @@ def allowed_difference(density: NoiseConditionalDensity, times: Tensor, toleranc
     Raises:
         ArgumentError: A tolerance that is negative, or above 0 where there is no noise.
     """
-    if not is_real(tolerance) or not 0.0 <= tolerance < math.inf:
-        raise ArgumentError(
-            f"tolerance: got {tolerance!r}; expected a number >= 0, in standard deviations of the noise"
-        )
+    check_nonnegative(tolerance, "tolerance", "a number >= 0, in standard deviations of the noise")
     if tolerance == 0.0:
         return torch.zeros_like(times, dtype=density.dtype)
     process = density.process

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from torch import Tensor
 
+from ncml.checks import check_choice
 from ncml.density import Target
 from ncml.errors import ArgumentError
 from ncml.sampling.grids import Grid
@@ -77,8 +78,7 @@ class MultistepODE(GridSampler):
         super().__post_init__()
         if isinstance(self.order, bool) or self.order not in (1, 2, 3, 4):
             raise ArgumentError(f"order: got {self.order!r}; expected 1, 2, 3 or 4")
-        if self.of not in ("data", "noise", "flow"):
-            raise ArgumentError(f"of: got {self.of!r}; expected 'data', 'noise' or 'flow'")
+        check_choice(self.of, "of", get_args(Quantity))
 
     def begin(self, times: list[float]) -> _History:
         return _History([], len(times) - 1)

@@ -18,12 +18,12 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import check_count, clamp_time, is_real, per_example
+from ncml.checks import check_choice, check_count, clamp_time, is_real, per_example
 from ncml.density import Target, process_by_name
 from ncml.density.target import OnFailure
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
@@ -358,8 +358,7 @@ def check_stepper(sampler: object, name: str) -> None:
 
 def check_on_failure(on_failure: str) -> None:
     """Refuse anything but the two ways to treat rows that fail."""
-    if on_failure not in ("raise", "keep"):
-        raise ArgumentError(f"on_failure: got {on_failure!r}; expected 'raise' or 'keep'")
+    check_choice(on_failure, "on_failure", get_args(OnFailure))
 
 
 def one_time(t: float | Tensor, name: str, T: float) -> float:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 
+from ncml.checks import check_choice
 from ncml.data import DataSource, source_settings
 from ncml.errors import ArgumentError
 
@@ -103,9 +104,8 @@ def _converted(value: Any, hint: Any, where: str) -> Any:  # noqa: ANN401 -- JSO
     if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
         return tuple(_converted(v, get_args(hint)[0], where) for v in value)
     if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-        raise ArgumentError(f"{where}: got {value!r}; expected one of {', '.join(map(repr, get_args(hint)))}")
+        check_choice(value, where, get_args(hint))
+        return value
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and type(value) is int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_count, check_positive, check_probability, is_whole
+from ncml.checks import Time, check_choice, check_count, check_positive, check_probability, is_whole
 from ncml.densities.ncpn.blocks import GatedBlock
 from ncml.densities.ncpn.cache import CachedPass
 from ncml.densities.ncpn.head import PixelHead
@@ -126,8 +126,7 @@ class NCPN(AutoregressiveDensity):
             image_shape, process: As for the class.
             changes: Arguments of the class that replace the preset's.
         """
-        if name not in PRESETS:
-            raise ArgumentError(f"name: got {name!r}; expected one of {', '.join(map(repr, PRESETS))}")
+        check_choice(name, "name", PRESETS)
         return cls(image_shape, process, **{**PRESETS[name], **changes})
 
     def initialize(self, x: Tensor, t: Time = 0.0, context: Tensor | None = None) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ncml.checks import (
     Time,
+    check_choice,
     check_context,
     check_count,
     check_generator,
@@ -107,8 +108,7 @@ class CausalTransformer(AutoregressiveDensity):
     ) -> None:
         super().__init__(event_shape, process, lattice)
         width, layers, heads = check_sizes(self.event_shape, width, layers, heads, dropout, label_dropout)
-        if head not in HEADS:
-            raise ArgumentError(f"head: got {head!r}; expected one of {', '.join(map(repr, HEADS))}")
+        check_choice(head, "head", HEADS)
         length, channels = self.event_shape
         self.label_dropout = label_dropout
         self.conditioning = Conditioning(process, noise_features, context_features, classes)

@@ -17,8 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ncml.checks import check_count, is_real
-from ncml.errors import ArgumentError
+from ncml.checks import check_choice, check_count, check_nonnegative
 
 __all__ = ["FlowGuidance"]
 
@@ -49,10 +48,8 @@ class FlowGuidance:
     blocks: int | None = None
 
     def __post_init__(self) -> None:
-        if not is_real(self.weight) or not 0.0 <= self.weight < float("inf"):
-            raise ArgumentError(f"weight: got {self.weight!r}; expected a number of at least 0")
-        if self.kind not in get_args(Kind):
-            raise ArgumentError(f"kind: got {self.kind!r}; expected one of {', '.join(map(repr, get_args(Kind)))}")
+        check_nonnegative(self.weight, "weight")
+        check_choice(self.kind, "kind", get_args(Kind))
         if self.blocks is not None:
             check_count(self.blocks, "blocks")
 
