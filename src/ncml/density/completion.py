@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ncml.checks import Time, check_finite, check_floating
 from ncml.density.around import AroundTarget
 from ncml.density.target import OnFailure, Target
-from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from ncml.noise import GaussianProcess
+from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.noise.gaussian import as_gaussian
 
 __all__ = ["CompletionTarget"]
 
@@ -51,11 +51,7 @@ class CompletionTarget(AroundTarget):
 
     def __init__(self, density: nn.Module | Target, x: Tensor, known: Tensor) -> None:
         super().__init__(density)
-        if not isinstance(self.process, GaussianProcess):
-            raise UnsupportedError(
-                f"process: got {type(self.process).__name__}; expected a GaussianProcess, whose noise is added to "
-                f"known values"
-            )
+        as_gaussian(self.process, "whose noise is added to known values")
         self.values, self.known = checked_mask(x, known, self.event_shape)
 
     @property

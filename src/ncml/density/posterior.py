@@ -24,7 +24,7 @@ from ncml.density.around import AroundTarget, check_free
 from ncml.density.gradient import derivative
 from ncml.density.target import Target
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from ncml.noise import GaussianProcess
+from ncml.noise.gaussian import as_gaussian
 
 __all__ = ["EventTarget", "GuidedTarget", "PosteriorTarget"]
 
@@ -38,10 +38,7 @@ class GuidedTarget(AroundTarget):
     def __init__(self, density: nn.Module | Target) -> None:
         super().__init__(density)
         check_free(self.inner, "density")
-        if not isinstance(self.process, GaussianProcess):
-            raise UnsupportedError(
-                f"process: got {type(self.process).__name__}; expected a GaussianProcess, for Tweedie's formula"
-            )
+        as_gaussian(self.process, "for Tweedie's formula")
 
     @abc.abstractmethod
     def likelihood(self, clean: Tensor, slopes: Callable[[Tensor], Tensor], t: Time) -> tuple[Tensor, Tensor]:

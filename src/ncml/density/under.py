@@ -19,6 +19,7 @@ from ncml.density.checks import check_arguments, check_draw, counted
 from ncml.density.interface import AutoregressiveDensity, NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import GaussianProcess, NoiseProcess
+from ncml.noise.gaussian import as_gaussian
 
 __all__ = ["under_process"]
 
@@ -28,13 +29,7 @@ def under_process(density: NoiseConditionalDensity, process: NoiseProcess) -> No
     own = density.process
     if own is None:
         raise ArgumentTypeError("density.process: got None; expected a process of its own, to translate from")
-    for name, p in (("process", process), ("density.process", own)):
-        if not isinstance(p, GaussianProcess):
-            raise UnsupportedError(f"{name}: got {type(p).__name__}; expected a GaussianProcess, with alpha and sigma")
-        if float(p.sigma(0.0)) != 0.0:
-            raise UnsupportedError(f"{name}: got {p}, noisy at t = 0; expected one that starts at the data")
-    assert isinstance(own, GaussianProcess)
-    assert isinstance(process, GaussianProcess)
+    process, own = _starting_at_data(process, "process"), _starting_at_data(own, "density.process")
     most, asked = (float(p.sigma(p.T) / p.alpha(p.T)) for p in (own, process))
     if asked > most * (1.0 + 1e-6):
         reach = float(process.time_at_log_snr(own.log_snr(own.T)))
@@ -47,6 +42,13 @@ def under_process(density: NoiseConditionalDensity, process: NoiseProcess) -> No
     if isinstance(density, AutoregressiveDensity):
         return _AutoregressiveUnder(density, process)
     return _SampleableUnder(density, process) if isinstance(density, SampleableDensity) else _Under(density, process)
+
+
+def _starting_at_data(process: NoiseProcess, name: str) -> GaussianProcess:
+    gaussian = as_gaussian(process, "with alpha and sigma", name)
+    if float(gaussian.sigma(0.0)) != 0.0:
+        raise UnsupportedError(f"{name}: got {gaussian}, noisy at t = 0; expected one that starts at the data")
+    return gaussian
 
 
 class _Under(NoiseConditionalDensity):

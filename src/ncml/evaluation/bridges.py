@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import check_count, check_generator
-from ncml.density import NoiseConditionalDensity, SampleableDensity, check_arguments, inner_density
+from ncml.density import SampleableDensity, check_arguments, inner_density
 from ncml.errors import ArgumentError, UnsupportedError
-from ncml.noise import GaussianProcess, Lattice
+from ncml.noise import Lattice
+from ncml.noise.gaussian import as_gaussian
 
 __all__ = ["kernel_gap", "ladder_bound"]
 
@@ -54,7 +55,8 @@ def ladder_bound(
         ArgumentError: t = 0, or no rows to fit.
         UnsupportedError: The process is not Gaussian.
     """
-    inner, process = _gaussian(density)
+    inner = inner_density(density)
+    process = as_gaussian(inner.process, "which has levels of noise", "density.process")
     draws = check_count(draws, "draws")
     x, _, context = check_arguments(inner, x, 0.0, context)
     fit, _, fit_context = check_arguments(inner, fit, 0.0, fit_context)
@@ -128,7 +130,8 @@ def kernel_gap(
         UnsupportedError: The density cannot sample, or the process is not Gaussian.
         ArgumentError: t = 0.
     """
-    inner, process = _gaussian(density)
+    inner = inner_density(density)
+    process = as_gaussian(inner.process, "which has a kernel", "density.process")
     samples = check_count(samples, "samples")
     if not isinstance(inner, SampleableDensity):
         raise UnsupportedError(
@@ -144,10 +147,3 @@ def kernel_gap(
     log_p = inner.log_density(x, t).detach().double()
     share = log_kernel.softmax(1).square().sum(1).reciprocal() / samples
     return log_p - (log_kernel.logsumexp(1) - math.log(samples)), share
-
-
-def _gaussian(density: nn.Module) -> tuple[NoiseConditionalDensity, GaussianProcess]:
-    inner = inner_density(density)
-    if not isinstance(inner.process, GaussianProcess):
-        raise UnsupportedError(f"density: got one under {type(inner.process).__name__}; expected a GaussianProcess")
-    return inner, inner.process

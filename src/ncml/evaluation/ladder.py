@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from ncml.checks import Time, check_count, check_generator
 from ncml.density import (
-    NoiseConditionalDensity,
     SampleableDensity,
     check_arguments,
     dims_of,
@@ -31,7 +30,7 @@ from ncml.density import (
 )
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation.bridges import kernel_gap, ladder_bound
-from ncml.noise import GaussianProcess
+from ncml.noise.gaussian import as_gaussian
 from ncml.progress import progress_bar
 from ncml.report import jsonable
 from ncml.sampling.sampler import LATTICE_STOP
@@ -74,7 +73,7 @@ def fokker_planck_residual(
         ArgumentError: A time of 0, where there is no derivative.
     """
     inner = inner_density(density)
-    process = _gaussian(inner)
+    process = as_gaussian(inner.process, "which has a flow", "density.process")
     x, times, context = check_arguments(inner, x, t, context)
     if not bool((times > 0.0).all()):
         raise ArgumentError("t: got 0; expected times above 0: sigma may rise infinitely steeply there")
@@ -119,7 +118,7 @@ def flow_log_prob(
         Log-densities ``(B,)`` in nats.
     """
     inner = inner_density(density)
-    process = _gaussian(inner)
+    process = as_gaussian(inner.process, "which has a flow", "density.process")
     steps = check_count(steps, "steps")
     y, _, context = check_arguments(inner, x, t_start, context)
     check_generator(generator, y.device)
@@ -229,7 +228,7 @@ def audit_ladder(
         UnsupportedError: As for :func:`fokker_planck_residual`.
     """
     inner = inner_density(density)
-    process = _gaussian(inner)
+    process = as_gaussian(inner.process, "which has a flow", "density.process")
     x, _, context = check_arguments(inner, x, 0.0, context)
     if len(x) < 2:
         raise ArgumentError(f"x: got {len(x)} rows; expected at least 2")
@@ -277,11 +276,3 @@ def audit_ladder(
         bound=torch.stack(bounds),
         kernel=torch.stack(kernels),
     )
-
-
-def _gaussian(density: NoiseConditionalDensity) -> GaussianProcess:
-    if not isinstance(density.process, GaussianProcess):
-        raise UnsupportedError(
-            f"density: got one under {type(density.process).__name__}; expected a GaussianProcess, which has a flow"
-        )
-    return density.process

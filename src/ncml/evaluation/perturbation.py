@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ncml.checks import check_finite, check_floating, check_generator, check_time, clamp_time, is_real
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError
 from ncml.noise import GaussianProcess, Lattice, LevelNoise, NoiseProcess
+from ncml.noise.gaussian import as_gaussian
 
 __all__ = ["crossing_time", "mean_abs_perturbation", "one_time"]
 
@@ -66,8 +67,7 @@ def crossing_time(process: NoiseProcess, x: Tensor, lattice: Lattice, *, levels:
         UnsupportedError: The process is not Gaussian.
         ArgumentError: The process does not reach it by T, or it is negative.
     """
-    if not isinstance(process, GaussianProcess):
-        raise UnsupportedError(f"process: got {type(process).__name__}; expected a GaussianProcess")
+    process = as_gaussian(process, "whose mean perturbation grows with t")
     _check_values(x)
     if not is_real(levels) or not levels >= 0.0:  # NaN fails too
         raise ArgumentError(f"levels: got {levels!r}; expected a mean perturbation >= 0")

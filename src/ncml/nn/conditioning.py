@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import HALF, Time, check_count, check_floating, check_positive, per_example
-from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import GaussianProcess, NoiseProcess
+from ncml.noise.gaussian import as_gaussian
 
 __all__ = ["Conditioning", "NoiseFeatures", "NoiseScaling", "dropped_labels", "label_rows"]
 
@@ -144,11 +145,7 @@ class NoiseScaling(nn.Module):
 
     def __init__(self, process: NoiseProcess, data_std: float) -> None:
         super().__init__()
-        if not isinstance(process, GaussianProcess):
-            raise UnsupportedError(
-                f"process: got {type(process).__name__}; data_std expected a GaussianProcess; use data_std=None"
-            )
-        self.process = process
+        self.process = as_gaussian(process, "which data_std needs; use data_std=None")
         self.data_std = check_positive(data_std, "data_std")
 
     def log_scale(self, t: Time) -> Tensor:

@@ -11,11 +11,11 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from ncml.checks import Time, check_finite, check_floating, check_positive, check_time, per_example
-from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.checks import Time, check_finite, check_floating, check_positive, check_time, kind_of, per_example
+from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise.process import NoiseProcess, as_time
 
-__all__ = ["GaussianProcess", "LinearSDE", "as_interval", "clean_at_zero"]
+__all__ = ["GaussianProcess", "LinearSDE", "as_gaussian", "as_interval", "clean_at_zero"]
 
 
 class GaussianProcess(NoiseProcess):
@@ -246,6 +246,22 @@ def as_interval(s: Time, t: Time, T: float) -> tuple[Tensor, Tensor]:
     if not bool(ordered.all()):
         raise ArgumentError(f"s, t: got s = {s}, t = {t}; expected 0 <= s <= t <= T = {T:.6g}; noise only grows with t")
     return early, late
+
+
+def as_gaussian(process: NoiseProcess | None, why: str, name: str = "process") -> GaussianProcess:
+    """A process that has to be Gaussian.
+
+    Args:
+        process: The process.
+        why: What it is needed for, as the message goes on after "expected a GaussianProcess".
+        name: The argument that it is.
+
+    Raises:
+        UnsupportedError: It is not.
+    """
+    if not isinstance(process, GaussianProcess):
+        raise UnsupportedError(f"{name}: got {kind_of(process)}; expected a GaussianProcess, {why}")
+    return process
 
 
 def clean_at_zero(process: NoiseProcess) -> TypeGuard[GaussianProcess]:

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from ncml.checks import check_count, check_positive, check_probability, clamp_time
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError
 from ncml.noise import GaussianProcess, NoiseProcess
+from ncml.noise.gaussian import as_gaussian
 
 __all__ = [
     "AtZero",
@@ -187,10 +188,7 @@ class LogUniformTimes(PlacedTimes):
         check_probability(self.p_zero, "p_zero")
 
     def check(self, process: NoiseProcess) -> None:
-        if not isinstance(process, GaussianProcess):
-            raise UnsupportedError(
-                f"process: got {type(process).__name__}; expected a GaussianProcess, which has a sigma(t)"
-            )
+        process = as_gaussian(process, "which has a sigma(t)")
         top = float(process.sigma(process.T))
         if self.sigma_min >= top:
             raise ArgumentError(f"sigma_min: got {self.sigma_min}; expected less than sigma(T) = {top:.6g}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import check_count, check_finite, check_generator
+from ncml.checks import check_count, check_finite, check_generator, per_example
 from ncml.density import (
     AutoregressiveDensity,
     CompletionTarget,
@@ -20,7 +20,8 @@ from ncml.density import (
 )
 from ncml.density.target import OnFailure
 from ncml.errors import ArgumentError, UnsupportedError
-from ncml.noise import VESDE, GaussianProcess
+from ncml.noise import VESDE
+from ncml.noise.gaussian import as_gaussian
 from ncml.sampling.langevin import MetropolisLangevin
 from ncml.sampling.repaint import RePaint
 from ncml.sampling.sampler import LATTICE_STOP, Sampler, one_time
@@ -197,11 +198,7 @@ def restore(
         True
     """
     inner = inner_density(density)
-    process = inner.process
-    if not isinstance(process, GaussianProcess):
-        raise UnsupportedError(
-            f"process: got {type(process).__name__}; expected a GaussianProcess, whose noise is normal"
-        )
+    process = as_gaussian(inner.process, "whose noise is normal")
     top = float(process.sigma(process.T) / process.alpha(process.T))
     least = 0.01 * top if inner.lattice is None else min(LATTICE_STOP * inner.lattice.width, 0.5 * top)
     levels = [least * (top / least) ** (k / 31) for k in range(32)] if sigmas is None else [float(v) for v in sigmas]
@@ -219,7 +216,7 @@ def restore(
         target, _ = Target(ladder, context=context).bound(x, 0.0, on_failure=on_failure)
         with target.evaluating(), torch.no_grad():
             for k, sigma in enumerate(levels):
-                weight = posterior[:, k].to(x.dtype).reshape(-1, *([1] * (x.ndim - 1)))
+                weight = per_example(posterior[:, k].to(x.dtype), x)
                 y = y + weight * (x if sigma == 0.0 else target.denoise(x.clone(), sigma))
     elif len(x):
         drawn = torch.multinomial(posterior, 1, generator=generator)[:, 0]

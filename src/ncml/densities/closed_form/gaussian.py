@@ -16,8 +16,9 @@ from torch import Tensor
 from ncml.checks import Time, per_example
 from ncml.densities.closed_form.base import ClosedForm, Numbers, as_float64
 from ncml.density import check_draw
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError
 from ncml.noise import GaussianProcess, NoiseProcess
+from ncml.noise.gaussian import as_gaussian
 
 __all__ = ["GaussianDensity", "GaussianMixtureDensity"]
 
@@ -28,11 +29,7 @@ class _Gaussians(ClosedForm):
     process: GaussianProcess
 
     def __init__(self, event_shape: Sequence[int], process: NoiseProcess, given: object) -> None:
-        if not isinstance(process, GaussianProcess):
-            raise UnsupportedError(
-                f"process: got {type(process).__name__}; expected a GaussianProcess, which keeps Gaussians Gaussian"
-            )
-        super().__init__(event_shape, process, given)
+        super().__init__(event_shape, as_gaussian(process, "which keeps Gaussians Gaussian"), given)
 
 
 class GaussianDensity(_Gaussians):
