@@ -134,7 +134,7 @@ def test_the_users_context_comes_after_the_noise_features(name, data_std):
     density = build(name, noise_features=5, context_features=3, data_std=data_std)
     context = torch.randn(7, 3, dtype=F64, generator=seeded(2))
     features = torch.cat([NoiseFeatures(VP, 5)(T), context], dim=1)
-    scaled, log_det = (X, 0.0) if density.scaling is None else density.scaling(X, T)
+    scaled, log_det = density.scaling(X, T)
     expected = own_log_prob(density, scaled, features) + log_det
     assert torch.equal(density.log_prob(X, T, context), expected)
     assert not torch.equal(density.log_prob(X, T, context), density.log_prob(X, T, -context))

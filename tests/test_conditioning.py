@@ -152,6 +152,15 @@ def test_scaling_of_an_empty_batch():
     assert log_det.shape == (0,)
 
 
+def test_without_a_standard_deviation_data_of_any_process_stay_as_they_are():
+    scaling, t = NoiseScaling(LevelNoise(17), None), torch.linspace(0.0, 1.0, 3, dtype=F64)
+    x = torch.randn(3, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    y, log_det = scaling(x, t)
+    assert torch.equal(y, x)
+    assert torch.equal(scaling.inverse(x, t), x)
+    assert log_det.tolist() == scaling.log_scale(t).tolist() == [0.0] * 3
+
+
 # The masked network.
 
 

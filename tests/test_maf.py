@@ -33,8 +33,7 @@ def strong(event_shape, process=VP, *, seed=0, gain=0.6, **settings) -> MAF:
 def to_base(maf: MAF, x: torch.Tensor, t: torch.Tensor, context=None) -> torch.Tensor:
     """z(x) by the layers' definition, ``z_i = x_i exp(a_i(x_<i)) + m_i(x_<i)`` in alternating orders."""
     features = maf.conditioning(t, context)
-    z = x if maf.scaling is None else maf.scaling(x, t)[0]
-    z = z.flatten(1)
+    z = maf.scaling(x, t)[0].flatten(1)
     for net in maf.nets:
         z = z.flip(1)
         raw, shift = net(z, features).unbind(-1)

@@ -73,7 +73,7 @@ class MAF(SampleableDensity):
     ) -> None:
         super().__init__(event_shape, process)
         dims = math.prod(self.event_shape)
-        self.scaling = None if data_std is None else NoiseScaling(process, data_std)
+        self.scaling = NoiseScaling(process, data_std)
         self.conditioning = Conditioning(process, noise_features, context_features, classes)
         features = self.conditioning.features
         nets = [MaskedMLP(dims, 2, hidden, features) for _ in range(check_count(transforms, "transforms"))]
@@ -83,12 +83,11 @@ class MAF(SampleableDensity):
         self.nets = nn.ModuleList(nets)
 
     def hidden_settings(self) -> dict[str, Any]:
-        data_std = None if self.scaling is None else self.scaling.data_std
-        return {"data_std": data_std, "noise_features": self.conditioning.noise.features}
+        return {"data_std": self.scaling.data_std, "noise_features": self.conditioning.noise.features}
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
         features = self.conditioning(t, context)
-        z, log_det = (x, x.new_zeros(())) if self.scaling is None else self.scaling(x, t)
+        z, log_det = self.scaling(x, t)
         z = z.flatten(1)
         for net in self.nets:
             z = z.flip(1)
@@ -109,8 +108,7 @@ class MAF(SampleableDensity):
         with torch.inference_mode(), torch.autocast(z.device.type, enabled=False):
             for net in reversed(self.nets):
                 z = _invert(cast(MaskedMLP, net), z, features).flip(1)
-        x = z.clone().reshape(n, *self.event_shape)  # an ordinary tensor again
-        return x if self.scaling is None else self.scaling.inverse(x, t)
+        return self.scaling.inverse(z.clone().reshape(n, *self.event_shape), t)  # an ordinary tensor again
 
     @torch.no_grad()
     def sample_in_parallel(
@@ -144,8 +142,7 @@ class MAF(SampleableDensity):
         features = self.conditioning(times, context)
         dims = math.prod(self.event_shape)
         z = torch.randn(n, dims, dtype=self.dtype, device=self.device, generator=generator)
-        if self.scaling is not None:  # the layers see scaled data
-            allowed = allowed * self.scaling.log_scale(times).exp().to(z.dtype)
+        allowed = allowed * self.scaling.log_scale(times).exp().to(z.dtype)  # the layers see scaled data
 
         def redrawn(net: nn.Module, z: Tensor, x: Tensor, rows: Tensor) -> Tensor:
             raw, shift = net(x, features[rows]).mT.unbind(1)
@@ -154,8 +151,7 @@ class MAF(SampleableDensity):
         layers = [partial(redrawn, net) for net in reversed(self.nets)]
         with torch.autocast(z.device.type, enabled=False):
             found = invert_layers(layers, z, allowed, dims)
-        x = found.x.reshape(n, *self.event_shape)
-        return replace(found, x=x if self.scaling is None else self.scaling.inverse(x, times))
+        return replace(found, x=self.scaling.inverse(found.x.reshape(n, *self.event_shape), times))
 
 
 def _bounded(raw: Tensor) -> Tensor:

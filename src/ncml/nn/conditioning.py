@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ncml.checks import HALF, Time, check_count, check_floating, check_positive, per_example
 from ncml.errors import ArgumentError, ArgumentTypeError
-from ncml.noise import GaussianProcess, NoiseProcess
+from ncml.noise import GaussianProcess, NoiseProcess, as_time
 from ncml.noise.gaussian import as_gaussian
 
 __all__ = ["Conditioning", "NoiseFeatures", "NoiseScaling", "dropped_labels", "label_rows"]
@@ -139,25 +139,31 @@ class NoiseScaling(nn.Module):
     A density of y becomes one of x by adding :math:`D \log c`.
 
     Args:
-        process: A Gaussian process.
-        data_std: Standard deviation s of the data, in data units.
+        process: A Gaussian process; any without ``data_std``.
+        data_std: Standard deviation s of the data, in data units; None to leave the data as they are, c = 1.
     """
 
-    def __init__(self, process: NoiseProcess, data_std: float) -> None:
+    def __init__(self, process: NoiseProcess, data_std: float | None) -> None:
         super().__init__()
-        self.process = as_gaussian(process, "which data_std needs; use data_std=None")
-        self.data_std = check_positive(data_std, "data_std")
+        self.process = None if data_std is None else as_gaussian(process, "which data_std needs; use data_std=None")
+        self.data_std = None if data_std is None else check_positive(data_std, "data_std")
 
     def log_scale(self, t: Time) -> Tensor:
         """``log c(t)``, shape of ``t``."""
+        if self.process is None or self.data_std is None:
+            return torch.zeros_like(as_time(t))
         variance = (self.process.alpha(t) * self.data_std).square() + self.process.sigma(t).square()
         return -0.5 * variance.log()
 
     def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """``c(t) x`` and its log-determinant ``D log c``, ``(B,)``."""
+        if self.process is None:
+            return x, x.new_zeros(len(x))
         log_c = self.log_scale(t).to(x.dtype)
         return x * per_example(log_c.exp(), x), log_c * x[0].numel() if x.shape[0] else log_c
 
     def inverse(self, y: Tensor, t: Time) -> Tensor:
         """``y / c(t)``."""
+        if self.process is None:
+            return y
         return y * per_example((-self.log_scale(t)).exp().to(y.dtype), y)

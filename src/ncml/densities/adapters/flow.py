@@ -47,7 +47,7 @@ class FlowDensity(SampleableDensity):
         if not isinstance(flow, nn.Module):
             raise ArgumentTypeError(f"flow: got {kind_of(flow)}; expected a flow, an instance of nn.Module")
         conditioning = Conditioning(process, noise_features, context_features, classes)
-        scaling = None if data_std is None else NoiseScaling(process, data_std)
+        scaling = NoiseScaling(process, data_std)
         self.flow = flow
         with _probed(flow) as probe:
             self._probe(probe, conditioning.features)
@@ -55,8 +55,7 @@ class FlowDensity(SampleableDensity):
         self.scaling = scaling
 
     def hidden_settings(self) -> dict[str, Any]:
-        data_std = None if self.scaling is None else self.scaling.data_std
-        return {"data_std": data_std, "noise_features": self.conditioning.noise.features}
+        return {"data_std": self.scaling.data_std, "noise_features": self.conditioning.noise.features}
 
     @abc.abstractmethod
     def flow_log_prob(self, flow: nn.Module, x: Tensor, context: Tensor) -> Tensor:
@@ -71,11 +70,8 @@ class FlowDensity(SampleableDensity):
         return ""
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
-        features = self._features(t, context)
-        if self.scaling is None:
-            return self.flow_log_prob(self.flow, x, features)
         y, log_det = self.scaling(x, t)
-        return self.flow_log_prob(self.flow, y, features) + log_det
+        return self.flow_log_prob(self.flow, y, self._features(t, context)) + log_det
 
     def sample(
         self, n: int, t: Time = 0.0, context: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -96,7 +92,7 @@ class FlowDensity(SampleableDensity):
                         f"one that can sample; or refine samples of your own with sampler(density, x)"
                     ) from error
                 raise
-        return x if self.scaling is None else self.scaling.inverse(x, t)
+        return self.scaling.inverse(x, t)
 
     def _features(self, t: Time, context: Tensor | None) -> Tensor:
         features: Tensor = self.conditioning(t, context)

@@ -99,7 +99,7 @@ class TransformerFlow(SampleableDensity):
         check_probability(dropout, "dropout")
         check_probability(label_dropout, "label_dropout")
         self.label_dropout, self.max_scale = label_dropout, None if max_scale is None else float(max_scale)
-        self.scaling = None if data_std is None else NoiseScaling(process, data_std)
+        self.scaling = NoiseScaling(process, data_std)
         conditioning = Conditioning(process, noise_features, context_features, classes)
         features = conditioning.features
         self.conditioning: nn.Module = conditioning
@@ -121,8 +121,11 @@ class TransformerFlow(SampleableDensity):
     # The density.
 
     def hidden_settings(self) -> dict[str, Any]:
-        data_std = None if self.scaling is None else self.scaling.data_std
-        settings = {"heads": self._layers()[0].heads, "max_scale": self.max_scale, "data_std": data_std}
+        settings = {
+            "heads": self._layers()[0].heads,
+            "max_scale": self.max_scale,
+            "data_std": self.scaling.data_std,
+        }
         if isinstance(self.conditioning, Conditioning):  # published weights have their own
             settings["noise_features"] = self.conditioning.noise.features
         return settings
@@ -201,8 +204,7 @@ class TransformerFlow(SampleableDensity):
                 x = invert(block, x, plain if guide is None else guided, guide)
                 if k + 1 < len(self.blocks):
                     x = x.flip(1)
-        x = self.patches.join(x).clone()  # an ordinary tensor again
-        return x if self.scaling is None else self.scaling.inverse(x, t)
+        return self.scaling.inverse(self.patches.join(x).clone(), t)  # an ordinary tensor again
 
     @torch.no_grad()
     def sample_in_parallel(
@@ -236,8 +238,7 @@ class TransformerFlow(SampleableDensity):
         t, context = check_draw(self, n, t, context, generator)
         allowed = allowed_difference(self, t, tolerance)
         noise = self._noise(n, noise, generator)
-        if self.scaling is not None:  # the blocks see scaled data
-            allowed = allowed * self.scaling.log_scale(t).exp().to(noise.dtype)
+        allowed = allowed * self.scaling.log_scale(t).exp().to(noise.dtype)  # the blocks see scaled data
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
             features = self._features(t, context)
 
@@ -248,7 +249,7 @@ class TransformerFlow(SampleableDensity):
             layers = [partial(redrawn, cast(AffineBlock, block)) for block in reversed(self.blocks)]
             found = invert_layers(layers, self._in_order(self.patches.split(noise)), allowed, self.patches.length)
         x = self.patches.join(found.x.flip(1))  # the first block reads the patches in their own order
-        return replace(found, x=x if self.scaling is None else self.scaling.inverse(x, t))
+        return replace(found, x=self.scaling.inverse(x, t))
 
     def _noise(self, n: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         shape = (n, *self.event_shape)
@@ -266,7 +267,7 @@ class TransformerFlow(SampleableDensity):
     def _standardised(self, x: Tensor, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The patches of z, in the order of the last block, and the log-determinant, ``(B,)``."""
         features = self._features(t, context)
-        z, log_det = (x, x.new_zeros(())) if self.scaling is None else self.scaling(x, t)
+        z, log_det = self.scaling(x, t)
         z = self.patches.split(z)
         for k, block in enumerate(self.blocks):
             z, added = block(z.flip(1) if k else z, features)
