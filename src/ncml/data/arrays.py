@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ncml.checks import signed
-from ncml.data.base import Rows, check_single, kind_of
+from ncml.data.base import Rows
 from ncml.data.files import PathLike
 from ncml.data.split import Choice, split_by_name
+from ncml.data.values import check_kind, check_values, in_data_units
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
 from ncml.noise import Lattice
 
@@ -65,29 +66,11 @@ class Arrays(Rows):
     choice: Choice | None = None
 
     def __post_init__(self) -> None:
-        v = self.values
-        if not isinstance(v, Tensor) or v.is_complex() or v.dtype == torch.bool:
-            raise ArgumentTypeError(
-                f"values: got {kind_of(v, 'values')}; expected a tensor of real numbers, or of integers"
-            )
-        if v.is_floating_point() == (self.lattice is not None):
-            expected = "integers, the levels of the lattice" if self.lattice is not None else "a floating dtype"
-            raise ArgumentTypeError(f"values: got {v.dtype} and lattice={self.lattice}; expected {expected}")
-        if v.ndim < 2 or 0 in v.shape:
-            raise ArgumentError(f"values: got shape {tuple(v.shape)}; expected (N, ...), at least one row")
-        v = signed(v)
-        object.__setattr__(self, "values", v)
-        if self.lattice is None:
-            if not bool(torch.isfinite(v.sum())) and (bad := ~torch.isfinite(v.flatten(1)).all(1)).any():
-                raise ArgumentError(
-                    f"values: got NaN or infinity in {int(bad.sum())} of {len(v)} rows, the first in row "
-                    f"{int(bad.nonzero()[0])}; clean the data"
-                )
-            check_single(v, "values")
-        elif (low := int(v.min())) < 0 or int(v.max()) >= self.lattice.levels:
-            raise ArgumentError(
-                f"values: got values in [{low}, {int(v.max())}]; expected 0 .. {self.lattice.levels - 1}"
-            )
+        check_kind(self.values, self.lattice, "values")
+        if self.values.ndim < 2 or 0 in self.values.shape:
+            raise ArgumentError(f"values: got shape {tuple(self.values.shape)}; expected (N, ...), at least one row")
+        object.__setattr__(self, "values", signed(self.values))
+        check_values(self.values, self.lattice, "values")
         self.check_labels()
 
     def __len__(self) -> int:
@@ -108,8 +91,7 @@ class Arrays(Rows):
             device: Where to; the device of the values if None.
             dtype: A floating dtype.
         """
-        part = self.values[self.checked(rows)].to(device)
-        return part.to(dtype) if self.lattice is None else self.lattice.to_unit(part, dtype=dtype)
+        return in_data_units(self.values[self.checked(rows)].to(device), self.lattice, dtype)
 
     def subset(self, rows: Tensor | slice) -> Arrays:
         """Some of the rows, with their labels; a slice shares memory with these."""

@@ -12,10 +12,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ncml.checks import check_count
+from ncml.data.values import got_for_tensor
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice
 
-__all__ = ["DataSet", "DataSource", "Rows", "check_single", "kind_of"]
+__all__ = ["DataSet", "DataSource", "Rows"]
 
 MIXING_SEED = 1  # of the data set, not of a run: every run is evaluated on the same examples
 
@@ -71,26 +72,6 @@ class DataSource:
         return replace(self, **changed)
 
 
-def check_single(x: Tensor, name: str) -> None:
-    """Refuse finite numbers that would be infinite in single precision, in which batches are.
-
-    Raises:
-        ArgumentError: There are some.
-    """
-    if x.dtype == torch.float64 and bool((x.abs() > torch.finfo(torch.float32).max).any()):
-        raise ArgumentError(
-            f"{name}: got numbers up to {float(x.abs().max()):g}; expected at most 3e38, for single precision; change "
-            f"the unit"
-        )
-
-
-def kind_of(value: object, name: str) -> str:
-    """What an error got in place of a tensor of some dtype, with the remedy for arrays and tables."""
-    if isinstance(value, Tensor):
-        return str(value.dtype)
-    return f"{type(value).__name__} (no tensor: torch.as_tensor(numpy.asarray({name})))"
-
-
 class Rows(abc.ABC):
     """Rows with labels: checks, and the choice of some of them."""
 
@@ -133,7 +114,7 @@ class Rows(abc.ABC):
         if labels is None:
             return
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-            raise ArgumentTypeError(f"labels: got {kind_of(labels, 'labels')}; expected torch.int64, or None")
+            raise ArgumentTypeError(f"labels: got {got_for_tensor(labels, 'labels')}; expected torch.int64, or None")
         if labels.shape != (n,):
             raise ArgumentError(f"labels: got shape {tuple(labels.shape)}; expected ({n},), one per example")
         low, high = (int(v) for v in labels.aminmax())

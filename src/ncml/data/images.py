@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
-from ncml.data.base import Rows, kind_of
+from ncml.data.base import Rows
 from ncml.data.split import Choice
+from ncml.data.values import got_for_tensor
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import Lattice
 
@@ -55,7 +56,7 @@ class Images(Rows):
     def _check_levels(self) -> None:
         k, highest = self.levels, self.lattice.levels - 1
         if not isinstance(k, Tensor) or k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-            raise ArgumentTypeError(f"levels: got {kind_of(k, 'levels')}; expected an integer tensor of levels")
+            raise ArgumentTypeError(f"levels: got {got_for_tensor(k, 'levels')}; expected an integer tensor of levels")
         if highest < 256 and k.dtype != torch.uint8:
             raise ArgumentTypeError(f"levels: got {k.dtype}; expected torch.uint8 for {highest + 1} levels; convert it")
         if k.ndim != 4 or 0 in k.shape:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ncml.checks import check_count, signed
-from ncml.data.base import Rows, check_single
+from ncml.data.base import Rows
 from ncml.data.split import Choice
-from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.data.values import check_kind, check_values, in_data_units
+from ncml.errors import ArgumentError
 from ncml.noise import Lattice
 
 __all__ = ["Windows", "cut_windows"]
@@ -61,21 +62,12 @@ class Windows(Rows):
 
     def __post_init__(self) -> None:
         check_count(self.length, "length")
+        check_kind(self.series, self.lattice, "series")
         object.__setattr__(self, "series", signed(self.series))
         x, starts = self.series, self.starts
         if x.ndim != 2 or 0 in x.shape:
             raise ArgumentError(f"series: got shape {tuple(x.shape)}; expected (T, C), at least one position")
-        if x.is_floating_point() == (self.lattice is not None) or x.is_complex() or x.dtype == torch.bool:
-            expected = "integers, the levels of the lattice" if self.lattice is not None else "a floating dtype"
-            raise ArgumentTypeError(f"series: got {x.dtype} and lattice={self.lattice}; expected {expected}")
-        if self.lattice is None and not bool(torch.isfinite(x).all()):
-            row = int((~torch.isfinite(x)).any(1).nonzero()[0])
-            raise ArgumentError(f"series: got NaN or infinity, first at position {row}; clean the data")
-        check_single(x, "series")
-        if self.lattice is not None and ((low := int(x.min())) < 0 or int(x.max()) >= self.lattice.levels):
-            raise ArgumentError(
-                f"series: got values in [{low}, {int(x.max())}]; expected 0 .. {self.lattice.levels - 1}"
-            )
+        check_values(x, self.lattice, "series", "position")
         if starts.ndim != 1 or starts.dtype != torch.int64 or not starts.numel():
             raise ArgumentError(f"starts: got {starts.dtype} {tuple(starts.shape)}; expected int64 (N,), at least one")
         if int(starts.min()) < 0 or int(starts.max()) + self.length > len(x):
@@ -108,7 +100,7 @@ class Windows(Rows):
             dtype: A floating dtype.
         """
         part = self.series[self.starts[self.checked(rows), None] + self._offsets].to(device)
-        return part.to(dtype) if self.lattice is None else self.lattice.to_unit(part, dtype=dtype)
+        return in_data_units(part, self.lattice, dtype)
 
     def subset(self, rows: Tensor | slice) -> Windows:
         """Some of the windows, of the same series."""
