@@ -39,7 +39,7 @@ __all__ = [
     "check_score",
     "checked_resample",
     "checked_sample",
-    "counted",
+    "observed_dims",
     "process_by_name",
 ]
 
@@ -92,7 +92,7 @@ def check_kept(density: NoiseConditionalDensity, x: Tensor, t: Tensor) -> Tensor
     return x
 
 
-def counted(observed: Tensor | None, x: Tensor) -> int | Tensor:
+def observed_dims(observed: Tensor | None, x: Tensor) -> int | Tensor:
     """The number of values that count in each example: D if there is no mask, ``(B,)`` otherwise."""
     return math.prod(x.shape[1:]) if observed is None else observed.flatten(1).sum(1).to(x.dtype)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ncml.density.checks import counted
+from ncml.density.checks import observed_dims
 from ncml.density.gradient import gradient, slopes
 from ncml.density.interface import NoiseConditionalDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
@@ -99,7 +99,7 @@ def slopes_of(density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None =
 def dims_of(density: nn.Module, x: Tensor, context: Tensor | None = None) -> int | Tensor:
     """How many values the log-density of a density or its wrapper is of, for each example: D, or ``(B,)``."""
     inner = unwrapped(density)
-    return counted(None if inner is None else inner.observed(x, context), x)
+    return observed_dims(None if inner is None else inner.observed(x, context), x)
 
 
 def check_process(density: nn.Module, process: NoiseProcess) -> None:

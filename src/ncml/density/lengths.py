@@ -11,7 +11,7 @@ from torch import Tensor
 from ncml.checks import per_example
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 
-__all__ = ["check_lengths", "counted", "padded", "positions_that_count"]
+__all__ = ["check_lengths", "padded", "positions_that_count", "with_padding"]
 
 PADDING = -1.0  # the first point of every lattice
 
@@ -22,7 +22,7 @@ def positions_that_count(x: Tensor, lengths: Tensor) -> Tensor:
     return places < per_example(lengths, x)
 
 
-def counted(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def with_padding(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """A batch whose padding holds a number, whatever it held before, without a gradient; and which positions count."""
     counts = positions_that_count(x, lengths)
     return torch.where(counts, x, PADDING), counts
@@ -64,4 +64,4 @@ def padded(density: Any, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, dic
     if not isinstance(x, Tensor) or x.ndim < 2:
         return x, {"lengths": lengths}  # refused as x
     lengths = check_lengths(lengths, tuple(x.shape), x.device)
-    return counted(x, lengths)[0], {"lengths": lengths}
+    return with_padding(x, lengths)[0], {"lengths": lengths}

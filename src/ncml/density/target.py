@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_finite, check_generator, per_example
-from ncml.density.checks import check_arguments, counted
+from ncml.density.checks import check_arguments, observed_dims
 from ncml.density.entry import density_and_score_of, inner_density, process_of, score_of
 from ncml.density.modes import evaluating, usable
 from ncml.errors import NonFiniteError
@@ -93,7 +93,7 @@ class Target:
 
     def dims(self, x: Tensor) -> int | Tensor:
         """The number of these values, D or ``(B,)``."""
-        return counted(self.observed(x), x)
+        return observed_dims(self.observed(x), x)
 
     @property
     def differing(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ncml.checks import Time, per_example
-from ncml.density.checks import check_arguments, check_draw, counted
+from ncml.density.checks import check_arguments, check_draw, observed_dims
 from ncml.density.interface import AutoregressiveDensity, NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import GaussianProcess, NoiseProcess
@@ -82,7 +82,7 @@ class _Under(NoiseConditionalDensity):
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
         own_time, ratio = self._translated(t, x)
         log_p: Tensor = self.density(per_example(ratio, x) * x, own_time, context, edges=edges)
-        return log_p + counted(self.observed(x, context), x) * ratio.log()
+        return log_p + observed_dims(self.observed(x, context), x) * ratio.log()
 
     def observed(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
         return self.density.observed(x, context)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ncml.checks import is_whole
 from ncml.errors import ArgumentError
-from ncml.estimator.traits import HUGE, Array, affine_copy, check_sizes, lattice_of, spread, tied_share
+from ncml.estimator.traits import HUGE, Array, affine_copy, check_magnitudes, column_lattice, spread, tied_share
 
 __all__ = ["Bounds", "Columns"]
 
@@ -94,7 +94,7 @@ class Columns:
                 f"X: got no value in {', '.join(empty)}; expected some in every column; leave such columns out"
             )
         low, high = np.nanmin(X, axis=0), np.nanmax(X, axis=0)
-        check_sizes(low, high, names)
+        check_magnitudes(low, high, names)
         constant = {j: float(low[j]) for j in range(X.shape[1]) if low[j] == high[j]}
         duplicates: dict[int, tuple[int, float, float]] = {}
         kept: list[int] = []
@@ -114,7 +114,7 @@ class Columns:
         values = [X[there[:, j], j] for j in kept]
         centre = np.array([np.median(column) for column in values])
         scale = np.array([spread(column) for column in values])
-        lattices = [lattice_of(column) for column in values]
+        lattices = [column_lattice(column) for column in values]
         width = np.array([step for step, _ in lattices])
         origin = np.array([start for _, start in lattices])
         codes = dict(codes or {})

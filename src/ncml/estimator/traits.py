@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ncml.errors import ArgumentError
 
-__all__ = ["HUGE", "Array", "affine_copy", "check_sizes", "lattice_of", "spread", "tied_share"]
+__all__ = ["HUGE", "Array", "affine_copy", "check_magnitudes", "column_lattice", "spread", "tied_share"]
 
 Array = NDArray[np.float64]
 
@@ -22,7 +22,7 @@ FEWEST = 8  # rows that can show that a column is an affine copy
 HUGE = 1e150  # squares of larger numbers, and of the reciprocal of smaller ones, overflow
 
 
-def check_sizes(low: Array, high: Array, names: Sequence[Any]) -> None:
+def check_magnitudes(low: Array, high: Array, names: Sequence[Any]) -> None:
     """Refuse columns whose squares would overflow, or vanish."""
     largest = np.maximum(np.abs(low), np.abs(high))
     for j in np.flatnonzero((largest > HUGE) | ((low < high) & (high - low < 1.0 / HUGE))).tolist():
@@ -72,7 +72,7 @@ def tied_share(column: Array) -> float:
     return float(counts[counts > 1].sum()) / len(column)
 
 
-def lattice_of(column: Array) -> tuple[float, float]:
+def column_lattice(column: Array) -> tuple[float, float]:
     """Step and a point of the lattice that a column lies on; 0 and NaN if there is none."""
     values = np.unique(column)
     none = 0.0, float("nan")

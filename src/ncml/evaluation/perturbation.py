@@ -12,7 +12,7 @@ from ncml.errors import ArgumentError
 from ncml.noise import GaussianProcess, Lattice, LevelNoise, NoiseProcess
 from ncml.noise.gaussian import as_gaussian
 
-__all__ = ["crossing_time", "mean_abs_perturbation", "one_time"]
+__all__ = ["crossing_time", "mean_abs_perturbation", "time_in_range"]
 
 
 def mean_abs_perturbation(
@@ -37,7 +37,7 @@ def mean_abs_perturbation(
     Raises:
         ArgumentError: An empty or non-finite ``x``, or t out of range.
     """
-    t = one_time(t, process.T)
+    t = time_in_range(t, process.T)
     _check_values(x)
     if isinstance(process, GaussianProcess):
         return _GaussianMeanAbs(process, x)(t)
@@ -85,7 +85,7 @@ def crossing_time(process: NoiseProcess, x: Tensor, lattice: Lattice, *, levels:
     return high
 
 
-def one_time(t: float | Tensor, T: float) -> float:
+def time_in_range(t: float | Tensor, T: float) -> float:
     """One time in ``[0, T]`` as a Python float."""
     like = torch.empty(1, dtype=torch.float64, device=t.device if isinstance(t, Tensor) else None)
     return float(check_time(clamp_time(float(t), T) if is_real(t) else t, like, T))

@@ -30,7 +30,7 @@ from ncml.checks import check_choice, check_count, check_generator, check_probab
 from ncml.density import check_process, inner_density, process_by_name, process_of
 from ncml.errors import ArgumentError
 from ncml.evaluation.likelihood import check_batch, data_lattice, log_prob_in_batches
-from ncml.evaluation.perturbation import mean_abs_perturbation, one_time
+from ncml.evaluation.perturbation import mean_abs_perturbation, time_in_range
 from ncml.noise import BitsPerDim, GaussianProcess, Lattice, LevelNoise, NoiseProcess
 from ncml.progress import progress_bar
 from ncml.report import jsonable
@@ -277,7 +277,7 @@ def robustness_curve(
     """
     process = process_of(density, process)
     data = _NoisyData(density, process, x, context, lattice, order, edge, draws, batch_size, generator)
-    ts = [one_time(t, process.T) for t in times]
+    ts = [time_in_range(t, process.T) for t in times]
     if not ts:
         raise ArgumentError("times: got none; expected at least one time in [0, T]")
     results: dict[float, list[DeltaLogP]] = {pi: [] for pi in _checked_pis(pis)}
@@ -342,7 +342,7 @@ class _NoisyData:
 
     def bits(self, pi: float, t: float, progress: bool = False) -> BitsPerDim:
         """Bits per dimension of each example, averaged over the draws."""
-        t = one_time(t, math.inf if self.process is None else self.process.T)
+        t = time_in_range(t, math.inf if self.process is None else self.process.T)
         if self.process is None and t > 0.0:
             raise ArgumentError(f"process: got None with t = {t:.6g}; expected the process that takes x to x_t")
         on_lattice = self.process is None or bool(self.process.on_lattice(t))

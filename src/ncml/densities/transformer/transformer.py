@@ -33,7 +33,7 @@ from ncml.density import (
     evaluating,
     gradient,
 )
-from ncml.density.lengths import check_lengths, counted, positions_that_count
+from ncml.density.lengths import check_lengths, positions_that_count, with_padding
 from ncml.errors import ArgumentError
 from ncml.nn.conditioning import Conditioning, dropped_labels
 from ncml.nn.heads import HEADS, open_uniforms
@@ -156,9 +156,9 @@ class CausalTransformer(AutoregressiveDensity):
     ) -> Tensor:
         """Log-likelihood ``(B,)`` in nats, after ``keep`` positions; ``given`` as in :meth:`log_conditionals`."""
         on_lattice = self.process.on_lattice(t) if edges and self.lattice is not None else None
-        x, counts = (x, None) if lengths is None else counted(x, lengths)
+        x, counts = (x, None) if lengths is None else with_padding(x, lengths)
         if given is not None and lengths is not None:
-            given, _ = counted(given, lengths)
+            given, _ = with_padding(given, lengths)
         terms = self._terms(x, given, t, context, on_lattice)
         return (terms if counts is None else terms.masked_fill(~counts, 0.0))[:, keep:].sum((1, 2))
 
