@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,99 +60,211 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
     started = (out / SETTINGS).exists()
     if started and not resume:
         raise ArgumentError(f"out: got {out}, which holds a run; expected a new folder; or go on with --resume")
-    run = settings.run
-    fabric = launch(run, _loggers(run.loggers, out))
-    first = fabric.is_global_zero
-    with in_options(data=settings.data):
-        examples = settings.data.load(train=True, progress=first and shows_progress())
-        held_out = settings.data.load(train=False).mixed(run.validate_images)
-    kind = DataKind.of(examples)
-    split = {name: choice_of(data) for name, data in (("train", examples), ("test", held_out))}
-    with in_options(model=settings.model.settings):
-        density = build_density(settings, kind)
-    objective = build_objective(settings.noise, density, kind)
-    check_times(objective, settings.noise)
+    run = _Run.of(settings, out)
     going_on = resume and _has_checkpoint(out)
-    if settings.optim.init_examples:
-        initialize = capability(density, "initialize", "optim.init_examples", settings.model.name)
-        if not going_on:  # on every process, from the same examples
-            density.to(fabric.device)
-            rows = BatchDraws(len(examples), kind.shape, objective, settings.optim.init_examples, run.seed).rows(0)
-            labels = labels_for(settings, examples, rows, fabric.device)
-            initialize(examples.batch(rows, device=fabric.device), 0.0, labels)
-
-    latest: dict[str, float] = {}
-
-    def validate(step: int) -> dict[str, Any]:
-        latest.update(_held_out(fabric, density, held_out, kind, settings))
-        if first:
-            print_above(f"Step {step:,}:{_likelihood_in_words(latest, density, kind)}")
-        return dict(latest)
-
-    def draw(step: int) -> None:
-        if not isinstance(density, SampleableDensity):
-            return
-        labels = torch.arange(run.samples) % max(1, len(kind.classes)) if settings.model.classes else None
-        drawn = draw_samples(fabric, density, objective.process, kind, run.samples, labels=labels, seed=run.seed)
-        if first and kind.is_image:
-            save_grid(drawn, out / f"samples_{step:08d}.png")
-        elif first:
-            np.save(out / f"samples_{step:08d}.npy", drawn.numpy(), allow_pickle=False)
-
-    if first:
-        for name, read in (("train", examples), ("test", held_out)):
-            if getattr(read, "remark", ""):
-                print(f"Of the data to {name} on, {read.remark}.")  # type: ignore[attr-defined]
-    counted = {"parameters": parameter_count(density), "training_examples": len(examples)}
-    sample_every = run.sample_every if isinstance(density, SampleableDensity) else 0
-    periodic = [Periodic(run.validate_every, "validation", validate), Periodic(sample_every, "samples", draw)]
-    trainer = Trainer(
-        fabric,
-        density,
-        objective,
-        examples,
-        out,
-        settings.optim,
-        run,
-        periodic=periodic,
-        info={**describe(settings, kind), **counted, "split": {k: c and to_dict(c) for k, c in split.items()}},
-        use_labels=settings.model.classes,
-    )
+    run.initialize(going_on)
+    run.announce_data()
+    trainer = run.trainer()
     if going_on:
         checkpoint = open_checkpoint(out)
-        check_data(checkpoint, kind, len(examples), split["train"])
+        check_data(checkpoint, run.kind, len(run.examples), choice_of(run.examples))
         trainer.load(checkpoint)
-    if first:  # from here on the folder holds a run
+    if run.first:  # from here on the folder holds a run
         out.mkdir(parents=True, exist_ok=True)
-    with only_here(out) if first else nullcontext():
-        if first:
+    with only_here(out) if run.first else nullcontext():
+        if run.first:
             write_report(out / SETTINGS, to_dict(settings))
-        fabric.barrier()
-        if first and resume and not started:
-            print(f"No run in {out} yet: starting one.")
-        if first:
-            _announce(density, objective, len(examples), kind, settings, trainer.step, out)
+        run.fabric.barrier()
+        if run.first:
+            if resume and not started:
+                print(f"No run in {out} yet: starting one.")
+            run.announce(trainer.step)
         start = time.perf_counter()
         stopped = trainer.run(progress=shows_progress())
     if stopped:
-        if first:
+        if run.first:
             print(f"Stopped by signal {stopped} after step {trainer.step:,}, saved; go on with --resume.")
         return 128 + stopped
-    if first:
+    if run.first:
+        run.finish(trainer, time.perf_counter() - start)
+    return 0
+
+
+@dataclass
+class _Run:
+    """What is trained on what, and what it says and writes on the way; the words are the first process's alone."""
+
+    settings: TrainConfig
+    out: Path
+    fabric: Any  # Fabric, which is optional
+    examples: DataSet
+    held_out: DataSet
+    kind: DataKind
+    density: NoiseConditionalDensity
+    objective: NCMLObjective
+    latest: dict[str, float] = field(default_factory=dict)  # the last likelihood of held-out examples
+
+    @classmethod
+    def of(cls, settings: TrainConfig, out: Path) -> _Run:
+        """Launch the processes, read the data, and build what the settings say."""
+        run = settings.run
+        fabric = launch(run, _loggers(run.loggers, out))
+        with in_options(data=settings.data):
+            examples = settings.data.load(train=True, progress=fabric.is_global_zero and shows_progress())
+            held_out = settings.data.load(train=False).mixed(run.validate_images)
+        kind = DataKind.of(examples)
+        with in_options(model=settings.model.settings):
+            density = build_density(settings, kind)
+        objective = build_objective(settings.noise, density, kind)
+        check_times(objective, settings.noise)
+        return cls(settings, out, fabric, examples, held_out, kind, density, objective)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return bool(self.fabric.is_global_zero)
+
+    @property
+    def counted(self) -> dict[str, int]:
+        """How much is trained on how much."""
+        return {"parameters": parameter_count(self.density), "training_examples": len(self.examples)}
+
+    def initialize(self, going_on: bool) -> None:
+        """Let a model that can set its initial weights by data do so, on every process from the same examples."""
+        settings, device = self.settings, self.fabric.device
+        if not settings.optim.init_examples:
+            return
+        initialize = capability(self.density, "initialize", "optim.init_examples", settings.model.name)
+        if going_on:
+            return
+        self.density.to(device)
+        n, seed = settings.optim.init_examples, settings.run.seed
+        rows = BatchDraws(len(self.examples), self.kind.shape, self.objective, n, seed).rows(0)
+        labels = labels_for(settings, self.examples, rows, device)
+        initialize(self.examples.batch(rows, device=device), 0.0, labels)
+
+    def trainer(self) -> Trainer:
+        """What trains, and validates and draws meanwhile."""
+        settings, run = self.settings, self.settings.run
+        sample_every = run.sample_every if isinstance(self.density, SampleableDensity) else 0
+        chosen = {name: choice_of(data) for name, data in (("train", self.examples), ("test", self.held_out))}
+        split = {name: choice and to_dict(choice) for name, choice in chosen.items()}
+        return Trainer(
+            self.fabric,
+            self.density,
+            self.objective,
+            self.examples,
+            self.out,
+            settings.optim,
+            run,
+            periodic=[
+                Periodic(run.validate_every, "validation", self.validate),
+                Periodic(sample_every, "samples", self.draw),
+            ],
+            info={**describe(settings, self.kind), **self.counted, "split": split},
+            use_labels=settings.model.classes,
+        )
+
+    # Meanwhile.
+
+    def validate(self, step: int) -> dict[str, Any]:
+        """The likelihood of held-out examples, which is said too."""
+        self.latest = self._likelihood()
+        if self.first:
+            print_above(f"Step {step:,}:{self._likelihood_in_words()}")
+        return dict(self.latest)
+
+    def draw(self, step: int) -> None:
+        """Samples, a picture of them if they are images."""
+        if not isinstance(self.density, SampleableDensity):
+            return
+        run, kind = self.settings.run, self.kind
+        labels = torch.arange(run.samples) % max(1, len(kind.classes)) if self.settings.model.classes else None
+        drawn = draw_samples(
+            self.fabric, self.density, self.objective.process, kind, run.samples, labels=labels, seed=run.seed
+        )
+        if self.first and kind.is_image:
+            save_grid(drawn, self.out / f"samples_{step:08d}.png")
+        elif self.first:
+            np.save(self.out / f"samples_{step:08d}.npy", drawn.numpy(), allow_pickle=False)
+
+    def _likelihood(self) -> dict[str, float]:
+        """Mean likelihood at t = 0: bits/dim on a lattice, exact or as a bound; else nats per example."""
+        settings, examples, device = self.settings, self.held_out, self.fabric.device
+
+        def work(rows: slice, generator: torch.Generator) -> dict[str, torch.Tensor]:
+            labels = labels_for(settings, examples, rows, device)
+            x = examples.batch(rows, device=device)
+            if self.kind.lattice is None:
+                with torch.no_grad():
+                    return {"log_prob": self.density.log_prob(x, 0.0, labels)}
+            bits = bits_per_dim(self.density, x, 0.0, labels, lattice=self.kind.lattice, generator=generator)
+            return {"bits_per_dim": bits.values}
+
+        size = max(1, settings.optim.batch_size // settings.optim.accumulate)
+        values = in_blocks(self.fabric, len(examples), size, work, seed=0, label="validation")
+        return {name: float(value.mean()) for name, value in values.items()}
+
+    # In words, and in the report.
+
+    def announce_data(self) -> None:
+        """What was left out of the data."""
+        for name, read in (("train", self.examples), ("test", self.held_out)):
+            if self.first and (remark := getattr(read, "remark", "")):
+                print(f"Of the data to {name} on, {remark}.")
+
+    def announce(self, step: int) -> None:
+        """What is trained on what, and what follows from the data."""
+        settings, density, kind = self.settings, self.density, self.kind
+        noise, optim, classes = settings.noise, settings.optim, kind.classes
+        method = "maximum likelihood" if noise.at_zero_only else "NCML"
+        method += f", {describe_noise(noise, self.objective.process, kind.lattice)}"
+        what = "image" if kind.is_image else "example"
+        levels = "" if kind.levels is None else f" in {kind.levels} levels"
+        size = f"{parameter_count(density):,} parameters"
+        n = number_of(len(self.examples), what)
+        print(f"{settings.model.name} ({size}) on {n} {kind.size}{levels}; {method}.")
+        if self.objective.dequantize is not None:
+            print("It has no lattice: levels are dequantised, and likelihoods are bounds (<=).")
+        if settings.run.sample_every and not isinstance(density, SampleableDensity):
+            print(f"A {type(density).__name__} is no SampleableDensity: no samples are drawn meanwhile.")
+        if classes:
+            print(f"Classes: {', '.join(classes[:SHOWN])}{', ...' if len(classes) > SHOWN else ''}.")
+        if classes and not settings.model.classes:
+            print(f"Their {len(classes)} classes are not used; --model.classes conditions on them.")
+        if optim.warmup >= optim.steps:
+            print(f"The learning rate is still rising at the end: optim.warmup is {optim.warmup} steps.")
+        if step >= optim.steps:
+            print(f"Step {step:,} of {optim.steps:,} is done already: there is nothing left to train.")
+        verb = f"Going on after step {step:,}, up to" if step else "Training:"
+        batches = f"{number_of(optim.steps, 'step')} of {number_of(optim.batch_size, what)}"
+        print(f"{verb} {batches} into {self.out}.", flush=True)
+
+    def finish(self, trainer: Trainer, seconds: float) -> None:
+        """Write the report of a training that is done."""
         report = {
-            "settings": to_dict(settings),
-            "data": to_dict(kind),
-            "noise": describe(settings, kind)["noise"],
-            **counted,
-            "processes": fabric.world_size,
+            "settings": to_dict(self.settings),
+            "data": to_dict(self.kind),
+            "noise": describe(self.settings, self.kind)["noise"],
+            **self.counted,
+            "processes": self.fabric.world_size,
             "training_seconds": trainer.seconds,
-            "seconds_here": time.perf_counter() - start,
+            "seconds_here": seconds,
             "environment": environment(),
         }
-        write_report(out / "report.json", report)
-        steps, said = number_of(trainer.step, "step"), _likelihood_in_words(latest, density, kind)
-        print(f"Trained {steps} in {trainer.seconds:.0f} s in all; everything is in {out}.{said}")
-    return 0
+        write_report(self.out / "report.json", report)
+        steps, said = number_of(trainer.step, "step"), self._likelihood_in_words()
+        print(f"Trained {steps} in {trainer.seconds:.0f} s in all; everything is in {self.out}.{said}")
+
+    def _likelihood_in_words(self) -> str:
+        """The last likelihood of held-out examples, as a sentence; nothing before the first one."""
+        what = "images" if self.kind.is_image else "examples"
+        if "bits_per_dim" in self.latest:
+            bound = "" if self.density.lattice is not None else "<= "
+            return f" Held-out {what} at t = 0: {bound}{self.latest['bits_per_dim']:.3f} {self.kind.unit}."
+        if "log_prob" in self.latest:
+            return f" Held-out {what} at t = 0: log p = {self.latest['log_prob']:.3f} nats per example."
+        return ""
 
 
 def check_data(checkpoint: Checkpoint, kind: DataKind, n: int, choice: Choice | None) -> None:
@@ -211,73 +324,6 @@ def _has_checkpoint(out: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _held_out(
-    fabric: Any,  # noqa: ANN401 -- Fabric, which is optional
-    density: NoiseConditionalDensity,
-    examples: DataSet,
-    kind: DataKind,
-    settings: TrainConfig,
-) -> dict[str, float]:
-    """Mean likelihood at t = 0: bits/dim on a lattice, exact or as a bound; else nats per example."""
-
-    def work(rows: slice, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        labels = labels_for(settings, examples, rows, fabric.device)
-        x = examples.batch(rows, device=fabric.device)
-        if kind.lattice is None:
-            with torch.no_grad():
-                return {"log_prob": density.log_prob(x, 0.0, labels)}
-        bits = bits_per_dim(density, x, 0.0, labels, lattice=kind.lattice, generator=generator)
-        return {"bits_per_dim": bits.values}
-
-    size = max(1, settings.optim.batch_size // settings.optim.accumulate)
-    values = in_blocks(fabric, len(examples), size, work, seed=0, label="validation")
-    return {name: float(value.mean()) for name, value in values.items()}
-
-
-def _likelihood_in_words(latest: dict[str, float], density: NoiseConditionalDensity, kind: DataKind) -> str:
-    """The last likelihood of held-out examples, as a sentence."""
-    what = "images" if kind.is_image else "examples"
-    if "bits_per_dim" in latest:
-        bound = "" if density.lattice is not None else "<= "
-        return f" Held-out {what} at t = 0: {bound}{latest['bits_per_dim']:.3f} {kind.unit}."
-    if "log_prob" in latest:
-        return f" Held-out {what} at t = 0: log p = {latest['log_prob']:.3f} nats per example."
-    return ""
-
-
-def _announce(
-    density: NoiseConditionalDensity,
-    objective: NCMLObjective,
-    n: int,
-    kind: DataKind,
-    settings: TrainConfig,
-    step: int,
-    out: Path,
-) -> None:
-    """What is trained on what, and what follows from the data."""
-    noise, optim = settings.noise, settings.optim
-    method = "maximum likelihood" if noise.at_zero_only else "NCML"
-    method += f", {describe_noise(noise, objective.process, kind.lattice)}"
-    what = "image" if kind.is_image else "example"
-    levels = "" if kind.levels is None else f" in {kind.levels} levels"
-    size = f"{parameter_count(density):,} parameters"
-    print(f"{settings.model.name} ({size}) on {number_of(n, what)} {kind.size}{levels}; {method}.")
-    if objective.dequantize is not None:
-        print("It has no lattice: levels are dequantised, and likelihoods are bounds (<=).")
-    if settings.run.sample_every and not isinstance(density, SampleableDensity):
-        print(f"A {type(density).__name__} is no SampleableDensity: no samples are drawn meanwhile.")
-    if kind.classes:
-        print(f"Classes: {', '.join(kind.classes[:SHOWN])}{', ...' if len(kind.classes) > SHOWN else ''}.")
-    if kind.classes and not settings.model.classes:
-        print(f"Their {len(kind.classes)} classes are not used; --model.classes conditions on them.")
-    if optim.warmup >= optim.steps:
-        print(f"The learning rate is still rising at the end: optim.warmup is {optim.warmup} steps.")
-    if step >= optim.steps:
-        print(f"Step {step:,} of {optim.steps:,} is done already: there is nothing left to train.")
-    verb = f"Going on after step {step:,}, up to" if step else "Training:"
-    print(f"{verb} {number_of(optim.steps, 'step')} of {number_of(optim.batch_size, what)} into {out}.", flush=True)
 
 
 def _loggers(names: tuple[str, ...], out: Path) -> list[Any]:
