@@ -96,16 +96,7 @@ class Columns:
         low, high = np.nanmin(X, axis=0), np.nanmax(X, axis=0)
         check_magnitudes(low, high, names)
         constant = {j: float(low[j]) for j in range(X.shape[1]) if low[j] == high[j]}
-        duplicates: dict[int, tuple[int, float, float]] = {}
-        kept: list[int] = []
-        for j in range(X.shape[1]):
-            if j in constant:
-                continue
-            found = next(((i, *line) for i in kept if (line := affine_copy(X[:, i], X[:, j])) is not None), None)
-            if found is None:
-                kept.append(j)
-            else:
-                duplicates[j] = found
+        kept, duplicates = _copies_apart(X, [j for j in range(X.shape[1]) if j not in constant])
         if not kept:
             raise ArgumentError(
                 f"X: got {X.shape[0]} rows that are all the same; expected a column with several values, which has a "
@@ -125,14 +116,7 @@ class Columns:
         low, high = _bounds(bounds, names, X, kept, duplicates, width)
         low[coded], high[coded] = -0.5, np.array([codes.get(j, 0) for j in kept])[coded] - 0.5
         centre = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high, centre))
-        ends = np.stack([np.nanmin(X[:, kept], axis=0), np.nanmax(X[:, kept], axis=0)])
-        far = np.abs((ends - centre) / scale)
-        if (far > FARTHEST).any():
-            place = np.unravel_index(far.argmax(), far.shape)
-            raise ArgumentError(
-                f"X: got {ends[place]:g} in {names[kept[int(place[1])]]}, {far[place]:.1g} times its other values' "
-                f"spread from them; expected numbers of one kind; make a gap (NaN) of a code for missing values"
-            )
+        _check_near(X[:, kept], centre, scale, [names[j] for j in kept])
         columns = cls(
             tuple(map(str, names)),
             np.array(kept),
@@ -290,6 +274,31 @@ def column_of(key: Any, labels: Sequence[Any], name: str) -> int:  # noqa: ANN40
         known = ", ".join(map(repr, labels[:SHOWN])) + (", ..." if len(labels) > SHOWN else "")
         raise ArgumentError(f"{name}: got {key!r}; expected names of columns ({known}), or indices below {len(labels)}")
     return int(key)
+
+
+def _copies_apart(X: Array, indices: list[int]) -> tuple[list[int], dict[int, tuple[int, float, float]]]:
+    """Which of some columns are kept, and which are an affine function of a kept one: (its index, slope, intercept)."""
+    kept: list[int] = []
+    duplicates: dict[int, tuple[int, float, float]] = {}
+    for j in indices:
+        found = next(((i, *line) for i in kept if (line := affine_copy(X[:, i], X[:, j])) is not None), None)
+        if found is None:
+            kept.append(j)
+        else:
+            duplicates[j] = found
+    return kept, duplicates
+
+
+def _check_near(X: Array, centre: Array, scale: Array, names: Sequence[Any]) -> None:
+    """Refuse columns with a value so far from the others that single precision would lose these."""
+    ends = np.stack([np.nanmin(X, axis=0), np.nanmax(X, axis=0)])
+    far = np.abs((ends - centre) / scale)
+    if (far > FARTHEST).any():
+        place = np.unravel_index(far.argmax(), far.shape)
+        raise ArgumentError(
+            f"X: got {ends[place]:g} in {names[int(place[1])]}, {far[place]:.1g} times its other values' spread from "
+            f"them; expected numbers of one kind; make a gap (NaN) of a code for missing values"
+        )
 
 
 def _bounds(

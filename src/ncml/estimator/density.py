@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -16,19 +15,17 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ncml.checks import check_count, check_positive
-from ncml.density import NoiseConditionalDensity, SampleableDensity
+from ncml.density import SampleableDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, UnsupportedError
 from ncml.estimator.columns import Bounds, Columns
 from ncml.estimator.form import Categories, TableForm
-from ncml.estimator.objective import TableObjective, default_density, is_marginal, marginal_density, seeded
+from ncml.estimator.objective import DensityFactory, TableObjective, seeded, untrained_density
 from ncml.estimator.traits import Array
 from ncml.noise import LinearVESDE, NoiseProcess
 from ncml.objective import LogUniformTimes, TimeSampler
 from ncml.training import EMA, fit
 
 __all__ = ["NCMLDensityEstimator"]
-
-DensityFactory = Callable[[Sequence[int], NoiseProcess], NoiseConditionalDensity]
 
 EVERY = 25  # steps between two looks at the held-out rows
 DECAY = 0.99  # of the moving average: its memory of a hundred steps is short against the training
@@ -167,21 +164,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         table = torch.from_numpy(self.columns_.standardise(rows))
         seed = int(random.randint(2**31 - 1))
         with seeded(seed):
-            default = marginal_density if wanted else default_density
-            factory: DensityFactory = default if self.density is None else self.density
-            density = factory((table.shape[1],), process)
-            if not isinstance(density, NoiseConditionalDensity):
-                raise ArgumentTypeError(
-                    f"density: got a function that returned {type(density).__name__}; expected a "
-                    f"NoiseConditionalDensity"
-                )
-            self.marginal_ = is_marginal(density)
-            if wanted and not self.marginal_:
-                raise ArgumentError(
-                    f"density: got a {type(density).__name__}, which is no density of the observed values given their "
-                    f"mask as context; expected one for rows with missing values, such as "
-                    f"ncml.densities.MarginalMADE(shape, process); or impute them"
-                )
+            density, self.marginal_ = untrained_density(self.density, (table.shape[1],), process, gaps=wanted)
             density = density.to(self.device or "cpu")
             table = table.to(density.device)
             self.density_ = density

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,13 +14,22 @@ from torch import Tensor
 from ncml.checks import kind_of
 from ncml.densities import MADE, MarginalMADE
 from ncml.density import NoiseConditionalDensity
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.estimator.columns import Columns
 from ncml.noise import GaussianProcess, NoiseProcess
 from ncml.objective import NCMLObjective
 
-__all__ = ["TableObjective", "default_density", "is_marginal", "marginal_density", "seeded", "times_of"]
+__all__ = [
+    "DensityFactory",
+    "TableObjective",
+    "default_density",
+    "marginal_density",
+    "seeded",
+    "times_of",
+    "untrained_density",
+]
 
+DensityFactory = Callable[[Sequence[int], NoiseProcess], NoiseConditionalDensity]
 
 SIZE: dict[str, Any] = {"hidden": (128, 128), "components": 8, "dropout": 0.1}  # of the default densities
 
@@ -78,7 +87,37 @@ def _hide_more(mask: Tensor, generator: torch.Generator | None) -> Tensor:
     return mask * kept
 
 
-def is_marginal(density: NoiseConditionalDensity) -> bool:
+def untrained_density(
+    factory: DensityFactory | None, event_shape: Sequence[int], process: NoiseProcess, *, gaps: bool
+) -> tuple[NoiseConditionalDensity, bool]:
+    """What an estimator trains, and whether it is a density of the observed values, whose mask is its context.
+
+    Args:
+        factory: The estimator's parameter ``density``; None for the default.
+        event_shape, process: Its arguments.
+        gaps: Whether rows may have some.
+
+    Raises:
+        ArgumentTypeError: The factory returned something else than a density.
+        ArgumentError: It returned one that takes no mask, and there are gaps.
+    """
+    default: DensityFactory = marginal_density if gaps else default_density
+    density = (default if factory is None else factory)(event_shape, process)
+    if not isinstance(density, NoiseConditionalDensity):
+        raise ArgumentTypeError(
+            f"density: got a function that returned {type(density).__name__}; expected a NoiseConditionalDensity"
+        )
+    marginal = _is_marginal(density)
+    if gaps and not marginal:
+        raise ArgumentError(
+            f"density: got a {type(density).__name__}, which is no density of the observed values given their mask as "
+            f"context; expected one for rows with missing values, such as ncml.densities.MarginalMADE(shape, process); "
+            f"or impute them"
+        )
+    return density, marginal
+
+
+def _is_marginal(density: NoiseConditionalDensity) -> bool:
     """Whether a density is one of the observed values, whose mask is its context."""
     if isinstance(density, MarginalMADE):
         return True
