@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from ncml import VESDE, VPSDE, GaussianProcess, NoiseProcess, SubVPSDE
+from ncml import VESDE, VPSDE, GaussianProcess, Lattice, NoiseProcess, SubVPSDE
 from ncml.densities import GaussianDensity, GaussianMixtureDensity, ToyLattice
 from ncml.density import Target
 from tests.statistics import normal_cdf
@@ -81,6 +84,31 @@ class HalfScore(Target):
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def shaken(model: torch.nn.Module, gain: float, seed: int = 0, *, thin: float = 4.0) -> torch.nn.Module:
+    """The model in float64 with noise on every parameter, so that what it computes depends strongly on all it may.
+
+    The noise shrinks with the root of a matrix's inputs, and with that of ``thin`` for vectors.
+    """
+    generator = seeded(seed)
+    with torch.no_grad():
+        for p in model.double().parameters():
+            noise = torch.randn(p.shape, dtype=torch.float64, generator=generator)
+            p.add_(noise * gain / math.sqrt(p.shape[-1] if p.ndim > 1 else thin))
+    return model
+
+
+def log_normal(z: torch.Tensor) -> torch.Tensor:
+    """Log-density of the standard normal, ``(B,)``."""
+    return -0.5 * (z.square() + math.log(2.0 * math.pi)).flatten(1).sum(1)
+
+
+def every_state(lattice: Lattice, *shape: int) -> torch.Tensor:
+    """All events of this shape on the lattice, ``(levels ** D, *shape)``."""
+    points = lattice.points(dtype=torch.float64).tolist()
+    states = list(itertools.product(points, repeat=math.prod(shape)))
+    return torch.tensor(states, dtype=torch.float64).reshape(-1, *shape)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -15,7 +14,7 @@ from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.evaluation import bits_per_dim
 from ncml.objective import AtZero
 from ncml.sampling import HeunODE
-from tests.problems import same_bits, seeded
+from tests.problems import every_state, same_bits, seeded
 
 F64 = torch.float64
 VP = VPSDE.at_noise(0.2)
@@ -246,8 +245,7 @@ def test_the_density_of_longer_sequences_is_that_of_their_continuation(overlap, 
 
 def test_masses_of_longer_sequences_sum_to_one():
     lattice = Lattice(3)
-    points = lattice.points(dtype=F64).tolist()
-    states = torch.tensor(list(itertools.product(points, repeat=6)), dtype=F64).view(-1, 6, 1)
+    states = every_state(lattice, 6, 1)
     for overlap in (1, 2):
         longer = model((3, 1), process=LevelNoise(3), lattice=lattice).extended(6, overlap)
         p = (longer.log_prob(states, 0.5) + 6 * math.log(lattice.width)).exp().detach()

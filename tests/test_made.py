@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 
 import numpy as np
@@ -15,7 +14,7 @@ from ncml import VPSDE, Lattice, LevelNoise, NCMLObjective
 from ncml.densities import MADE, ToyLattice
 from ncml.errors import ArgumentError
 from ncml.objective import AtZero, LadderTimes
-from tests.problems import MEANS, STDS, WEIGHTS, mixture, seeded
+from tests.problems import MEANS, STDS, WEIGHTS, every_state, mixture, seeded, shaken
 from tests.statistics import ALPHA
 
 F64 = torch.float64
@@ -30,28 +29,17 @@ orders = pytest.mark.parametrize("order", [None, ORDER], ids=["row-major", "perm
 def strong(event_shape, process=VP, *, seed=0, gain=2.0, **settings) -> MADE:
     """A MADE in float64 whose conditionals depend strongly on what comes before them."""
     settings = {"hidden": (24, 24), "components": 3, "noise_features": 6, **settings}
-    generator = seeded(seed)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = MADE(event_shape, process, **settings).double()
-        for p in made.parameters():
-            noise = torch.randn(p.shape, dtype=F64, generator=generator)
-            p.add_(noise * gain / math.sqrt(p.shape[-1] if p.ndim > 1 else 4.0))
-    return made
-
-
-def every_state(lattice: Lattice, dims: int) -> torch.Tensor:
-    """All points of the lattice in D dimensions, ``(levels ** D, D)``."""
-    return torch.tensor(list(itertools.product(lattice.points(dtype=F64).tolist(), repeat=dims)), dtype=F64)
+        return shaken(MADE(event_shape, process, **settings), gain, seed)
 
 
 def masses(made: MADE, t, context=None) -> torch.Tensor:
-    """The mass of every state, in the order of :func:`every_state`."""
-    dims = math.prod(made.event_shape)
-    states = every_state(made.lattice, dims)
+    """The mass of every state, in the order of ``every_state``."""
+    states = every_state(made.lattice, *made.event_shape)
     rows = None if context is None else context.expand(len(states), *context.shape)
-    log_p = made.log_prob(states.reshape(-1, *made.event_shape), t, rows)
-    return (log_p + dims * math.log(made.lattice.width)).exp().detach()
+    log_p = made.log_prob(states, t, rows) + math.prod(made.event_shape) * math.log(made.lattice.width)
+    return log_p.exp().detach()
 
 
 # Causality.
@@ -61,7 +49,7 @@ def masses(made: MADE, t, context=None) -> torch.Tensor:
 def test_log_conditionals_are_the_terms_of_log_prob(order):
     """Each at the place of its value, and untouched by what comes after it."""
     made = strong((2, 2), lattice=Lattice(3), order=order)
-    states = every_state(made.lattice, 4).reshape(-1, 2, 2)
+    states = every_state(made.lattice, 2, 2)
     for t in (0.0, VP.T):
         terms = made.log_conditionals(states, t)
         assert terms.shape == states.shape

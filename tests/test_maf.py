@@ -10,7 +10,7 @@ import torch
 from ncml import VESDE, VPSDE, NCMLObjective
 from ncml.densities import MAF, GaussianDensity
 from ncml.densities.maf import MAX_LOG_SCALE, _bounded
-from tests.problems import plane_mixture, seeded
+from tests.problems import log_normal, plane_mixture, seeded, shaken
 from tests.statistics import Z, assert_law, normal_cdf
 
 F64 = torch.float64
@@ -20,14 +20,9 @@ VP = VPSDE.at_noise(0.2)
 def strong(event_shape, process=VP, *, seed=0, gain=0.6, **settings) -> MAF:
     """A MAF in float64 that is far from the identity."""
     settings = {"hidden": (16,), "transforms": 3, "noise_features": 6, **settings}
-    generator = seeded(seed)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        maf = MAF(event_shape, process, **settings).double()
-        for p in maf.parameters():
-            noise = torch.randn(p.shape, dtype=F64, generator=generator)
-            p.add_(noise * gain / math.sqrt(p.shape[-1] if p.ndim > 1 else 1.0))
-    return maf
+        return shaken(MAF(event_shape, process, **settings), gain, seed, thin=1.0)
 
 
 def to_base(maf: MAF, x: torch.Tensor, t: torch.Tensor, context=None) -> torch.Tensor:
@@ -46,10 +41,6 @@ def sample_from(maf: MAF, z: torch.Tensor, t, monkeypatch, context=None) -> torc
     with monkeypatch.context() as patch:
         patch.setattr(torch, "randn", lambda *shape, **_: z.clone())
         return maf.sample(len(z), t, context)
-
-
-def log_normal(z: torch.Tensor) -> torch.Tensor:
-    return -0.5 * (z.square() + math.log(2.0 * math.pi)).flatten(1).sum(1)
 
 
 cases = pytest.mark.parametrize(

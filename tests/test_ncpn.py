@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -17,6 +16,7 @@ from ncml.densities.ncpn.cache import CachedPass
 from ncml.densities.ncpn.head import PixelHead
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.score import exact_divergence
+from tests.problems import every_state
 
 VP = VPSDE.at_noise(10 * Lattice(256).width)
 
@@ -296,7 +296,7 @@ def test_a_block_keeps_few_activations():
 
 def test_masses_sum_to_one_and_score_differentiates_the_density():
     density = network((1, 2, 2), resolutions=2, lattice=Lattice(3))
-    states = torch.tensor(list(itertools.product([-1.0, 0.0, 1.0], repeat=4)), dtype=torch.float64).reshape(-1, 1, 2, 2)
+    states = every_state(density.lattice, 1, 2, 2)
     log_mass = density.log_prob(states, 0.0).detach() + 4 * math.log(density.lattice.width)
     assert float(log_mass.exp().sum()) == pytest.approx(1.0, abs=1e-12)
     x = density.sample(2, VP.T, generator=torch.Generator().manual_seed(0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 
 import numpy as np
@@ -19,7 +18,7 @@ from ncml.objective import AtZero
 from ncml.sampling import HeunODE, sample_in_parallel
 from ncml.score import sliced_score_matching
 from ncml.testing import check_density
-from tests.problems import same_bits, seeded
+from tests.problems import every_state, same_bits, seeded, shaken
 
 F64 = torch.float64
 VP = VPSDE.at_noise(0.2)
@@ -37,23 +36,11 @@ def small(event_shape, process=VP, *, seed=0, **settings) -> CausalTransformer:
 
 def strong(event_shape, process=VP, *, seed=0, gain=1.0, **settings) -> CausalTransformer:
     """A model in float64 whose conditionals depend strongly on what comes before them, and on their conditioning."""
-    model, generator = small(event_shape, process, seed=seed, **settings).double(), seeded(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            noise = torch.randn(p.shape, dtype=F64, generator=generator)
-            p.add_(noise * gain / math.sqrt(p.shape[-1] if p.ndim > 1 else 4.0))
-    return model
-
-
-def every_state(lattice: Lattice, length: int, channels: int) -> torch.Tensor:
-    """All points of the lattice, ``(levels ** (length channels), length, channels)``."""
-    points = lattice.points(dtype=F64).tolist()
-    states = torch.tensor(list(itertools.product(points, repeat=length * channels)), dtype=F64)
-    return states.reshape(-1, length, channels)
+    return shaken(small(event_shape, process, seed=seed, **settings), gain, seed)
 
 
 def masses(model: CausalTransformer, t, context=None, length=None) -> torch.Tensor:
-    """The mass of every state of the first positions, in the order of :func:`every_state`."""
+    """The mass of every state of the first positions, in the order of ``every_state``."""
     length, channels = length or model.event_shape[0], model.event_shape[1]
     states = every_state(model.lattice, length, channels)
     rows = None if context is None else context.expand(len(states), *context.shape)

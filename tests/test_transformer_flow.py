@@ -19,7 +19,7 @@ from ncml.nn import LayerNorm
 from ncml.objective import AtZero
 from ncml.sampling import Tweedie
 from ncml.score import sliced_score_matching
-from tests.problems import seeded
+from tests.problems import log_normal, seeded, shaken
 
 F64 = torch.float64
 VP = VPSDE.at_noise(0.2)
@@ -34,20 +34,11 @@ def small(event_shape, process=VP, *, seed=0, **settings) -> TransformerFlow:
 
 def strong(event_shape, process=VP, *, seed=0, gain=0.3, **settings) -> TransformerFlow:
     """A flow in float64 that is far from the identity, and whose parameters depend on all that they may."""
-    flow, generator = small(event_shape, process, seed=seed, **settings).double(), seeded(seed)
-    with torch.no_grad():
-        for p in flow.parameters():
-            noise = torch.randn(p.shape, dtype=F64, generator=generator)
-            p.add_(noise * gain / math.sqrt(p.shape[-1] if p.ndim > 1 else 4.0))
-    return flow
+    return shaken(small(event_shape, process, seed=seed, **settings), gain, seed)
 
 
 def normal(*shape, seed=0) -> torch.Tensor:
     return torch.randn(*shape, dtype=F64, generator=seeded(seed))
-
-
-def log_normal(z: torch.Tensor) -> torch.Tensor:
-    return -0.5 * (z.square() + math.log(2.0 * math.pi)).flatten(1).sum(1)
 
 
 def parameters_at(block, x, features, i) -> tuple[torch.Tensor, torch.Tensor]:
