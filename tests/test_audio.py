@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 import wave
 from pathlib import Path
@@ -22,9 +21,9 @@ from ncml.cli import main
 from ncml.data import Arrays, AudioSource, SeriesSource, Windows, cut_windows, open_wav, write_wav
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError
 from ncml.training import load_density, read_metrics
+from tests.real_data import needs_data, real
 
 DRAW = np.random.default_rng(0)
-needs_data = pytest.mark.skipif("NCML_DATA" not in os.environ, reason="NCML_DATA names no folder of data sets")
 
 
 def signal(kind: str, frames: int = 41, channels: int = 2):
@@ -407,13 +406,13 @@ def test_levels_need_integers(tmp_path):
 @needs_data
 def test_the_instrument_recordings():
     """Counts and loudness as the data set's description has them."""
-    source = AudioSource(folder=Path(os.environ["NCML_DATA"], "audio"), window=64, hop=128, min_std=400 / 2**15)
+    source = AudioSource(folder=real("audio"), window=64, hop=128, min_std=400 / 2**15)
     train, test = source.load(train=True), source.load(train=False)
     assert (len(train.series), len(test.series)) == (1_963_911, 224_238)
     assert (train.rate, train.lattice, train.shape) == (8000, Lattice(65_536), (64, 1))
     assert float((train.series.double() - 2**15).square().mean().sqrt()) == pytest.approx(4000, rel=0.02)
     assert train.remark.startswith("2 of 15,341 windows")
-    last = sorted(Path(os.environ["NCML_DATA"], "audio", "test").iterdir())[-1]
+    last = sorted((real("audio") / "test").iterdir())[-1]
     rate, x = wavfile.read(last)
     assert (rate, x.tolist()) == (8000, (test.series[-len(x) :, 0] - 2**15).tolist())
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import pickle
 import struct
 from pathlib import Path
@@ -20,12 +19,7 @@ from ncml.data import load_cifar10, load_mnist, read_cifar10, read_idx
 from ncml.densities import NCPN
 from ncml.errors import DatasetError
 from ncml.evaluation import level_noise_table
-
-needs_data = pytest.mark.skipif("NCML_DATA" not in os.environ, reason="NCML_DATA names no folder of data sets")
-
-
-def folder(name):
-    return Path(os.environ["NCML_DATA"]) / name
+from tests.real_data import needs_data, real
 
 
 def idx(shape, payload):
@@ -35,14 +29,14 @@ def idx(shape, payload):
 @needs_data
 def test_mnist_is_the_official_one():
     """Against the published MD5 sums of the four official files, which cover headers and every byte."""
-    images, labels = load_mnist(folder("mnist"), train=False)
+    images, labels = load_mnist(real("mnist"), train=False)
     assert (images.shape, labels.shape) == ((10_000, 1, 28, 28), (10_000,))
     whole = idx((10_000, 28, 28), images.numpy().tobytes())
     assert hashlib.md5(whole).hexdigest() == "2646ac647ad5339dbf082846283269ea"
     assert (
         hashlib.md5(idx((10_000,), labels.byte().numpy().tobytes())).hexdigest() == "27ae3e4e09519cfbb04c329615203637"
     )
-    images, labels = load_mnist(folder("mnist"))
+    images, labels = load_mnist(real("mnist"))
     assert images.shape == (60_000, 1, 28, 28)
     whole = idx((60_000, 28, 28), images.numpy().tobytes())
     assert hashlib.md5(whole).hexdigest() == "6bbc9ace898e44ae57da46a324031adb"
@@ -50,11 +44,11 @@ def test_mnist_is_the_official_one():
 
 @needs_data
 def test_cifar10_has_the_documented_rows():
-    images, labels = load_cifar10(folder("cifar10"))
+    images, labels = load_cifar10(real("cifar10"))
     assert images.shape == (5085, 3, 32, 32)
     assert images.dtype == torch.uint8
     assert torch.bincount(labels).tolist() == [517, 524, 490, 493, 537, 475, 503, 516, 529, 501]
-    images, labels = load_cifar10(folder("cifar10"), train=False)
+    images, labels = load_cifar10(real("cifar10"), train=False)
     assert torch.bincount(labels).tolist() == [105, 93, 100, 104, 92, 87, 114, 102, 110, 110]
     # Planes and rows are not exchanged: neighbours along each axis are alike, channels of a pixel too.
     x = images.double()
@@ -66,7 +60,7 @@ def test_cifar10_has_the_documented_rows():
 @needs_data
 def test_real_images_have_exact_bits():
     """From file to bits/dim: eight bits or a little more before training, and finite under level noise."""
-    images, _ = load_cifar10(folder("cifar10"), train=False)
+    images, _ = load_cifar10(real("cifar10"), train=False)
     x = Lattice(256).to_unit(images[:4, :, 8:16, 8:16])
     torch.manual_seed(0)
     ncpn = NCPN.preset("tiny", (3, 8, 8), VPSDE.at_noise(10 * Lattice(256).width))

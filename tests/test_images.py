@@ -49,12 +49,7 @@ from ncml.data.decoding import FORMATS
 from ncml.data.split import split_by_name
 from ncml.errors import ArgumentError, ArgumentTypeError, DatasetError, LeftOutWarning, MissingExtraError
 from ncml.evaluation import save_grid
-
-needs_data = pytest.mark.skipif("NCML_DATA" not in os.environ, reason="NCML_DATA names no folder of data sets")
-
-
-def real(name):
-    return Path(os.environ["NCML_DATA"]) / name
+from tests.real_data import needs_data, real
 
 
 def levels(*shape, seed=0, high=256):
