@@ -31,6 +31,7 @@ from ncml.progress import progress_bar
 from ncml.report import environment, write_report
 from ncml.sampling import EulerMaruyama
 from ncml.training import fit
+from ncml.training.build import parameter_count
 
 __all__ = ["DemoSettings", "demo", "run_demo"]
 
@@ -158,7 +159,7 @@ def run_demo(settings: DemoSettings, progress: bool = False) -> tuple[dict[str, 
         "paths": paths,
         "process": {"name": "VPSDE", **asdict(process), "sigma_T_levels": settings.noise_levels},
         "data": {"name": "scikit-learn digits", "train": len(data.train), "test": len(data.test)},
-        "parameters": sum(p.numel() for p in models["NCML"].parameters()),
+        "parameters": parameter_count(models["NCML"]),
         "bits_per_dim": {
             name: level_noise_table(model, data.test, PIS, generator=settings.generator("level noise"))
             for name, model in models.items()

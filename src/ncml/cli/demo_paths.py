@@ -16,6 +16,7 @@ from ncml.noise import VESDE
 from ncml.objective import AtZero, LogUniformTimes, NCMLObjective
 from ncml.sampling import EulerMaruyama
 from ncml.training import fit
+from ncml.training.build import parameter_count
 
 __all__ = ["PathsSettings", "kernel", "run_paths"]
 
@@ -110,7 +111,7 @@ def run_paths(
     limit = 1.05 * float(train.abs().max())
     kinds = {"fresh paths": fresh, **draws}
     report = {
-        "parameters": sum(p.numel() for p in models["NCML"].parameters()),
+        "parameters": parameter_count(models["NCML"]),
         "exact nats": _entropy(covariance),
         "nats": {
             name: -float(m.log_prob(test).detach().double().mean()) / settings.length for name, m in models.items()

@@ -27,7 +27,6 @@ from ncml.evaluation import (
     frechet_distance,
     ladder_statistics,
     level_noise_table,
-    mean_abs_perturbation,
     ood_statistics,
     robustness_curve,
     train_classifier,
@@ -176,15 +175,8 @@ def curve(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> Robustness
     def bits(name: str, i: int) -> BitsPerDim:
         return BitsPerDim(values[name][:, i], exact=exact or times[i] > 0.0, mass=times[i] == 0.0)
 
-    x = test.batch(slice(0, n))
-    width = lattice.width
-    return RobustnessCurve(
-        times=torch.tensor(times, dtype=torch.float64),
-        T=process.T,
-        sigma=torch.tensor([float(process.sigma(t)) / width for t in times], dtype=torch.float64),
-        mean_abs_perturbation=torch.tensor([mean_abs_perturbation(process, x, t) / width for t in times]).double(),
-        results={pi: tuple(DeltaLogP(bits("clean", i), bits(f"{pi:g}", i)) for i in range(len(times))) for pi in pis},
-    )
+    results = {pi: [DeltaLogP(bits("clean", i), bits(f"{pi:g}", i)) for i in range(len(times))] for pi in pis}
+    return RobustnessCurve.of(process, test.batch(slice(0, n)), times, results, lattice=lattice)
 
 
 def outliers(

@@ -19,7 +19,7 @@ A model of :math:`p_{data}` is not asked to score well on :math:`p_\pi`, whose e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -117,6 +117,32 @@ class RobustnessCurve:
     sigma: Tensor
     mean_abs_perturbation: Tensor
     results: dict[float, tuple[DeltaLogP, ...]]
+
+    @classmethod
+    def of(
+        cls,
+        process: NoiseProcess,
+        x: Tensor,
+        times: Sequence[float],
+        results: Mapping[float, Sequence[DeltaLogP]],
+        *,
+        lattice: Lattice,
+        seed: int = 0,
+    ) -> RobustnessCurve:
+        """Results at some times, beside the size of the process's noise in data ``x``, in levels of the lattice.
+
+        The seed is that of the draw by which the size is found, of processes that have no formula for it.
+        """
+        sigma = [float(process.sigma(t)) if isinstance(process, GaussianProcess) else math.nan for t in times]
+        source = torch.Generator(x.device)
+        moves = [mean_abs_perturbation(process, x, t, generator=source.manual_seed(seed)) for t in times]
+        return cls(
+            times=torch.tensor(times, dtype=torch.float64),
+            T=process.T,
+            sigma=torch.tensor(sigma, dtype=torch.float64) / lattice.width,
+            mean_abs_perturbation=torch.tensor(moves, dtype=torch.float64) / lattice.width,
+            results={pi: tuple(row) for pi, row in results.items()},
+        )
 
     @property
     def signed(self) -> dict[float, Tensor]:
@@ -285,17 +311,7 @@ def robustness_curve(
         clean = data.bits(0.0, t)
         for pi, row in results.items():
             row.append(DeltaLogP(clean, data.bits(pi, t)))
-
-    width = data.lattice.width
-    sigma = [float(process.sigma(t)) if isinstance(process, GaussianProcess) else math.nan for t in ts]
-    moves = [mean_abs_perturbation(process, data.x, t, generator=data.source(data.seeds[0])) for t in ts]
-    return RobustnessCurve(
-        times=torch.tensor(ts, dtype=torch.float64),
-        T=process.T,
-        sigma=torch.tensor(sigma, dtype=torch.float64) / width,
-        mean_abs_perturbation=torch.tensor(moves, dtype=torch.float64) / width,
-        results={pi: tuple(row) for pi, row in results.items()},
-    )
+    return RobustnessCurve.of(process, data.x, ts, results, lattice=data.lattice, seed=data.seeds[0])
 
 
 def _checked_pis(pis: Sequence[float]) -> list[float]:
@@ -330,9 +346,8 @@ class _NoisyData:
         self.x, _, self.context = check_batch(inner_density(density), x, 0.0, context)
         self.lattice.check(self.x)
         check_generator(generator, self.x.device)
-        draws = check_count(draws, "draws")
         # Seeds instead of the numbers themselves: these would be as large as the data, per draw.
-        seeds = torch.randint(2**62, (draws,), generator=generator, device=self.x.device)
+        seeds = torch.randint(2**62, (check_count(draws, "draws"),), generator=generator, device=self.x.device)
         self.seeds: list[int] = seeds.tolist()
         self.density, self.process, self.order, self.batch_size = density, process, order, batch_size
         self.inner = inner_density(density)

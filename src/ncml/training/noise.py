@@ -179,6 +179,11 @@ class NoiseConfig:
         """Which of the settings that say how much noise there is are given."""
         return [name for name in ("std", "std_in_levels", "T", "preset") if getattr(self, name) is not None]
 
+    @property
+    def shares(self) -> dict[float, float]:
+        """The times of the ladder above 0, and the lambda of each."""
+        return dict(zip(self.ladder, self.lambdas or (1.0,) * len(self.ladder), strict=True))
+
     def _check_belongs(self, choice: str, table: dict[str, tuple[str, ...]]) -> None:
         """Refuse a setting of another process, or of another distribution of the times."""
         chosen = getattr(self, choice)
@@ -269,9 +274,7 @@ def build_times(noise: NoiseConfig) -> TimeSampler:
         "uniform": lambda: UniformTimes(p_zero=noise.p_zero, t_min=noise.t_min or 0.0),
         "log-uniform": lambda: LogUniformTimes(noise.std_min or STD_MIN, noise.p_zero),
         "zero": AtZero,
-        "ladder": lambda: LadderTimes.from_lambdas(
-            dict(zip(noise.ladder, noise.lambdas or (1.0,) * len(noise.ladder), strict=True))
-        ),
+        "ladder": lambda: LadderTimes.from_lambdas(noise.shares),
         "importance": lambda: ImportanceTimes(noise.bins, p_zero=noise.p_zero),
     }
     try:
@@ -296,8 +299,7 @@ def last_trained_time(noise: NoiseConfig, process: NoiseProcess) -> float:
         return 0.0
     if noise.times != "ladder":
         return process.T
-    drawn = [t for t, share in zip(noise.ladder, noise.lambdas or (1.0,) * len(noise.ladder), strict=True) if share]
-    return min(max(drawn, default=0.0), process.T)
+    return min(max((t for t, share in noise.shares.items() if share), default=0.0), process.T)
 
 
 def describe_noise(noise: NoiseConfig, process: NoiseProcess, lattice: Lattice | None) -> str:
