@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from ncml.checks import Time, check_count, check_generator
 from ncml.density import (
+    NoiseConditionalDensity,
     SampleableDensity,
     check_arguments,
     dims_of,
@@ -30,6 +32,7 @@ from ncml.density import (
 )
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation.bridges import kernel_gap, ladder_bound
+from ncml.noise import GaussianProcess
 from ncml.noise.gaussian import as_gaussian
 from ncml.progress import progress_bar
 from ncml.report import jsonable
@@ -237,29 +240,19 @@ def audit_ladder(
         times = [float(process.time_at(low + (top - low) * i / 5)) for i in range(1, 6)]
     if not len(times):
         raise ArgumentError("times: got none; expected times above 0, or None for five levels of noise")
-    residuals, derivatives, entropies, bounds, kernels = [], [], [], [], []
     # Every other row: data often lie in some order.
     fitted, held = (None, None) if context is None else (context[::2], context[1::2])
     exact = inner.log_prob(x[1::2], 0.0, held).detach().double().mean()
-    sampled = isinstance(inner, SampleableDensity) and context is None
+    residuals, derivatives, entropies, bounds, kernels = [], [], [], [], []
     for t in progress_bar(list(times), progress, "Fokker-Planck"):
         noisy = process.perturb(x, t, generator=generator)
         residual, rise = fokker_planck_residual(density, noisy, t, context, probes=probes, generator=generator)
         residuals.append(residual.double().square().mean().sqrt())
         derivatives.append(rise.double().square().mean().sqrt())
-        # d/dt E log p_t(x_t), by Ito's formula, plus what de Bruijn says it loses; the divergence is in the residual.
-        f, along = float(process.drift_coefficient(t)), (noisy * inner.score(noisy, t, context)).flatten(1).sum(1)
-        missed = (2.0 * (rise + dims_of(inner, noisy, context) * f + f * along) - residual).double()
-        entropies.append(torch.stack([missed.mean(), missed.std() / math.sqrt(len(x))]))
+        entropies.append(_entropy_missed(inner, process, noisy, t, context, residual, rise))
         bound = ladder_bound(density, x[1::2], t, fit=x[::2], context=held, fit_context=fitted, generator=generator)
         bounds.append(bound.mean() - exact)
-        gap = (torch.tensor(math.nan),) * 2
-        if sampled:
-            try:
-                gap = kernel_gap(density, noisy, t, generator=generator)
-            except UnsupportedError:  # one that only its call can tell, such as a function without sample=
-                sampled = False
-        kernels.append(torch.stack([v.double().mean() for v in gap]))
+        kernels.append(_kernel_gap(density, noisy, t, context, generator))
     t_start, start = 0.0, x
     if inner.lattice is not None:
         least = min(LATTICE_STOP * inner.lattice.width, 0.5 * float(process.sigma(process.T)))
@@ -276,3 +269,29 @@ def audit_ladder(
         bound=torch.stack(bounds),
         kernel=torch.stack(kernels),
     )
+
+
+def _entropy_missed(
+    density: NoiseConditionalDensity,
+    process: GaussianProcess,
+    noisy: Tensor,
+    t: float,
+    context: Tensor | None,
+    residual: Tensor,
+    rise: Tensor,
+) -> Tensor:
+    """By how much the entropy of noisy data misses de Bruijn's identity, and the standard error of that, ``(2,)``."""
+    # d/dt E log p_t(x_t), by Ito's formula, plus what de Bruijn says it loses; the divergence is in the residual.
+    f, along = float(process.drift_coefficient(t)), (noisy * density.score(noisy, t, context)).flatten(1).sum(1)
+    missed = (2.0 * (rise + dims_of(density, noisy, context) * f + f * along) - residual).double()
+    return torch.stack([missed.mean(), missed.std() / math.sqrt(len(noisy))])
+
+
+def _kernel_gap(
+    density: nn.Module, noisy: Tensor, t: float, context: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    """Means of what :func:`kernel_gap` returns, ``(2,)``; NaN for a density that cannot sample, or with a context."""
+    if context is None and isinstance(inner_density(density), SampleableDensity):
+        with suppress(UnsupportedError):  # one that only its call can tell, such as a function without sample=
+            return torch.stack([v.double().mean() for v in kernel_gap(density, noisy, t, generator=generator)])
+    return torch.full((2,), math.nan, dtype=torch.float64)
