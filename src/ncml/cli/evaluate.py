@@ -21,7 +21,7 @@ from ncml.cli.common import (
 from ncml.cli.tables import EvaluateSettings, curve, frechet, has_curve, likelihood, log_probability, outliers
 from ncml.cli.words import number_of
 from ncml.errors import ArgumentError, UnsupportedError
-from ncml.evaluation import plot_robustness
+from ncml.evaluation import RobustnessCurve, plot_robustness
 from ncml.evaluation.fid import check_inception
 from ncml.report import environment, write_report
 
@@ -161,6 +161,7 @@ def _check_capabilities(run: OpenRun, settings: EvaluateSettings, ood: Path | No
 
 
 def _print(report: dict[str, Any], folder: Path, unit: str, at_zero_only: bool) -> None:
+    """The report in words: what was tested, then the parts that there are."""
     model = report["model"]
     noise = model["config"]["noise"]
     method = "maximum likelihood" if at_zero_only else f"NCML, {noise['process']} noise"
@@ -172,39 +173,50 @@ def _print(report: dict[str, Any], folder: Path, unit: str, at_zero_only: bool) 
     if "log_prob" in report:
         found = report["log_prob"]
         print(f"\nlog p at t = 0: {found['mean']:.4f} +- {found['standard_error']:.4f} nats per example")
-    exact = all(row["bits"].exact for row in report.get("bits_per_dim", {}).values())
-    noisy = len(report.get("bits_per_dim", {})) > 1
     if "bits_per_dim" in report:
-        kind = "exact" if exact else "upper bounds, of dequantised data"
-        per = unit[0].upper() + unit[1:]
-        print(f"\n{per} at t = 0{' under level noise' if noisy else ''} ({kind}; lower is better)")
-    for pi, row in report.get("bits_per_dim", {}).items():
-        bits, bound = row["bits"], "" if exact else "<= "
-        mean = f"{bound}{bits.mean:.4f}"
-        moved = f"   ({row['moved']:.0%} of values moved)" if noisy else ""
-        print(f"  pi = {pi:<4} {mean:>11} +- {bits.standard_error:.4f}{moved}")
-    if "bits_per_dim" in report and not noisy:
-        levels = model["data"]["levels"]
-        print(f"Level noise and robustness are left out: to move values by one of {levels:,} levels says nothing.")
+        _print_bits(report["bits_per_dim"], model["data"]["levels"], unit)
     if "robustness" in report:
-        curve = report["robustness"]
-        print(f"\nWhat level noise costs at time t, Delta log p ({unit})")
-        print(f"  {'sigma (levels)':<18}" + "".join(f"{'pi = ' + format(pi, 'g'):>12}" for pi in curve.delta))
-        for i, sigma in enumerate(curve.sigma.tolist()):
-            print(f"  {sigma:<18.2f}" + "".join(f"{float(v[i]):12.4f}" for v in curve.delta.values()))
+        _print_robustness(report["robustness"], unit)
     if "auroc" in report:
-        sets = report["auroc"]
-        print("\nAUROC of test data against ... (higher is better)")
-        print(f"  {'':<42}" + "".join(f"{name:>24}" for name in sets))
-        for key in next(iter(sets.values())):
-            print(f"  {STATISTICS[key]:<42}" + "".join(f"{row[key]!s:>24}" for row in sets.values()))
+        _print_auroc(report["auroc"])
     if "frechet" in report:
-        frechet = report["frechet"]
-        print(f"\nFréchet distance, features of a classifier of accuracy {frechet['classifier_accuracy']:.1%} (no FID)")
-        for name, value in frechet["distances"].items():
-            print(f"  {name:<18}{value:12.4f}")
-        for name, value in frechet.get("fid", {}).items():
-            print(f"  FID, {name:<13}{value:12.4f}")
+        _print_distances(report["frechet"])
     if "claims" in report:
         print_claims(report["claims"])
     print(f"\nWrote {folder / 'report.json'}{' and ' + FIGURE if 'robustness' in report else ''}.")
+
+
+def _print_bits(rows: dict[str, Any], levels: int, unit: str) -> None:
+    """Bits/dim by how probable a move by one level is; of 0 alone, why there are no others."""
+    exact, noisy = all(row["bits"].exact for row in rows.values()), len(rows) > 1
+    kind, bound = ("exact", "") if exact else ("upper bounds, of dequantised data", "<= ")
+    per = unit[0].upper() + unit[1:]
+    print(f"\n{per} at t = 0{' under level noise' if noisy else ''} ({kind}; lower is better)")
+    for pi, row in rows.items():
+        mean = f"{bound}{row['bits'].mean:.4f}"
+        moved = f"   ({row['moved']:.0%} of values moved)" if noisy else ""
+        print(f"  pi = {pi:<4} {mean:>11} +- {row['bits'].standard_error:.4f}{moved}")
+    if not noisy:
+        print(f"Level noise and robustness are left out: to move values by one of {levels:,} levels says nothing.")
+
+
+def _print_robustness(curve: RobustnessCurve, unit: str) -> None:
+    print(f"\nWhat level noise costs at time t, Delta log p ({unit})")
+    print(f"  {'sigma (levels)':<18}" + "".join(f"{'pi = ' + format(pi, 'g'):>12}" for pi in curve.delta))
+    for i, sigma in enumerate(curve.sigma.tolist()):
+        print(f"  {sigma:<18.2f}" + "".join(f"{float(v[i]):12.4f}" for v in curve.delta.values()))
+
+
+def _print_auroc(sets: dict[str, dict[str, Any]]) -> None:
+    print("\nAUROC of test data against ... (higher is better)")
+    print(f"  {'':<42}" + "".join(f"{name:>24}" for name in sets))
+    for key in next(iter(sets.values())):
+        print(f"  {STATISTICS[key]:<42}" + "".join(f"{row[key]!s:>24}" for row in sets.values()))
+
+
+def _print_distances(frechet: dict[str, Any]) -> None:
+    print(f"\nFréchet distance, features of a classifier of accuracy {frechet['classifier_accuracy']:.1%} (no FID)")
+    for name, value in frechet["distances"].items():
+        print(f"  {name:<18}{value:12.4f}")
+    for name, value in frechet.get("fid", {}).items():
+        print(f"  FID, {name:<13}{value:12.4f}")
