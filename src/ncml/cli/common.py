@@ -14,7 +14,7 @@ from torch import Tensor
 from ncml.checks import check_count, check_positive
 from ncml.cli.words import in_options
 from ncml.data import Choice, DataSet, DataSource, held_out
-from ncml.density import NoiseConditionalDensity, SampleableDensity
+from ncml.density import NoiseConditionalDensity, SampleableDensity, sampleable
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.noise import GaussianProcess, Lattice, NoiseProcess
 from ncml.sampling import (
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = [
+    "NO_SAMPLES",
     "SAMPLERS",
     "OpenRun",
     "choice_of",
@@ -49,7 +50,6 @@ __all__ = [
     "draw_samples",
     "labels_for",
     "long_enough",
-    "need_sampling",
     "open_run",
     "results_folder",
     "sample_length",
@@ -74,6 +74,9 @@ SAMPLERS: dict[str, type[GridSampler]] = {
     "metropolis": MetropolisLangevin,
 }
 """What refines samples, by the name that ``--sampler`` has for it."""
+
+NO_SAMPLES = "give the model a method sample, or train another one"
+"""What to do about a model that cannot sample."""
 
 
 @dataclass(frozen=True)
@@ -167,20 +170,6 @@ def test_data(run: OpenRun, data: DataSource) -> tuple[DataSet, bool]:
 # Capabilities.
 
 
-def need_sampling(density: NoiseConditionalDensity, what: str) -> SampleableDensity:
-    """The density, if it can draw samples.
-
-    Raises:
-        UnsupportedError: It cannot.
-    """
-    if not isinstance(density, SampleableDensity):
-        raise UnsupportedError(
-            f"{what}: got a {type(density).__name__}, which cannot sample; expected an "
-            f"ncml.SampleableDensity, which has a method sample"
-        )
-    return density
-
-
 def sample_length(run: OpenRun, length: int | None, seconds: float | None) -> int | None:
     """Positions of a sequence, of either option.
 
@@ -201,7 +190,7 @@ def long_enough(run: OpenRun, length: int | None, what: str) -> SampleableDensit
     Raises:
         UnsupportedError: It cannot sample, or has events of one size only.
     """
-    density = need_sampling(run.density, what)
+    density = sampleable(run.density, NO_SAMPLES, what)
     if length is None:
         return density
     extended: Callable[[int], SampleableDensity] | None = getattr(density, "extended", None)

@@ -9,17 +9,10 @@ from typing import Annotated, Any
 import tyro
 
 from ncml.cli.claims import beside_the_paper, print_claims, read_claims
-from ncml.cli.common import (
-    OpenRun,
-    need_sampling,
-    open_run,
-    results_folder,
-    shows_progress,
-    test_data,
-    with_place,
-)
+from ncml.cli.common import NO_SAMPLES, OpenRun, open_run, results_folder, shows_progress, test_data, with_place
 from ncml.cli.tables import EvaluateSettings, curve, frechet, has_curve, likelihood, log_probability, outliers
 from ncml.cli.words import number_of
+from ncml.density import sampleable
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation import RobustnessCurve, plot_robustness
 from ncml.evaluation.fid import check_inception
@@ -147,7 +140,7 @@ def _check_capabilities(run: OpenRun, settings: EvaluateSettings, ood: Path | No
     if settings.samples and settings.fid:
         check_inception()
     if settings.samples:
-        need_sampling(run.density, "samples")
+        sampleable(run.density, NO_SAMPLES, "samples")
         if not run.kind.is_image or run.lattice is None:
             raise UnsupportedError(
                 f"samples: got some, and data of shape {run.kind.shape}; expected images in levels, whose classifier "

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ncml.checks import check_count
-from ncml.cli.common import OpenRun, draw_samples, labels_for, need_sampling, shows_progress, start_time
+from ncml.cli.common import NO_SAMPLES, OpenRun, draw_samples, labels_for, shows_progress, start_time
 from ncml.data import DataSet, ImageSource, split_folders
 from ncml.data.sources import COARSER
+from ncml.density import sampleable
 from ncml.errors import ArgumentError, FailedRowsWarning, NonFiniteError
 from ncml.evaluation import (
     DeltaLogP,
@@ -311,7 +312,7 @@ def frechet(run: OpenRun, train: DataSet, test: DataSet, settings: EvaluateSetti
     """Fréchet distances of direct and two-part samples to the training images, in a classifier's features."""
     assert train.labels is not None
     assert test.labels is not None
-    n, density = settings.samples, need_sampling(run.density, "samples")
+    n, density = settings.samples, sampleable(run.density, NO_SAMPLES, "samples")
     ruler = train_classifier(
         train.batch,
         train.labels,

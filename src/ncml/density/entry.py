@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ncml.density.checks import observed_dims
 from ncml.density.gradient import gradient, slopes
-from ncml.density.interface import NoiseConditionalDensity
+from ncml.density.interface import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import NoiseProcess
 from ncml.noise.gaussian import clean_at_zero
@@ -18,6 +18,7 @@ __all__ = [
     "dims_of",
     "inner_density",
     "process_of",
+    "sampleable",
     "score_of",
     "slopes_of",
     "unwrapped",
@@ -47,6 +48,26 @@ def inner_density(density: nn.Module) -> NoiseConditionalDensity:
         raise ArgumentTypeError(
             f"density: got {type(density).__name__}; expected a NoiseConditionalDensity; wrap a function or module "
             f"of (x, t) in ncml.densities.CallableDensity"
+        )
+    return inner
+
+
+def sampleable(density: nn.Module, remedy: str, name: str = "density") -> SampleableDensity:
+    """The density inside wrappers, if it can draw samples.
+
+    Args:
+        density: The density, or a wrapper of one.
+        remedy: What the message advises else.
+        name: The argument that needs it.
+
+    Raises:
+        ArgumentTypeError: There is no density.
+        UnsupportedError: It cannot sample.
+    """
+    inner = inner_density(density)
+    if not isinstance(inner, SampleableDensity):
+        raise UnsupportedError(
+            f"{name}: got {type(inner).__name__}, which cannot sample; expected a SampleableDensity; {remedy}"
         )
     return inner
 

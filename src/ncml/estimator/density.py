@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ncml.checks import check_count, check_positive
-from ncml.density import SampleableDensity
-from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, UnsupportedError
+from ncml.density import sampleable
+from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning
 from ncml.estimator.columns import Bounds, Columns
 from ncml.estimator.form import Categories, TableForm
 from ncml.estimator.objective import DensityFactory, TableObjective, seeded, untrained_density
@@ -245,17 +245,13 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         """
         check_is_fitted(self)
         check_count(n_samples, "n_samples")
-        if not isinstance(self.density_, SampleableDensity):
-            raise UnsupportedError(
-                f"density: got {type(self.density_).__name__}; expected a SampleableDensity to sample"
-            )
+        density = sampleable(self.density_, "fit with another one to sample")
         seed = int(check_random_state(random_state).randint(2**31 - 1))
-        generator = torch.Generator(self.density_.device).manual_seed(seed)
+        generator = torch.Generator(density.device).manual_seed(seed)
         mask = None
         if self.marginal_:
-            shape = (n_samples, *self.density_.event_shape)
-            mask = torch.ones(shape, dtype=self.density_.dtype, device=self.density_.device)
-        z = self.density_.sample(n_samples, 0.0, mask, generator=generator)
+            mask = torch.ones(n_samples, *density.event_shape, dtype=density.dtype, device=density.device)
+        z = density.sample(n_samples, 0.0, mask, generator=generator)
         return self._form.decode(self.columns_.from_model(z))
 
     def log_densities_of(self, table: Tensor, t: float) -> Array:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import check_count, check_generator
-from ncml.density import SampleableDensity, check_arguments, inner_density
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.density import check_arguments, inner_density, sampleable
+from ncml.errors import ArgumentError
 from ncml.noise import Lattice
 from ncml.noise.gaussian import as_gaussian
 
@@ -130,13 +130,9 @@ def kernel_gap(
         UnsupportedError: The density cannot sample, or the process is not Gaussian.
         ArgumentError: t = 0.
     """
-    inner = inner_density(density)
+    inner = sampleable(density, "the gap is to its own samples")
     process = as_gaussian(inner.process, "which has a kernel", "density.process")
     samples = check_count(samples, "samples")
-    if not isinstance(inner, SampleableDensity):
-        raise UnsupportedError(
-            f"density: got {type(inner).__name__}, which cannot sample; expected a SampleableDensity"
-        )
     x, _, _ = check_arguments(inner, x, t)
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
     if not sigma > 0.0:

@@ -16,10 +16,11 @@ from ncml.density import (
     Target,
     check_arguments,
     inner_density,
+    sampleable,
     time_posterior,
 )
 from ncml.density.target import OnFailure
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError
 from ncml.noise import VESDE
 from ncml.noise.gaussian import as_gaussian
 from ncml.sampling.langevin import MetropolisLangevin
@@ -81,12 +82,7 @@ def complete(
         raise ArgumentError("context: got one with a target; expected None: the target has its own")
     base = base if generator is None else base.with_generator(generator)
     target = CompletionTarget(base, x, known)
-    inner = inner_density(base.density)
-    if not isinstance(inner, SampleableDensity):
-        raise UnsupportedError(
-            f"density: got {type(inner).__name__}, which cannot sample; expected a SampleableDensity; refine a start "
-            f"of your own: sampler(CompletionTarget(density, x, known), start)"
-        )
+    inner = sampleable(base.density, "refine a start of your own: sampler(CompletionTarget(density, x, known), start)")
     if inner.lattice is not None:
         inner.lattice.check(target.values[target.known.expand_as(target.values)])
     moves = check_count(moves, "moves", minimum=0)

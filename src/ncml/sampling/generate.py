@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import check_count, check_generator
-from ncml.density import SampleableDensity, Target, inner_density, process_by_name, process_of
+from ncml.density import Target, process_by_name, process_of, sampleable
 from ncml.density.target import OnFailure
-from ncml.errors import ArgumentError, ArgumentTypeError, FailedRowsWarning, UnsupportedError
+from ncml.errors import ArgumentError, ArgumentTypeError, FailedRowsWarning
 from ncml.noise import NoiseProcess
 from ncml.sampling.euler_maruyama import EulerMaruyama
 from ncml.sampling.sampler import Sampler, check_on_failure, one_time
@@ -59,16 +59,11 @@ def generate(
             f"density: got a {type(density).__name__}, which has a score but no samples; expected a density; draw a "
             f"start x_T, such as density.sample(n, t=process.T), and call sampler(target, x_T)"
         )
-    inner = inner_density(density)
+    inner = sampleable(density, "refine samples of your own with sampler(density, x)")
     process = process_of(density, process)
     sampler = EulerMaruyama() if sampler is None else sampler
     if not isinstance(sampler, Sampler):
         raise ArgumentTypeError(f"sampler: got {sampler!r}; expected a Sampler, such as EulerMaruyama(steps=64)")
-    if not isinstance(inner, SampleableDensity):
-        raise UnsupportedError(
-            f"density: got {type(inner).__name__}, which cannot sample; expected a SampleableDensity; "
-            f"refine samples of your own with sampler(density, x)"
-        )
     n = check_count(n, "n", minimum=0)
     check_on_failure(on_failure)
     check_generator(generator, inner.device)
