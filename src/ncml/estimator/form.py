@@ -134,14 +134,7 @@ class TableForm:
             kinds = "" if not is_frame(X) else f" ({', '.join(str(X.dtypes.iloc[j]) for j in wrong)})"
             advice = self._advice(X, wrong, name, gaps=gaps)
             if ":" in advice and not is_frame(X) and given != np.dtype(object):  # which takes no numbers beside text
-                made = f"np.array({name}, dtype=object)"
-                code = getattr(given, "kind", "O")
-                if code in "mM":  # of nanoseconds objects would be integers
-                    kind = "datetime64" if code == "M" else "timedelta64"
-                    gap = f".filled(np.{kind}('NaT'))" if masked else ""
-                    made = f"{name}.astype('{kind}[us]'){gap}.astype(object)"
-                elif masked:
-                    made = f"np.where(np.ma.getmaskarray({name}), None, {name}.data)"
+                made = _made_of_objects(name, getattr(given, "kind", "O"), masked=masked)
                 advice = f"make an array of objects of it, {name} = {made}; {advice}"
             raise ArgumentError(
                 f"{name}: got columns {', '.join(str(self.labels[j]) for j in wrong)}{kinds}; expected numbers or "
@@ -246,6 +239,15 @@ def _listed(categories: Categories | None) -> Iterable[Any]:
     if isinstance(categories, str):
         raise ArgumentError(f"categories: got {categories!r}; expected a list of columns, [{categories!r}]")
     return () if categories is None else categories
+
+
+def _made_of_objects(name: str, kind: str, *, masked: bool) -> str:
+    """Code for an array of objects with the values of one of some kind, None or NaT where it is masked."""
+    if kind in "mM":  # of nanoseconds objects would be integers
+        type_ = "datetime64" if kind == "M" else "timedelta64"
+        gap = f".filled(np.{type_}('NaT'))" if masked else ""
+        return f"{name}.astype('{type_}[us]'){gap}.astype(object)"
+    return f"np.where(np.ma.getmaskarray({name}), None, {name}.data)" if masked else f"np.array({name}, dtype=object)"
 
 
 def _check_names(X: Any, name: str) -> None:  # noqa: ANN401 -- data frame
