@@ -69,27 +69,12 @@ def fit(
         ColumnScaleWarning: The data are not of order one (by a hundred times); columns of a table are constant, or
             their standard deviations differ by more than a hundred times.
     """
-    if not isinstance(objective, NCMLObjective):
-        raise ArgumentTypeError(
-            f"objective: got {getattr(objective, '__name__', type(objective).__name__)}; expected an NCMLObjective, "
-            f"such as NCMLObjective(process)"
-        )
-    if not isinstance(x, Tensor):
-        raise ArgumentTypeError(
-            f"x: got {type(x).__name__}; expected one tensor of all training data: "
-            f"torch.as_tensor(numpy.asarray(x)), or the stacked examples of a data set"
-        )
+    _check_data(objective, x, context, generator)
     steps = check_count(steps, "steps")
     batch_size = check_count(batch_size, "batch_size")
     check_positive(learning_rate, "learning_rate")
     if not is_real(clip_norm) or not clip_norm > 0.0:
         raise ArgumentError(f"clip_norm: got {clip_norm!r}; expected a number > 0; math.inf clips nothing")
-    check_generator(generator, x.device)
-    if x.ndim == 0 or len(x) == 0:
-        raise ArgumentError(f"x: got an empty data set, shape {tuple(x.shape)}; expected at least one example")
-    if objective.reduction == "none":
-        raise ArgumentError("objective: got reduction='none', a loss per example; expected 'mean' (or 'sum')")
-    check_context(context, len(x), x.device)
     if lengths is not None:
         lengths = check_lengths(lengths, tuple(x.shape), x.device)
     x = x.detach()
@@ -127,3 +112,23 @@ def fit(
             if callback is not None and callback(step + 1):
                 break
     return losses
+
+
+def _check_data(objective: NCMLObjective, x: Tensor, context: Tensor | None, generator: torch.Generator | None) -> None:
+    """Refuse an objective without one loss for a batch, and data that are no tensor, are empty, or do not fit."""
+    if not isinstance(objective, NCMLObjective):
+        raise ArgumentTypeError(
+            f"objective: got {getattr(objective, '__name__', type(objective).__name__)}; expected an NCMLObjective, "
+            f"such as NCMLObjective(process)"
+        )
+    if objective.reduction == "none":
+        raise ArgumentError("objective: got reduction='none', a loss per example; expected 'mean' (or 'sum')")
+    if not isinstance(x, Tensor):
+        raise ArgumentTypeError(
+            f"x: got {type(x).__name__}; expected one tensor of all training data: "
+            f"torch.as_tensor(numpy.asarray(x)), or the stacked examples of a data set"
+        )
+    if x.ndim == 0 or len(x) == 0:
+        raise ArgumentError(f"x: got an empty data set, shape {tuple(x.shape)}; expected at least one example")
+    check_generator(generator, x.device)
+    check_context(context, len(x), x.device)
