@@ -23,7 +23,7 @@ from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import GaussianProcess, NoiseProcess, as_time
 from ncml.noise.gaussian import as_gaussian
 
-__all__ = ["Conditioning", "NoiseFeatures", "NoiseScaling", "dropped_labels", "label_rows"]
+__all__ = ["Conditioning", "NoiseFeatures", "NoiseScaling", "check_expected", "dropped_labels", "label_rows"]
 
 REFERENCE = 100.0
 """sigma_T / sigma_ref: noise down to a hundredth of the largest level is resolved evenly in log."""
@@ -54,6 +54,14 @@ def dropped_labels(context: Tensor, classes: int, share: float) -> Tensor:
     if share == 0.0:
         return context.long()
     return torch.where(torch.rand(rows.shape, device=rows.device) < share, -1, context.long())
+
+
+def check_expected(context: Tensor | None, expected: str | None) -> None:
+    """Refuse a context where a network takes none, or none where it takes what is ``expected``."""
+    if (context is None) != (expected is None):
+        raise ArgumentError(
+            f"context: got {'none' if context is None else 'one'}; this density expected {expected or 'no context'}"
+        )
 
 
 class NoiseFeatures(nn.Module):
@@ -111,11 +119,7 @@ class Conditioning(nn.Module):
 
     def forward(self, t: Tensor, context: Tensor | None = None) -> Tensor:
         noise = self.noise(t)
-        if (context is not None) != bool(self.context_features or self.classes):
-            expected = "a context" if context is None else "no context"
-            raise ArgumentError(
-                f"context: got {'none' if context is None else 'one'}; this density expected {expected}"
-            )
+        check_expected(context, "a context" if self.context_features or self.classes else None)
         if context is None:
             return noise
         if self.labels is not None:

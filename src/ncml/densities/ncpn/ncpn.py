@@ -17,7 +17,7 @@ from ncml.densities.ncpn.network import PixelNetwork
 from ncml.densities.ncpn.weight_norm import normalise_weights, standardise_by_data
 from ncml.density import AutoregressiveDensity, check_arguments, check_draw, check_kept, check_noise, evaluating
 from ncml.errors import ArgumentError
-from ncml.nn.conditioning import NoiseFeatures, label_rows
+from ncml.nn.conditioning import NoiseFeatures, check_expected, label_rows
 from ncml.noise import Lattice, NoiseProcess
 from ncml.progress import progress_bar
 
@@ -284,11 +284,7 @@ class NCPN(AutoregressiveDensity):
         angles = level[:, None] * self.frequencies.to(level.dtype)
         features = torch.cat([angles.sin(), angles.cos(), clean[:, None], level[:, None]], dim=1)
         e = self.embed(features.to(self.dtype))
-        if (context is None) != (self.labels is None):
-            expected = "no context" if self.labels is None else "integer labels (B,)"
-            raise ArgumentError(
-                f"context: got {'none' if context is None else 'one'}; this density expected {expected}"
-            )
+        check_expected(context, None if self.labels is None else "integer labels (B,)")
         if context is not None and self.labels is not None:
             e = e + self.labels(self._labels(context))
         return nn.functional.silu(e)

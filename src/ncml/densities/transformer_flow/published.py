@@ -17,7 +17,7 @@ from ncml.checks import check_positive
 from ncml.densities.transformer_flow.blocks import AffineBlock
 from ncml.densities.transformer_flow.flow import TransformerFlow
 from ncml.errors import ArgumentError, CheckpointError, MissingExtraError
-from ncml.nn.conditioning import label_rows
+from ncml.nn.conditioning import check_expected, label_rows
 from ncml.noise import VESDE
 
 __all__ = ["load_tarflow"]
@@ -133,11 +133,7 @@ class _Conditioning(nn.Module):
                 f"t: got {float(t.min()):.6g} to {float(t.max()):.6g}; expected {trained} at which these weights were "
                 f"trained"
             )
-        if (context is not None) != bool(self.classes):
-            expected = f"labels of {self.classes} classes" if context is None else "no context"
-            raise ArgumentError(
-                f"context: got {'none' if context is None else 'one'}; this density expected {expected}"
-            )
+        check_expected(context, f"labels of {self.classes} classes" if self.classes else None)
         features = [t.new_zeros(len(t), 0)]
         if self.channels:
             steps = torch.arange(self.channels // 2, dtype=t.dtype, device=t.device) / (self.channels // 2)
