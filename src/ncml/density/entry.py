@@ -11,6 +11,7 @@ from ncml.density.interface import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import NoiseProcess
 from ncml.noise.gaussian import clean_at_zero
+from ncml.noise.process import as_process
 
 __all__ = [
     "check_process",
@@ -153,9 +154,5 @@ def process_of(density: nn.Module, process: NoiseProcess | None) -> NoiseProcess
         if inner is None or inner.process is None:
             raise ArgumentTypeError("process: got None and a density without one; expected process=, a NoiseProcess")
         return inner.process
-    if not isinstance(process, NoiseProcess):
-        raise ArgumentTypeError(
-            f"process: got {type(process).__name__}; expected a NoiseProcess, such as VPSDE.at_noise(0.1)"
-        )
-    check_process(density, process)
+    check_process(density, as_process(process))
     return process

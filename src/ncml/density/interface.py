@@ -47,6 +47,7 @@ from ncml.density.lengths import padded
 from ncml.density.modes import eval_mode, evaluating, usable
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise import Lattice, NoiseProcess
+from ncml.noise.process import as_process
 
 __all__ = ["AutoregressiveDensity", "NoiseConditionalDensity", "SampleableDensity"]
 
@@ -90,10 +91,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         if not shape or not all(is_whole(n) and n >= 1 for n in shape):
             got = repr(event_shape) if isinstance(event_shape, (Sequence, int, float)) else type(event_shape).__name__
             raise ArgumentError(f"event_shape: got {got}; expected positive integers, as (2,) or (3, 32, 32)")
-        if process is not None and not isinstance(process, NoiseProcess):
-            raise ArgumentTypeError(
-                f"process: got {type(process).__name__}; expected a NoiseProcess, such as VPSDE.at_noise(0.1)"
-            )
+        if process is not None:
+            as_process(process)
         if lattice is not None and not isinstance(lattice, Lattice):
             raise ArgumentTypeError(f"lattice: got {lattice!r}; expected a Lattice, such as Lattice(256), or None")
         if lattice is not None and process is None:

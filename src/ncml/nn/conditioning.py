@@ -22,6 +22,7 @@ from ncml.checks import HALF, Time, check_count, check_floating, check_positive,
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.noise import GaussianProcess, NoiseProcess, as_time
 from ncml.noise.gaussian import as_gaussian
+from ncml.noise.process import as_process
 
 __all__ = ["Conditioning", "NoiseFeatures", "NoiseScaling", "check_expected", "dropped_labels", "label_rows"]
 
@@ -74,11 +75,7 @@ class NoiseFeatures(nn.Module):
 
     def __init__(self, process: NoiseProcess, features: int = 16) -> None:
         super().__init__()
-        if not isinstance(process, NoiseProcess):
-            raise ArgumentTypeError(
-                f"process: got {type(process).__name__}; expected a NoiseProcess, which gives t its meaning"
-            )
-        self.process = process
+        self.process = as_process(process)
         self.features = check_count(features, "noise_features", minimum=2)
         self._sigma_ref = float(process.sigma(process.T)) / REFERENCE if isinstance(process, GaussianProcess) else None
 

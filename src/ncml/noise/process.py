@@ -21,10 +21,10 @@ import abc
 import torch
 from torch import Tensor
 
-from ncml.checks import Time, check_generator
+from ncml.checks import Time, check_generator, kind_of
 from ncml.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["NoiseProcess", "as_time"]
+__all__ = ["NoiseProcess", "as_process", "as_time"]
 
 
 def as_time(t: Time) -> Tensor:
@@ -90,3 +90,16 @@ class NoiseProcess(abc.ABC):
         if noise.dtype != expected:
             raise ArgumentTypeError(f"noise: got dtype {noise.dtype}; expected {expected}, that of draw_noise(x)")
         return noise
+
+
+def as_process(process: object) -> NoiseProcess:
+    """What the argument ``process`` gave, if it is one.
+
+    Raises:
+        ArgumentTypeError: It is not; a class is none either.
+    """
+    if not isinstance(process, NoiseProcess):
+        raise ArgumentTypeError(
+            f"process: got {kind_of(process)}; expected a NoiseProcess, such as VPSDE.at_noise(0.1)"
+        )
+    return process

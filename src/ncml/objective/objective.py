@@ -19,12 +19,12 @@ from ncml.checks import (
     check_input,
     check_nonnegative,
     check_time,
-    kind_of,
 )
 from ncml.density import at_zero_only, check_arguments, check_process, inner_density, unwrapped
 from ncml.density.lengths import padded
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
 from ncml.noise import DiscreteProcess, GaussianProcess, Lattice, NoiseProcess
+from ncml.noise.process import as_process
 from ncml.objective.score_terms import check_sde, score_terms
 from ncml.objective.times import TimeSampler, UniformTimes
 
@@ -123,10 +123,7 @@ class NCMLObjective:
     fokker_planck: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.process, NoiseProcess):
-            raise ArgumentTypeError(
-                f"process: got {kind_of(self.process)}; expected a NoiseProcess, such as VPSDE.at_noise(0.1)"
-            )
+        as_process(self.process)
         if self.times is None:
             object.__setattr__(self, "times", UniformTimes())
         if not isinstance(self.times, TimeSampler):

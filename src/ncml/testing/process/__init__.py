@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ncml.checks import check_floating
-from ncml.errors import ArgumentTypeError
 from ncml.noise import DiscreteProcess, Lattice, NoiseProcess
+from ncml.noise.process import as_process
 from ncml.testing.cases import ProcessCase
 from ncml.testing.expectations import lattice_points
 from ncml.testing.process import contract, discrete, gaussian, sde
@@ -79,8 +79,7 @@ def process_checks(**options: Any) -> list[Check[NoiseProcess]]:  # noqa: ANN401
 
 def prepared(process: NoiseProcess, x: Tensor | None = None, starts_at_data: bool = True, seed: int = 0) -> ProcessCase:
     """What the checks work on."""
-    if not isinstance(process, NoiseProcess):
-        raise ArgumentTypeError(f"process: got {type(process).__name__}; expected a NoiseProcess")
+    as_process(process)
     if x is None:
         x = _example(process.lattice if isinstance(process, DiscreteProcess) else None, seed)
     check_floating(x, "x")
