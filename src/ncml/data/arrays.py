@@ -1,4 +1,4 @@
-"""Tensors and tables of NumPy files, as real numbers or as integer levels; nothing is unpickled."""
+"""Tensors and tables from NumPy files, as real numbers or as integer levels; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Arrays(Rows):
             ``0 .. lattice.levels - 1``.
         labels: Classes, int64 ``(N,)``, from 0; or None.
         lattice: The lattice of integer values; None for real ones.
-        classes: Names of the classes; empty if they have none.
-        choice: How they were chosen, if someone did: what a checkpoint keeps of it.
+        classes: Names of the classes; empty if there are none.
+        choice: How the rows were chosen, if they were: the record that a checkpoint keeps.
 
     Raises:
         ArgumentError: A shape, value or label does not fit, or there are no rows; NaN and infinity are named with
@@ -88,7 +88,7 @@ class Arrays(Rows):
 
         Args:
             rows: Which rows: integers ``(B,)`` in ``0 .. N - 1``, in any order, or a slice.
-            device: Where to; the device of the values if None.
+            device: Target device; that of the values if None.
             dtype: A floating dtype.
         """
         return in_data_units(self.values[self.checked(rows)].to(device), self.lattice, dtype)
@@ -107,9 +107,9 @@ def read_arrays(path: PathLike, *, train: bool = True, levels: int | None = None
         path: The file. A ``.npz`` has ``x_train`` and ``x_test`` (or ``train`` and ``test``), or ``x`` alone, with
             labels ``y_train`` and ``y_test``, or ``y``. A ``.npy`` is ``x``.
         train: The training rows, or the test rows.
-        levels: Number of levels of integers; one more than the largest value in the file if None.
-        test_fraction: About the share of test rows of ``x``, at least one, chosen by a hash of each row's numbers:
-            rows that are added, removed or sorted change nothing for the others.
+        levels: Number of levels of integers; if None, one more than the largest value in the file.
+        test_fraction: The approximate share of test rows of ``x``, at least one. A hash of each row's numbers decides,
+            so adding, removing or sorting rows does not move the others between the two.
 
     Raises:
         DatasetError: The file is missing or damaged, holds Python objects or text, has other arrays, or values that

@@ -1,4 +1,4 @@
-"""What every data set of the program has: rows in data units, with labels, a lattice, and names of classes."""
+"""What every data set in the program has: rows in data units, labels, a lattice, and names of classes."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class DataSet(Protocol):
 
 @dataclass(frozen=True)
 class DataSource:
-    """Which data to train on: what the settings of every source have.
+    """Which data to train on: what the settings of every source have in common.
 
     Args:
-        name: The source, one of the table ``SOURCES``.
+        name: The source, one of those in the table ``SOURCES``.
     """
 
     name: str = "mnist"
@@ -88,7 +88,7 @@ class Rows(abc.ABC):
     def mixed(self, n: int | None = None) -> Self:
         """``n`` of the rows (all if None, or if there are fewer), in the order of a fixed permutation.
 
-        Files often lie class by class: the first rows as they come say nothing of the others.
+        Files are often sorted by class: the first rows in file order say nothing about the others.
         """
         n = len(self) if n is None else min(len(self), check_count(n, "n"))
         return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(MIXING_SEED))[:n])

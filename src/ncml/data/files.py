@@ -126,7 +126,7 @@ def read_idx(path: PathLike) -> Tensor:
         Tensor uint8 of the shape that the file's header gives.
 
     Raises:
-        DatasetError: The file is missing, not IDX, of another type than bytes, or not of the size that
+        DatasetError: The file is missing, not IDX, of a type other than bytes, or not of the size that
             its header gives.
     """
     path = Path(path)

@@ -73,25 +73,25 @@ def read_image_folder(
     """All PNG, JPEG, WebP, BMP, GIF, TIFF and PPM files of a folder, at any depth, in the order of their paths.
 
     The subfolders directly below ``folder`` are the classes, in sorted order; images that lie directly in ``folder``
-    have none. Images are told by what is in them, whatever they are called; other files are left out with a warning,
-    and those whose names begin with a dot without one.
+    have none. Images are recognised by their content, whatever they are called; other files are left out with a
+    warning, and those whose names begin with a dot without one.
 
     Images of 8 bits per channel are taken as they are. Palettes are looked up; one bit becomes levels 0 and 255;
     transparency is laid over black (level 0); CMYK becomes RGB by Pillow's formula. For three channels grey values
-    are repeated, for one channel colours become Pillow's "L", 0.299 R + 0.587 G + 0.114 B. Images of 16 bits per
-    channel are refused, since nobody but you knows which 8 of them count. Photographs are turned upright as their EXIF
-    orientation says. Of an animation the first frame is read; colour profiles are not applied.
+    are repeated; for one channel colours become Pillow's "L", 0.299 R + 0.587 G + 0.114 B. Images of 16 bits per
+    channel are refused, since nobody but you knows which 8 of them count. Photographs are turned upright according to
+    their EXIF orientation. Only the first frame of an animation is read; colour profiles are not applied.
 
     Args:
         folder: The folder. Links in it may point to files in it, but not out of it and not to folders.
         size: Cut the largest centred square out of each image and resize it to this many pixels a side by Pillow's
             ``BOX`` filter: the mean over the area of each new pixel, within a level, which neither rings nor
-            overshoots; to a larger side it repeats pixels. A square of that size already is copied exactly. None
+            overshoots; to a larger side it repeats pixels. A square that already has this size is copied exactly. None
             keeps images as they are; then all must have the same size.
         channels: 3 or 1.
         cache: Keep the decoded levels as a ``.npy`` file in this folder, which is mapped into memory when read
-            again. Another list of names, file sizes or times of change, other arguments or another release of
-            Pillow make another file. Delete the folder whenever you like.
+            again. A change in names, file sizes or modification times, in the arguments or in the release of Pillow
+            makes a new file. Delete the folder whenever you like.
         progress: Show a progress bar (needs tqdm).
 
     Returns:
@@ -99,12 +99,12 @@ def read_image_folder(
 
     Raises:
         DatasetError: No images, or none in the folder of a class that has other files; a file that is damaged, too
-            large (Pillow's limit against decompression bombs), of another size than the others, of 16 bits, or behind
-            a link that leaves the folder; the message names it.
+            large (Pillow's limit against decompression bombs), of a different size from the others, of 16 bits, or
+            behind a link that leaves the folder; the message names it.
         MissingExtraError: Pillow is not installed.
 
     Warns:
-        LeftOutWarning: Files that are no images.
+        LeftOutWarning: Files that are not images.
     """
     images = list_images(folder)
     levels = read_images(images, size=size, channels=channels, cache=cache, progress=progress)
@@ -112,7 +112,7 @@ def read_image_folder(
 
 
 def list_images(folder: PathLike) -> ImageList:
-    """The image files below a folder, sorted by relative path, with the classes that their first folders are."""
+    """The image files below a folder, sorted by relative path; the first folder of each path is its class."""
     root = Path(folder)
     left_out: list[str] = []
     names = tuple(sorted(_walk(root, left_out)))
@@ -145,8 +145,8 @@ def list_images(folder: PathLike) -> ImageList:
 def list_split(folder: PathLike, *, train: bool, test_fraction: float) -> ImageList:
     """The training or the test images of a folder.
 
-    Those of :func:`split_folders`, with the classes of the training folder. Else each image's own path decides, so that
-    about ``test_fraction`` of all are test images, and files that come or go change nothing for the others.
+    Those of :func:`split_folders`, with the classes of the training folder. Otherwise each image's own path decides:
+    about ``test_fraction`` of all are test images, and adding or removing files does not move the others.
     """
     root = Path(folder)
     if (given := split_folders(root)) is not None:
@@ -166,7 +166,8 @@ def list_split(folder: PathLike, *, train: bool, test_fraction: float) -> ImageL
 def split_folders(folder: PathLike) -> tuple[Path, Path] | None:
     """The subfolders of a folder with the training and the test examples, or None if it has neither.
 
-    They are called train or training, and test or testing, in any case; without these val, valid or validation.
+    They are called train or training, and test or testing, in upper or lower case; failing a test folder, val, valid
+    or validation.
 
     Raises:
         DatasetError: One of the two is missing, or there are several of one kind.
@@ -304,7 +305,7 @@ def _decode(pillow: ModuleType, images: ImageList, size: int | None, channels: i
 
 
 def _cache_key(pillow: ModuleType, images: ImageList, size: int | None, channels: int) -> str:
-    """Changes with everything that decoded levels depend on."""
+    """A key that changes with everything that decoded levels depend on."""
     try:
         stats = [os.stat(images.root / name) for name in images.names]
     except OSError as error:

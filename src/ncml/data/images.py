@@ -21,14 +21,14 @@ CHUNK = 2048  # images pooled at a time; their sums take four times the memory o
 
 @dataclass(frozen=True, eq=False)
 class Images(Rows):
-    """Images as integer levels, which take an eighth to a quarter of the memory of the same numbers as floats.
+    """Images as integer levels, which take an eighth to a quarter of the memory that floats would.
 
     Args:
         levels: Integers ``(N, C, H, W)`` in ``0 .. lattice.levels - 1``; uint8 for up to 256 levels.
         labels: Classes, int64 ``(N,)``, from 0; or None.
         lattice: The lattice of the levels.
-        classes: Names of the classes; empty if they have none.
-        choice: How they were chosen, if someone did: what a checkpoint keeps of it.
+        classes: Names of the classes; empty if there are none.
+        choice: How the images were chosen, if they were: the record that a checkpoint keeps.
 
     Raises:
         ArgumentError: A shape, level or label does not fit, or there are no images.
@@ -83,7 +83,7 @@ class Images(Rows):
         Args:
             rows: Which images: integers ``(B,)`` in ``0 .. N - 1`` on the device of the levels, in any order, or a
                 slice.
-            device: Where to; the device of the levels if None.
+            device: Target device; that of the levels if None.
             dtype: A floating dtype.
 
         Raises:

@@ -30,28 +30,28 @@ OTHER_AUDIO = (".aif", ".aiff", ".au", ".caf", ".flac", ".m4a", ".mp3", ".ogg", 
 
 @dataclass(frozen=True)
 class AudioSource(DataSource):
-    """Windows of the WAV files of a folder, as settings that a file or a command line can hold.
+    """Windows of the WAV files in a folder: settings for a file or the command line.
 
-    A folder has subfolders train and test (or training, testing, val, valid, validation, in any case), or is split by
-    test_fraction, file by file. All files at any depth are read, in the order of their paths; they must have one rate.
-    Integers of 8 or 16 bits are levels of a lattice, whose bits per sample are exact. Integers of more bits and
-    floating numbers are real numbers, of full scale 1 times the gain.
+    A folder has subfolders train and test (or training, testing, val, valid, validation, in upper or lower case), or
+    is split by test_fraction, file by file. Files at any depth are read, in the order of their paths; all must have
+    the same rate. Integers of 8 or 16 bits are levels of a lattice, whose bits per sample are exact. Integers of more
+    bits and floating-point numbers are real numbers, with a full scale of 1 times the gain.
 
     Args:
-        name: audio. Other data have other settings: mnist, cifar10, digits, folder, array, series.
+        name: audio. The other sources have settings of their own: mnist, cifar10, digits, folder, array, series.
         folder: The folder with the files.
-        window: Samples of a window.
-        hop: Samples from one window to the next; a whole window if not given. What is left at the end of a file is in
-            no window, and counted.
+        window: Number of samples in a window.
+        hop: Samples from the start of one window to that of the next; a whole window if not given. Samples left over
+            at the end of a file are in no window; their number is reported.
         mono: Take the mean of the channels, rounded to the nearest level. Otherwise all files must have the same number
             of channels, and a window has them all.
-        levels: Number of levels: that of the files if not given; a smaller power of two for coarser ones (of integers
-            of any width); 0 for real numbers, whatever the files hold.
-        gain: What real numbers are multiplied by: models like a standard deviation of about 1.
-        min_std: Leave windows out whose standard deviation is smaller, in units of full scale, 1; they are counted.
+        levels: Number of levels: if not given, that of the files; a smaller power of two for coarser levels (from
+            integers of any width); 0 for real numbers, whatever the files hold.
+        gain: Factor on real numbers: models work best with a standard deviation of about 1.
+        min_std: Leave out windows whose standard deviation is smaller, where full scale is 1; their number is reported.
             400 of 16 bits is 0.0122.
-        test_fraction: Folder without train and test only: about the share of test files, at least one, each chosen by
-            a hash of its path in the folder; files that come or go change nothing for the others.
+        test_fraction: Folder without train and test only: the approximate share of test files, at least one. A hash of
+            each file's path in the folder decides, so adding or removing files does not move the others.
 
     Raises:
         ArgumentError: A setting is out of range.
@@ -84,8 +84,8 @@ class AudioSource(DataSource):
             progress: Show a progress bar over the files (needs tqdm).
 
         Raises:
-            DatasetError: No files, or one that is damaged, compressed, of another rate, form or number of channels
-                than the first, or shorter than a window; the message names it.
+            DatasetError: There are no files, or one is damaged, compressed, shorter than a window, or differs from the
+                first in rate, form or number of channels; the message names it.
         """
         assert self.folder is not None
         # The headers of both splits: a rate that only test files have would be noticed too late.
@@ -115,7 +115,7 @@ class AudioSource(DataSource):
             raise DatasetError(str(error)) from error
 
     def to_wav(self, x: Tensor, lattice: Lattice | None) -> npt.NDArray[Any]:
-        """Samples ``(T, C)`` in data units as a WAV file holds them: int8, int16 or float32."""
+        """Samples ``(T, C)`` in data units, converted to what a WAV file holds: int8, int16 or float32."""
         if lattice is None:
             return np.asarray(x.float().numpy() / np.float32(self.gain))
         bits = 8 if lattice.levels <= 256 else 16
@@ -191,7 +191,7 @@ def _splits(source: AudioSource) -> dict[bool, tuple[list[Path], Choice]]:
 
 
 def _listed(root: Path) -> list[Path]:
-    """The WAV files of a folder, at any depth; recordings of other formats are not passed over."""
+    """The WAV files of a folder, at any depth; recordings in other formats are an error, not passed over."""
     files = sorted(path for path in root.rglob("*") if not path.name.startswith(".") and path.is_file())
     other = [path for path in files if path.suffix.lower() in OTHER_AUDIO]
     if other:
@@ -207,23 +207,23 @@ def _listed(root: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class SeriesSource(DataSource):
-    """Windows of series in a NumPy or CSV file, as settings that a file or a command line can hold.
+    """Windows of series in a NumPy or CSV file: settings for a file or the command line.
 
-    A .npy file has one series, T or T x C, or several, B x T x C, one C or more numbers at each time. A .npz file has
+    A .npy file has one series, T or T x C, or several, B x T x C: T times, with C numbers at each. A .npz file has
     such arrays x_train and x_test, or x alone. A .csv file has a header and one time per row. Integers 0, 1, ... in a
-    NumPy file are levels of a lattice; numbers of a CSV file are real. What is not split is split in time: the last
-    test_fraction of each series is for testing.
+    NumPy file are levels of a lattice; numbers in a CSV file are real. A file without a split is split in time: the
+    last test_fraction of each series is for testing.
 
     Args:
-        name: series. Other data have other settings: mnist, cifar10, digits, folder, array, audio.
+        name: series. The other sources have settings of their own: mnist, cifar10, digits, folder, array, audio.
         file: The .npy, .npz or .csv file.
-        window: Times in a window.
-        hop: Times from one window to the next; a whole window if not given. What is left at the end of a series is in
-            no window, and counted.
-        columns: Of a .csv file: which columns to read, by name; all but the time if not given.
-        time: Of a .csv file: the column of time stamps, numbers or ISO 8601 dates, which must be regular.
-        levels: Number of levels of integers; one more than the largest value in the file if not given.
-        test_fraction: The share at the end of each series for testing, where the file does not split it.
+        window: Number of times in a window.
+        hop: Times from the start of one window to that of the next; a whole window if not given. Times left over at
+            the end of a series are in no window; their number is reported.
+        columns: For a .csv file: the names of the columns to read; all except the time if not given.
+        time: For a .csv file: the name of the column of time stamps, numbers or ISO 8601 dates, which must be regular.
+        levels: Number of levels of integers; if not given, one more than the largest value in the file.
+        test_fraction: The share at the end of each series that is for testing, if the file does not split it.
 
     Raises:
         ArgumentError: A setting is out of range, or of another kind of file.
@@ -255,10 +255,10 @@ class SeriesSource(DataSource):
 
         Args:
             train: The training part, or the test part.
-            progress: Not used: one file is read at once.
+            progress: Not used, since a single file is read in one go.
 
         Raises:
-            DatasetError: The file is missing or damaged, holds NaN, irregular time stamps, or a series that is shorter
+            DatasetError: The file is missing or damaged, or holds NaN, irregular time stamps, or a series shorter
                 than a window; the message names it.
         """
         assert self.file is not None

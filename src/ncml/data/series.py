@@ -32,7 +32,7 @@ class SeriesData:
     Args:
         series: ``(T_i, C)`` each: real numbers, or levels of the lattice.
         lattice: The lattice of integers, or None.
-        cut: Whether the splits are parts of each series, and not given by the file.
+        cut: Whether the splits were cut from each series, rather than given by the file.
     """
 
     series: tuple[Tensor, ...]
@@ -52,7 +52,7 @@ def read_series(
     """The series of one split of a file; see :class:`ncml.data.SeriesSource`.
 
     Raises:
-        DatasetError: The file is missing, damaged, or holds something else than series of finite numbers.
+        DatasetError: The file is missing, damaged, or holds something other than series of finite numbers.
     """
     if path.suffix.lower() == ".csv":
         arrays: dict[str, Numbers] = {"x": read_csv(path, columns=columns, time=time)}
@@ -104,12 +104,12 @@ def read_csv(path: Path, *, columns: Sequence[str] = (), time: str | None = None
 
     Args:
         path: The file, in UTF-8, with commas.
-        columns: Which columns; all but the time if none are named.
-        time: The column of time stamps, numbers or ISO 8601 dates; checked, and not part of the result.
+        columns: Which columns to read; all except the time if none are named.
+        time: The column of time stamps, numbers or ISO 8601 dates; checked, but not part of the result.
 
     Raises:
-        DatasetError: A row of another length, a cell that is no finite number, a column that is not there, or times
-            that are not regular; the message has the line.
+        DatasetError: A row differs in length, a cell is not a finite number, a column does not exist, or times are
+            not regular; the message gives the line.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -161,7 +161,7 @@ def _check_times(path: Path, time: str, cells: list[tuple[int, str]]) -> None:
 
 
 def _day(cell: str) -> float | None:
-    """A date without marks between year, month and day, in seconds; None if it is none of these centuries."""
+    """A date without marks between year, month and day, in seconds; None if it is not one, of these centuries."""
     if not re.fullmatch(r"(1[89]|20|21)\d{6}", cell.strip()):
         return None
     try:
@@ -207,7 +207,7 @@ def _time(path: Path, line: int, cell: str) -> float:
 
 
 def _moment(cell: str) -> float | None:
-    """An ISO 8601 date in seconds; None if it is none."""
+    """An ISO 8601 date in seconds; None if it is not one."""
     try:
         # Python 3.10 knows no Z; without a zone, days have 24 hours.
         moment = datetime.datetime.fromisoformat(cell.strip().replace("Z", "+00:00"))

@@ -1,4 +1,4 @@
-"""Where data come from: one table of sources, and their settings as a file or a command line holds them."""
+"""Where data come from: one table of sources, with their settings for a file or the command line."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ COARSER = (2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class ImageSource(DataSource):
-    """Which images to train on, as settings that a file or a command line can hold.
+    """Which images to train on: settings for a file or the command line.
 
-    Images are read, limited, padded, pooled and made coarser, in this order.
+    Images are read, limited, padded, pooled and reduced to fewer levels, in this order.
 
     Args:
-        name: mnist, cifar10, digits (of scikit-learn, 8x8 in 17 levels) or folder, of image files. With other settings:
-            array, of numbers in a NumPy file; audio, a folder of recordings; series, a file of numbers over time.
-        folder: Where the files are. Needed for folder; mnist and cifar10 default to $NCML_DATA/NAME if
-            there is such a folder, else they are downloaded; digits has none. A folder of image files has
-            subfolders train and test (or training, testing, val, valid, validation, in any case), or is split by
-            test_fraction; in each, subfolders are classes.
-        size: Folder only: cut a centred square and resize it to this side; see
-            ncml.data.read_image_folder.
+        name: mnist, cifar10, digits (scikit-learn's, 8x8 in 17 levels) or folder (of image files). With settings of
+            their own: array (numbers in a NumPy file), audio (a folder of recordings), series (numbers over time in
+            a file).
+        folder: Where the files are. Required for folder. For mnist and cifar10 the default is $NCML_DATA/NAME if that
+            folder exists, else they are downloaded; digits has none. A folder of image files has subfolders train and
+            test (or training, testing, val, valid, validation, in upper or lower case), or else is split by
+            test_fraction; subfolders within these are classes.
+        size: Folder only: cut out a centred square and resize it to this side; see ncml.data.read_image_folder.
         channels: Folder only: 3, or 1 for grey.
-        pool: Replace pool x pool pixels by their mean, rounded to the nearest level, ties to the even one. Sides that
-            are no multiple of it are first continued with level 0 on the right and below.
-        pad: Pixels of level 0 added on all four sides before pooling: with pad=2, pool=2, MNIST is 16x16.
-        levels: Number of levels, 256 or a smaller power of two; level k of 256 becomes k * levels // 256.
-            digits keep their 17.
-        limit: Only the first so many images of each split. In a folder with train and test that is in the
-            order of the paths, so class by class; a folder that is split here is shuffled first.
-        test_fraction: Folder without train and test only: about the share of test images, at least one. Each
-            image's path decides, so that images that come or go change nothing for the others.
+        pool: Replace each square of pool x pool pixels by its mean, rounded to the nearest level (ties to the even
+            one). Sides that are not a multiple of pool are first extended with level 0, on the right and at the bottom.
+        pad: Pixels of level 0 to add on all four sides before pooling: pad=2 and pool=2 make MNIST 16x16.
+        levels: Number of levels, 256 or a smaller power of two; level k of 256 becomes k * levels // 256. digits keep
+            their 17.
+        limit: Use only this many images of each split, the first ones. If a folder has train and test, they are taken
+            in the order of their paths, so class by class; a folder that is split here is shuffled first.
+        test_fraction: Folder without train and test only: the approximate share of test images, at least one. The path
+            of each image decides, so adding or removing images does not move the others between the two.
         cache: Folder only: keep decoded images in this folder; see ncml.data.read_image_folder.
 
     Raises:
@@ -141,19 +141,19 @@ class ImageSource(DataSource):
 
 @dataclass(frozen=True)
 class ArraySource(DataSource):
-    """Tensors or tables of a NumPy file, as settings that a file or a command line can hold.
+    """Tensors or tables in a NumPy file: settings for a file or the command line.
 
     A .npz file has the arrays x_train and x_test (or train and test), or x alone, which is split by test_fraction; a
-    .npy file is x. Each is N x ..., one example per row. Integers 0, 1, ... are levels of a lattice; floating numbers
-    have none. Labels are integers: y_train and y_test, or y beside x. Nothing is ever unpickled.
+    .npy file is x. Each is N x ..., one example per row. Integers 0, 1, ... are levels of a lattice; floating-point
+    numbers have no lattice. Labels are integers: y_train and y_test, or y alongside x. Nothing is ever unpickled.
 
     Args:
-        name: array. Other data have other settings: mnist, cifar10, digits, folder, audio, series.
+        name: array. The other sources have settings of their own: mnist, cifar10, digits, folder, audio, series.
         file: The .npz or .npy file.
-        levels: Number of levels of integers; one more than the largest value in the file if not given.
-        limit: Only the first so many examples of each split; if it is split here, after shuffling.
-        test_fraction: About the share of test examples of x, at least one. Each row's numbers decide, so that rows
-            that come or go change nothing for the others.
+        levels: Number of levels of integers; if not given, one more than the largest value in the file.
+        limit: Use only this many examples of each split, the first ones; x, which is split here, is shuffled first.
+        test_fraction: The approximate share of test examples of x, at least one. The numbers in each row decide, so
+            adding or removing rows does not move the others between the two.
 
     Raises:
         ArgumentError: A setting is out of range.
@@ -185,25 +185,25 @@ class ArraySource(DataSource):
 
         Args:
             train: The training examples, or the test examples.
-            progress: Not used: one file is read at once.
+            progress: Not used, since a single file is read in one go.
 
         Raises:
-            DatasetError: The file is missing or damaged, holds Python objects, or not the arrays that it should.
+            DatasetError: The file is missing or damaged, holds Python objects, or lacks the arrays it should have.
         """
         return SOURCES[self.name].read(self, train, progress)
 
 
 @dataclass(frozen=True)
 class SourceKind:
-    """One source of data: an entry of ``SOURCES``, which is all that a new one needs.
+    """One source of data: an entry of ``SOURCES``, which is all that a new source needs.
 
     Args:
         name: What ``data.name`` calls it.
         settings: The dataclass of its settings, a :class:`DataSource`.
-        read: Takes the settings, whether to read the training split, and whether to show progress, to what the
-            ``load`` of the settings makes a data set of.
-        download: Gets the files, if there is a place to get them from, and returns their folder.
-        classes: Names of the classes, where they are known beforehand.
+        read: A function of the settings, whether to read the training split, and whether to show progress; returns
+            what the ``load`` of the settings turns into a data set.
+        download: Downloads the files, if they can be downloaded, and returns their folder.
+        classes: Names of the classes, if they are known beforehand.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Which examples are for testing: decided for each by its own name, so that others may come and go."""
+"""Which examples are for testing: decided for each by its own name, so that others can be added or removed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ RULE = "sha256-1"  # another rule makes other test examples, and needs another n
 
 @dataclass(frozen=True)
 class Choice:
-    """How the examples of one split were chosen: what a checkpoint keeps, to know later what it was trained on.
+    """How the examples of one split were chosen: a checkpoint keeps this, to know later what it was trained on.
 
     Args:
-        rule: By their names' hashes ("sha256-1"), or "given" by the files.
+        rule: "sha256-1" if chosen by hashes of their names, or "given" if the files say.
         fraction: The share of test examples, if they were chosen by hashes.
-        digest: Of the names of the examples, whatever their order.
+        digest: Digest of the names of the examples, in any order.
     """
 
     rule: str
@@ -28,7 +28,7 @@ class Choice:
 
     @classmethod
     def of(cls, names: Iterable[str], fraction: float | None = None, rule: str = "given") -> Choice:
-        """Of examples with these names."""
+        """The choice of examples with these names."""
         text = "\n".join(sorted(map(composed, names)))
         return cls(rule, fraction, hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32])
 
@@ -39,11 +39,11 @@ def composed(name: str) -> str:
 
 
 def split_by_name(names: Sequence[str], fraction: float) -> tuple[list[int], list[int], str]:
-    """Training and test rows, each in the order of a hash of their names; and the rule by which they were chosen.
+    """Training and test rows, each in the order of a hash of their names, and the rule by which they were chosen.
 
     A name is for testing if its hash, a number in [0, 1), is below ``fraction``: about that share of many names, the
-    same ones whichever others there are. Of two or more examples at least one is for each side: one that would be
-    missing is the nearest, which depends on the others, and the rule says so.
+    same ones whichever others there are. If there are two or more examples, each side gets at least one: the nearest
+    if it would have none. That one depends on the others, and the rule says so.
     """
     places = [_place(name) for name in names]
     order = sorted(range(len(names)), key=lambda i: (places[i], names[i]))
@@ -60,12 +60,12 @@ def _place(name: str) -> float:
 
 
 def held_out(then: Choice | None, now: Choice | None) -> bool | None:
-    """Whether test examples of today are none that a run was trained on; None if that cannot be told.
+    """Whether a run was trained on none of today's test examples; None if that cannot be told.
 
     Args:
         then: How the run chose its test examples.
-        now: How they are chosen today. They are held out if they are the same ones, or if both were chosen by their
-            names alone, by the same rule: a name that is for testing never was for training.
+        now: How they are chosen today. They are held out if they are the same ones, or if both were chosen by names
+            alone and by the same rule: then a name that is for testing was never for training.
     """
     if then is None or now is None:
         return None

@@ -1,7 +1,7 @@
 """WAV files as the numbers that they hold, and back.
 
-Own code, since no reader at hand does both: integers come out exactly as they are (also 24 bits), and a file that ends
-too early is an error, where libsndfile and scipy return what there is.
+Written here because no available reader does both: integers (even 24-bit ones) come out exactly as they are, and a
+file that ends too early is an error, where libsndfile and scipy return what there is.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Wav:
         path: The file.
         rate: Samples per second.
         channels: Number of channels C.
-        bits: Bits of a number: 8, 16, 24 or 32 of integers, 32 or 64 of floating numbers.
+        bits: Bits of a number: 8, 16, 24 or 32 for integers, 32 or 64 for floating-point numbers.
         floating: Whether they are floating numbers, whose full scale is 1.
         frames: Number of samples T of each channel.
         offset: Where they begin in the file, in bytes.
@@ -90,7 +90,7 @@ def open_wav(path: PathLike) -> Wav:
     """Read the header of a WAV file: integers of 8, 16, 24 or 32 bits, floating numbers of 32 or 64, of any rate.
 
     Raises:
-        DatasetError: The file is missing, no WAV file, cut, empty, compressed or of another kind; it is named.
+        DatasetError: The file is missing, not a WAV file, cut short, empty, compressed or of another kind; it is named.
     """
     path = Path(path)
     try:

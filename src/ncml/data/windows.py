@@ -23,21 +23,21 @@ CHUNK = 4096  # windows looked at at a time
 
 @dataclass(frozen=True, eq=False)
 class Windows(Rows):
-    """Windows of one length of sequences that are kept once: overlapping windows take no more memory.
+    """Windows of one length from sequences that are stored once: overlapping windows take no extra memory.
 
     Args:
         series: All sequences one after another, ``(T, C)``: floating, finite and in data units; or, with a lattice,
             integers in ``0 .. lattice.levels - 1``.
         starts: Where the windows begin, int64 ``(N,)``.
-        length: Positions of a window.
+        length: Number of positions in a window.
         lattice: The lattice of integer values; None for real ones.
-        rate: Samples per second, of recordings; else None.
+        rate: Samples per second, for recordings; else None.
         remark: What was left out, in words; empty if nothing was.
-        choice: How they were chosen, if someone did: what a checkpoint keeps of it.
-        ends: Where the sequence of each window ends, int64 ``(N,)``; None if they are all of one.
+        choice: How they were chosen, if they were: the record that a checkpoint keeps.
+        ends: Where the sequence of each window ends, int64 ``(N,)``; None if there is only one sequence.
 
     Raises:
-        ArgumentError: There are no windows, they reach out of the sequences, or a value is not what it should be.
+        ArgumentError: There are no windows, they reach beyond the sequences, or a value is not what it should be.
         ArgumentTypeError: Values are of another type.
 
     Example:
@@ -96,7 +96,7 @@ class Windows(Rows):
 
         Args:
             rows: Which windows: integers ``(B,)`` in ``0 .. N - 1``, in any order, or a slice.
-            device: Where to; the device of the series if None.
+            device: Target device; that of the series if None.
             dtype: A floating dtype.
         """
         part = self.series[self.starts[self.checked(rows), None] + self._offsets].to(device)
@@ -111,7 +111,7 @@ class Windows(Rows):
         """Windows of another length that begin where these do.
 
         Args:
-            length: Positions of each.
+            length: Number of positions in each.
 
         Returns:
             Those that end within their sequence; None if there are none.
@@ -137,16 +137,16 @@ def cut_windows(
     unit: float = 1.0,
     remedy: str = "remove the sequence",
 ) -> Windows:
-    """Windows of sequences, each from one of them.
+    """Windows of sequences, each from within one sequence.
 
     Args:
         sequences: ``(T_i, C)`` each, of one type; levels of the lattice if there is one.
         names: What messages call them.
-        length: Positions of a window.
-        hop: Positions from one window to the next; a whole window if None.
+        length: Number of positions in a window.
+        hop: Positions from the start of one window to that of the next; a whole window if None.
         lattice, rate: As for :class:`Windows`.
         min_std: Windows with a smaller standard deviation are left out and counted.
-        unit: That of ``min_std``, in data units.
+        unit: The unit of ``min_std``, in data units.
         remedy: What to do about a sequence that is too short, besides a smaller window.
 
     Returns:
