@@ -569,7 +569,7 @@ def test_from_recordings_to_recordings(tmp_path, capsys, kind):
     data = ["--data.name", "audio", "--data.folder", str(source), "--data.window", "16", "--data.hop", "8"]
     assert main(["train", "--out", str(run), *SHORT, *data]) == 0
     said = capsys.readouterr().out
-    assert "Of the data to train on, 14 of 350 positions lie in no window." in said
+    assert "Of the training data, 14 of 350 positions lie in no window." in said
     integers = kind != "f4"
     assert ("bits per sample" if integers else "nats per example") in said
     density, config, shape, _ = load_density(run)

@@ -375,7 +375,7 @@ def test_what_the_first_lines_say(tmp_path, capsys):
     assert main(["train", "--out", str(tmp_path / "run"), *small, "--resume"]) == 0
     printed = capsys.readouterr().out
     assert f"No run in {tmp_path / 'run'} yet: starting one." in printed
-    assert "Their 10 classes are not used; --model.classes conditions on them." in printed
+    assert "The model does not use these 10 classes; --model.classes conditions on them." in printed
     bits = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["validation"]["bits_per_dim"]
     assert f"Step 1: Held-out images at t = 0: {bits:.3f} bits/dim." in printed
     assert "Training: 1 step of " in printed

@@ -248,7 +248,7 @@ def test_classes_are_handed_over(own, tmp_path):
 def test_a_density_that_cannot_sample_trains_and_says_so(own, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", "--out", str(run), *TRAIN, "--model.name", name("silent")]) == 0
-    assert "a Silent is no SampleableDensity" in capsys.readouterr().out.replace("A Silent", "a Silent")
+    assert "a Silent is not a SampleableDensity" in capsys.readouterr().out.replace("A Silent", "a Silent")
     assert not list(run.glob("samples_*"))
     for command in (["sample"], ["evaluate", "--samples", "4"]):
         assert main([command[0], str(run), *command[1:]]) == 2

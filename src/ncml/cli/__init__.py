@@ -14,11 +14,11 @@ from ncml.progress import discard_output
 __all__ = ["main"]
 
 BROKEN_PIPE = 141
-"""The exit status of a program that SIGPIPE ends, as a shell has it."""
+"""The exit status of a program that was ended by SIGPIPE, as shells report it."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run ``ncml COMMAND ...``; returns the exit status (2 for errors of the user's making)."""
+    """Run ``ncml COMMAND ...``; returns the exit status (2 for user errors)."""
     try:
         try:
             return _status(args)
@@ -30,7 +30,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _status(args: Sequence[str] | None) -> int:
-    """Run a command, and say what it could not do."""
+    """Run a command, and print what went wrong."""
     try:
         import tyro  # noqa: F401 -- only whether it is there
     except ImportError:
@@ -64,5 +64,5 @@ def _status(args: Sequence[str] | None) -> int:
 def _as_a_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning without the line of code that warns, which says nothing to who types commands."""
+    """A warning without the line of code that raised it, which means nothing to someone typing commands."""
     return f"ncml: {category.__name__}: {message}\n"

@@ -13,14 +13,14 @@ from ncml.errors import ArgumentError
 __all__ = ["beside_the_paper", "print_claims", "read_claims"]
 
 BITS = {f"bits/dim pi={pi}": pi for pi in ("0", "0.5", "1")}
-FID_SAMPLES = 10_000  # the least that published values are of
+FID_SAMPLES = 10_000  # the fewest that published values use
 
 
 Row = dict[str, dict[str, float]]
 
 
 def read_claims(path: Path, row: str) -> tuple[Row, dict[str, Any], bool]:
-    """One row of a claims file, ``{table: {quantity: number}}``, what it requires of the data, and whether it bounds.
+    """One row of a claims file: ``{table: {quantity: number}}``, what it requires of the data, whether it is a bound.
 
     Args:
         path: ``{"source": ..., "requires": {...}, "rows": {name: {table: {quantity: number}}}}``, and perhaps
@@ -28,7 +28,7 @@ def read_claims(path: Path, row: str) -> tuple[Row, dict[str, Any], bool]:
         row: Name of the row.
 
     Raises:
-        ArgumentError: The file is no such file, has no such row, or a quantity that is not known.
+        ArgumentError: It is not such a file, has no such row, or has an unknown quantity.
     """
     try:
         claims = json.loads(path.read_text(encoding="utf-8"))
@@ -47,12 +47,12 @@ def read_claims(path: Path, row: str) -> tuple[Row, dict[str, Any], bool]:
 def beside_the_paper(
     row: Row, requires: dict[str, Any], bound: bool, report: dict[str, Any], data: DataSource
 ) -> list[dict[str, Any]]:
-    """Every number of a row with ours, where there is one.
+    """Every number of a row, with ours where there is one.
 
     Args:
         row, requires, bound: What :func:`read_claims` returned.
         report: The results so far.
-        data: The data they are of.
+        data: The data that they are for.
 
     Returns:
         One entry per number: table, quantity, paper, ours (or None), comparable, why not.
@@ -72,7 +72,7 @@ def beside_the_paper(
 
 
 def _differences(requires: dict[str, Any], report: dict[str, Any], data: DataSource) -> list[str]:
-    """Why no number on these data can stand beside the paper's."""
+    """Why no number on these data is comparable with the paper's."""
     have = {
         "data": data.name,
         "shape": list(report["model"]["data"]["shape"]),
@@ -97,7 +97,7 @@ def _ours(quantity: str, report: dict[str, Any]) -> tuple[float | None, list[str
         if "bits_per_dim" not in report:
             return None, ["the data have no levels"]
         row = report["bits_per_dim"].get(BITS[quantity])
-        return (None, ["of so many levels one says nothing"]) if row is None else (row["bits"].mean, [])
+        return (None, ["among so many levels a move by one says nothing"]) if row is None else (row["bits"].mean, [])
     if quantity.startswith("AUROC "):
         found = report.get("auroc", {}).get(quantity.removeprefix("AUROC "))
         return (None, ["not evaluated"]) if found is None else (found["log_p_plus_log_score_norm"].value, [])
@@ -113,7 +113,7 @@ def _ours(quantity: str, report: dict[str, Any]) -> tuple[float | None, list[str
 
 
 def print_claims(entries: list[dict[str, Any]]) -> None:
-    """The table, and under it why numbers cannot be compared."""
+    """Print the table, and below it why numbers cannot be compared."""
     print(f"\n{'':<34}{'paper':>10}{'here':>10}   comparable")
     for entry in entries:
         ours = "-" if entry["ours"] is None else f"{entry['ours']:.3f}"

@@ -1,4 +1,4 @@
-"""The commands as tyro sees them; imported only where tyro is there."""
+"""The commands as tyro sees them; imported only if tyro is installed."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _settings_before(arguments: Sequence[str]) -> TrainConfig:
-    """The configuration that options on the command line then change: the file's, or that of the resumed run.
+    """The configuration that the command line's options then change: the file's, or that of the resumed run.
 
-    Which options there are depends on the model and the data, whose names are therefore looked up first.
+    Which options exist depends on the model and the data, so their names are looked up first.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
@@ -70,9 +70,9 @@ def _settings_before(arguments: Sequence[str]) -> TrainConfig:
 
 
 def _renamed(before: TrainConfig, model: str | None, data: str | None) -> TrainConfig:
-    """The configuration for another model and other data, whose own settings then are their defaults.
+    """The configuration for another model and other data, whose own settings then take their defaults.
 
-    What has no default is left for tyro to ask for.
+    Settings without a default are left for tyro to ask for.
     """
     if model is not None and model != before.model.name:
         settings = model_settings(model)
@@ -116,21 +116,21 @@ def _train_command(before: TrainConfig) -> Callable[..., int]:
     ) -> int:
         """Train a model by NCML, or (--noise.times zero) by maximum likelihood.
 
-        The options of --model and --data depend on --model.name and --data.name: write --help after these.
+        The options of --model and --data depend on --model.name and --data.name: give these first, then --help.
 
-        Leaves in the folder of the run: config.json, metrics.jsonl, checkpoints, samples, report.json.
-        Started by torchrun, trains on all its processes. A signal saves and stops; --resume goes on.
+        Writes config.json, metrics.jsonl, checkpoints, samples and report.json to the folder of the run. Started by
+        torchrun, it trains on all processes. A signal (such as Ctrl-C) saves and stops; --resume continues.
 
         Args:
             data: The data.
             model: The model.
-            noise: The noise process and the distribution of its levels.
+            noise: The noise process, and how often each noise level is trained.
             optim: The optimizer.
             run: How the run is carried out.
-            config: A TOML file with a configuration, which the other options change.
+            config: A TOML file with a configuration; other options override it.
             out: Folder of the run.
-            resume: Go on from the latest checkpoint in the folder, with its configuration; options and the file
-                may change settings that do not affect what is learned.
+            resume: Continue from the latest checkpoint in the folder, with its configuration. Options and the file
+                may only change settings that do not affect what is learned.
         """
         settings = TrainConfig(data, model_config(model), noise, optim, run)
         if resume and (out / SETTINGS).exists():

@@ -1,4 +1,4 @@
-"""What the commands share: opening a run, its capabilities, and drawing samples on one process or many."""
+"""What the commands share: opening a run, checking its capabilities, and drawing samples on one process or many."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ SAMPLERS: dict[str, type[GridSampler]] = {
     "langevin": AnnealedLangevin,
     "metropolis": MetropolisLangevin,
 }
-"""What refines samples, by the name that ``--sampler`` has for it."""
+"""The samplers that refine, by their names in ``--sampler``."""
 
 NO_SAMPLES = "give the model a method sample, or train another one"
 """What to do about a model that cannot sample."""
@@ -101,7 +101,7 @@ class OpenRun:
 
     @property
     def unit(self) -> float:
-        """What noise is counted in: a level of the lattice, or 1."""
+        """The unit of noise: a level of the lattice, or 1."""
         return noise_unit(self.lattice)
 
     @property
@@ -138,12 +138,12 @@ def results_folder(run: Path, out: Path | None, name: str) -> Path:
 
 
 def with_place(data: DataSource, place: Path | None) -> DataSource:
-    """The data from another file or folder, on another machine say."""
+    """The data from another file or folder, for example on another machine."""
     return data if place is None else data.moved(place)
 
 
 def choice_of(data: DataSet) -> Choice | None:
-    """How examples were chosen; None for data sets of one's own, and for those that are always the same."""
+    """How examples were chosen; None for data sets of your own, and for those that are always the same."""
     return getattr(data, "choice", None)
 
 
@@ -154,15 +154,15 @@ def stored_choice(checkpoint: Checkpoint, split: str) -> Choice | None:
 
 
 def test_data(run: OpenRun, data: DataSource) -> tuple[DataSet, bool]:
-    """The test examples, and whether the run was trained on none of them; says so where that cannot be told."""
+    """The test examples, and whether the run was trained on none of them; prints a line if that cannot be told."""
     with in_options(data=data):
         examples = data.load(train=False, progress=run.first and shows_progress())
     then, now = stored_choice(run.checkpoint, "test"), choice_of(examples)
     known = then is now is None or bool(held_out(then, now))
     if not known and run.first:
         print(
-            "The test data are others than the run's, or it does not say which ones it was trained on: whether it was "
-            "trained on these cannot be told."
+            "The test data are not those of the run, or the run does not say which examples it was trained on: whether "
+            "it was trained on these cannot be told."
         )
     return examples, known
 
@@ -171,10 +171,10 @@ def test_data(run: OpenRun, data: DataSource) -> tuple[DataSet, bool]:
 
 
 def sample_length(run: OpenRun, length: int | None, seconds: float | None) -> int | None:
-    """Positions of a sequence, of either option.
+    """Positions of a sequence, from either option.
 
     Raises:
-        ArgumentError: Both, or seconds of data without a rate.
+        ArgumentError: Both are given, or seconds for data without a rate.
     """
     if seconds is None:
         return None if length is None else check_count(length, "length")
@@ -185,7 +185,7 @@ def sample_length(run: OpenRun, length: int | None, seconds: float | None) -> in
 
 
 def long_enough(run: OpenRun, length: int | None, what: str) -> SampleableDensity:
-    """The density of samples of so many positions; its own events if None.
+    """The density of samples of this many positions; of its own events if None.
 
     Raises:
         UnsupportedError: It cannot sample, or has events of one size only.
@@ -203,7 +203,7 @@ def long_enough(run: OpenRun, length: int | None, what: str) -> SampleableDensit
 
 
 def start_time(run: OpenRun, noise: float | None) -> float:
-    """The time with so much noise, in levels or data units; if None the largest that training has seen.
+    """The time with this much noise, in levels or data units; if None, the largest time that training has seen.
 
     Raises:
         ArgumentError: More noise than the model was trained with.
@@ -225,7 +225,7 @@ def start_time(run: OpenRun, noise: float | None) -> float:
 
 
 def class_labels(run: OpenRun, name: str | None, n: int) -> Tensor | None:
-    """Labels of ``n`` samples: of a class by name or number, of all in turn, or none for a model without.
+    """Labels of ``n`` samples: one class by name or number, all in turn, or None for a model without classes.
 
     Raises:
         ArgumentError: A class for a model without classes, or one that it does not have.
@@ -276,13 +276,13 @@ def draw_samples(
         kind: The data that it was trained on; on a lattice samples are rounded to it.
         n: Number of samples.
         labels: Classes, ``(n,)``.
-        t_start: Where to draw; 0 is plain sampling, else the draws are refined to 0.
+        t_start: The time to draw at; 0 is plain sampling, else the draws are refined down to 0.
         steps: Steps of the refinement.
-        sampler: What refines, one of ``SAMPLERS``.
+        sampler: Method of refinement, one of ``SAMPLERS``.
         seed: Seed.
-        batch_size: Samples at a time; part of what the samples depend on.
-        progress: Show progress, of all samples and of the refinement.
-        signals: Once one was received, return the samples of the batches that are done.
+        batch_size: Number of samples at a time; the samples depend on it.
+        progress: Show the progress of all samples and of the refinement.
+        signals: Once one has been received, return the samples of the batches that are done.
     """
     refiner, lattice = SAMPLERS[sampler](steps=steps), kind.lattice
 

@@ -39,12 +39,12 @@ PIS = (0.0, 0.5, 1.0)
 CURVE_POINTS = 9
 SHOWN = 12  # images per row of the figure
 CLASSIFIER_SEED = 0  # of the ruler, not of a run: distances compare between seeds
-SMOKE = "A smoke run: models of twenty steps, of which no number says anything about either method."
+SMOKE = "A smoke run: models trained for twenty steps, whose numbers say nothing about either method."
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Everything that a run depends on, besides the machine.
+    """Everything that a run depends on, apart from the machine.
 
     Args:
         seed: Seed of initialisation, batches, noise and samples.
@@ -53,12 +53,12 @@ class DemoSettings:
         hidden: Widths of the hidden layers of the MADE.
         components: Logistic components per pixel.
         dropout: Dropout while training, the same for both models.
-        learning_rate: Adam's learning rate at the start; falls to zero along a cosine.
+        learning_rate: Adam's learning rate at the start, from which it falls to zero along a cosine.
         noise_levels: Noise at T, in levels of 17.
         p_zero: Share of each NCML batch at t = 0.
-        samples: Images in each set of samples.
-        sample_seeds: Sets of samples, for the spread of the Fréchet distance.
-        refine_steps: Steps of the reverse SDE; one by Tweedie's formula comes on top.
+        samples: Number of images in each set of samples.
+        sample_seeds: Number of sets of samples, for the spread of the Fréchet distance.
+        refine_steps: Steps of the reverse SDE, not counting a last one by Tweedie's formula.
         classifier_steps: Training steps of the classifier whose features the distance uses.
         paths: The part on smooth paths.
     """
@@ -99,13 +99,13 @@ def demo(
 ) -> None:
     """Train the same network by maximum likelihood and by NCML, on smooth paths and on real digits, and compare them.
 
-    The paths have an exact distribution to hold both against; on the digits the paper's tables are printed, at that
-    scale. Writes report.json and figure.png.
+    The exact distribution of the paths is known, so both models can be measured against it; for the digits it prints
+    the paper's tables at a small scale. Writes report.json and figure.png.
 
     Args:
         out: Folder for report.json and figure.png.
-        seed: Same seed, machine and number of threads: same results, bit for bit.
-        smoke: A run of seconds that only shows that everything works.
+        seed: The same seed, machine and number of threads give the same results, bit for bit.
+        smoke: Run for only a few seconds, to see that everything works.
         threads: Number of CPU threads; torch's default if not given.
     """
     if threads is not None:
@@ -113,7 +113,7 @@ def demo(
     check_count(seed, "seed", minimum=0)
     settings = DemoSettings(seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    wait = "seconds" if smoke else "some minutes"
+    wait = "a few seconds" if smoke else "some minutes"
     print(f"Training two models of paths and two of digits, sampling and evaluating them: {wait}.", flush=True)
     report, figure_data = run_demo(settings.smoke() if smoke else settings, progress=sys.stderr.isatty())
     print_report(report)

@@ -29,17 +29,17 @@ class PathsSettings:
     """Paths of a Gaussian process, and the two models of them.
 
     Args:
-        length: Values of a path.
-        kernel_length: Length of the squared-exponential kernel, in values.
-        nugget: What is added to its diagonal: the variance of the finest detail.
-        train: Training paths.
-        steps, batch_size, learning_rate: Of either model.
+        length: Number of values in a path.
+        kernel_length: Length scale of the squared-exponential kernel, in values.
+        nugget: Added to the kernel's diagonal: the variance of the finest detail.
+        train: Number of training paths.
+        steps, batch_size, learning_rate: Of each model.
         hidden, components: Of the MADE.
         sigma_max, sigma_min: Largest and smallest noise of NCML, in units of the data's standard deviation.
         p_zero: Share of each NCML batch at t = 0.
         t_start: The noise at which two-part samples are drawn.
         refine_steps: Steps of the reverse SDE.
-        samples: Paths in each set of samples.
+        samples: Number of paths in each set of samples.
     """
 
     length: int = 64
@@ -73,7 +73,7 @@ def kernel(settings: PathsSettings) -> Tensor:
 def run_paths(
     settings: PathsSettings, generator: Callable[[str], torch.Generator], progress: bool
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Train both models, draw from both, refine, and hold everything against the exact distribution.
+    """Train both models, draw from both, refine, and measure everything against the exact distribution.
 
     Args:
         settings: Everything that this part depends on.
@@ -151,14 +151,14 @@ def _train(
 
 
 def _entropy(covariance: Tensor) -> float:
-    """Of a Gaussian, nats per value."""
+    """Entropy of a Gaussian in nats per value."""
     return 0.5 * float(torch.linalg.slogdet(covariance).logabsdet) / len(covariance) + 0.5 * math.log(
         2 * math.pi * math.e
     )
 
 
 def _measures(x: Tensor, ruler: Tensor, limit: float) -> dict[str, float]:
-    """How far samples are from fresh paths; the distance leaves out those that left the range of the data."""
+    """How far samples are from fresh paths; the distance leaves out samples beyond the range of the data."""
     inside = x[x.abs().amax(1) <= limit]
     return {
         "beyond": 1.0 - len(inside) / len(x),

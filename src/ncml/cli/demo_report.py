@@ -20,7 +20,7 @@ STATISTICS = {
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print the tables; the better of the two models is marked in every row."""
+    """Print the tables, with the better of the two models marked in every row."""
     _print_paths(report["paths"], report["settings"]["paths"])
     process, settings, data = report["process"], report["settings"], report["data"]
     print(f"\nDigits 8x8, 17 levels: {data['train']} training and {data['test']} test images, seed {settings['seed']}")
@@ -47,7 +47,7 @@ def print_report(report: dict[str, Any]) -> None:
     for name, d in report["frechet"].items():
         mark = " *" if name == best else ""
         print(f"  {name:<44}{d['mean']:>10.3f} +- {d['std']:.3f}{mark}")
-    print("\n* the better figure of this seed, whatever the spread. An AUROC below 0.5 ranks the wrong way round.")
+    print("\n* the better number for this seed, whatever the spread. An AUROC below 0.5 ranks the wrong way round.")
     threads = report["environment"]["threads"]
     print(f"{report['seconds']:.0f} s on {threads} thread{'' if threads == 1 else 's'}.")
 
@@ -66,7 +66,7 @@ def _print_paths(paths: dict[str, Any], settings: dict[str, Any]) -> None:
         print(f"{found['energy']:>17.4f}")
     print(f"  Two-part: drawn at noise {settings['t_start']:g}, refined in {settings['refine_steps']} steps.", end="")
     print(f" Exact roughness: {paths['exact roughness']:.3f}.")
-    print("  The distance is to other fresh paths, without what lies beyond the data.")
+    print("  The distance is to other fresh paths, leaving out samples beyond the data.")
 
 
 def _paired_error(difference: Tensor) -> float:
@@ -86,7 +86,7 @@ def _row(label: str, ml: float, ncml: float, lower: bool, exact: float | None = 
 
 
 def draw_figure(shown: dict[str, Any], path: Path, title: str | None = None) -> None:
-    """Paths above; below rows of images on the left, and on the right the robustness curves of both models."""
+    """Paths at the top; below them rows of images on the left, the robustness curves of both models on the right."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

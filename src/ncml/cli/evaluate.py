@@ -32,7 +32,7 @@ STATISTICS = {
     "typical_score_norms": "typical |score| over levels",
     "typical_ladder": "typical ratios and |score|",
 }
-"""What the rows of the out-of-distribution table are called; typical: as near to training data as ..."""
+"""What the rows of the out-of-distribution table are called; "typical" measures nearness to the training data."""
 
 
 def evaluate(
@@ -45,21 +45,21 @@ def evaluate(
     data_folder: Annotated[Path | None, tyro.conf.arg(name="data.folder", aliases=["--data.file"])] = None,
     threads: int | None = None,
 ) -> None:
-    """Evaluate a trained model: likelihood, also under level noise and over t, outliers, Fréchet distances.
+    """Evaluate a trained model: likelihood, also under level noise and over t; outliers; Fréchet distances.
 
-    Writes report.json and robustness.png. Likelihoods are those of the test data; exact for models with a lattice,
-    bounds (<=) for others on dequantised levels, and nats for data without a lattice. Level noise and robustness are
-    those of data of at most 256 levels: of more, one says nothing. The report is written after each part. For a first
-    look: --images 32, which limits them all but the Fréchet distances.
+    Writes report.json and robustness.png. Likelihoods are those of the test data: exact for models with a lattice,
+    bounds (<=) for other models on dequantised levels, and in nats for data without a lattice. Level noise and
+    robustness are for data of at most 256 levels: among more, a move by one says nothing. The report is updated after
+    each part. For a first look use --images 32, which limits every part except the Fréchet distances.
 
     Args:
         run: Folder of the run, or of a checkpoint.
         settings: What to evaluate, and how much of it.
-        ood: A folder of images to tell from test images, besides constant and random ones; resized as these are.
-        claims: A claims.json with a paper's numbers, to put beside these.
-        row: Which row of it.
-        out: Folder for the results; ``evaluation`` in that of the run if not given.
-        data_folder: Where the data are, if no longer where they were.
+        ood: A folder of images to tell from test images, besides constant and random ones; resized to match them.
+        claims: A claims.json with a paper's numbers, to print beside these.
+        row: Which row of --claims to use.
+        out: Folder for the results; if not given, subfolder evaluation of the run's folder.
+        data_folder: Where the data are now, if they have moved.
         threads: Number of CPU threads; torch's default if not given.
     """
     start = time.perf_counter()
@@ -115,7 +115,7 @@ def evaluate(
 
 
 def _check_capabilities(run: OpenRun, settings: EvaluateSettings, ood: Path | None) -> None:
-    """Refuse what the model or its data cannot give, before any work.
+    """Refuse what the model or its data cannot provide, before any work is done.
 
     Raises:
         ArgumentError: Something is missing in how it was trained, or in the data.
@@ -190,7 +190,7 @@ def _print_bits(rows: dict[str, Any], levels: int, unit: str) -> None:
         moved = f"   ({row['moved']:.0%} of values moved)" if noisy else ""
         print(f"  pi = {pi:<4} {mean:>11} +- {row['bits'].standard_error:.4f}{moved}")
     if not noisy:
-        print(f"Level noise and robustness are left out: to move values by one of {levels:,} levels says nothing.")
+        print(f"Level noise and robustness are left out: moving values by one of {levels:,} levels says nothing.")
 
 
 def _print_robustness(curve: RobustnessCurve, unit: str) -> None:

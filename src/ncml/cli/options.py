@@ -1,4 +1,4 @@
-"""The options of a model on the command line: a dataclass for tyro, made of its settings."""
+"""The options of a model on the command line: a dataclass for tyro, made from its settings."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Args:
     name: {", ".join(MODELS)}; or package.module:function for a model of your own, called as
         function(event_shape, process, lattice, **settings).
     classes: Condition on the class of each example.
-    compile: Compile the model with torch.compile; of ncpn the block that it repeats.
+    compile: Compile the model with torch.compile; for ncpn, the block that it repeats.
     recompute: Recompute blocks in the backward pass instead of keeping their activations, if the model can.
-    set: KEY=VALUE, a setting of a function that takes any; may be repeated.
+    set: KEY=VALUE, a further setting for a function that takes any; may be repeated.
     settings: The model's own settings.
 """
 
@@ -52,7 +52,7 @@ def model_config(options: Any) -> ModelConfig:  # noqa: ANN401 -- an instance of
 
 
 def _parsed(text: str) -> tuple[str, Any]:
-    """``key=value``, whose value is read as in TOML, or else is a text."""
+    """``key=value``, whose value is read as TOML if possible, and otherwise as text."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:  # what tomllib came from

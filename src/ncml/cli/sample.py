@@ -43,7 +43,7 @@ STALE = {
     "sample": ("samples_[0-9]*.wav",),
     "complete": ("completion_[0-9]*_draw_[0-9]*.wav", "original_[0-9]*.wav", "completions_[0-9]*.wav"),
 }
-"""Recordings of an earlier call, of more samples perhaps, or by the names that completions had."""
+"""Recordings left by an earlier call, perhaps of more samples, or under the old names of completions."""
 
 
 def sample(
@@ -60,30 +60,30 @@ def sample(
     batch_size: int = 16,
     threads: int | None = None,
 ) -> int:
-    """Draw samples from a trained model: at a noise level, then refined to the data.
+    """Draw samples from a trained model at a noise level, then refine them until the noise is gone.
 
-    Writes samples.npy (integer levels of data on a lattice, else floats; N x ...), sample.json, of images samples.png,
-    and of recordings a WAV file for each, at the rate of the data. A signal ends it after the batch that is being
-    drawn, a second one, seconds later, at once; what was drawn so far is written.
+    Writes samples.npy (N x ...: integer levels for data on a lattice, else floats), sample.json, for images
+    samples.png, and for recordings one WAV file per sample, at the rate of the data. A signal (such as Ctrl-C) stops
+    after the current batch; a second one, seconds later, stops at once. What has been drawn by then is written.
 
     Args:
         run: Folder of the run, or of a checkpoint.
-        out: Folder for the results; if not given samples, or samples-noise0-cat and the like, in that of the run.
-        images: Number of samples, of whatever the model was trained on.
-        label: Class by name or number, for a model with classes; all of them in turn if not given.
-        noise: Where to draw: the standard deviation of the noise, in levels of data on a lattice, else in data
-            units; 0 for plain sampling. If not given, the most that the model was trained with.
-        sampler: What refines: euler-maruyama, heun, ddim, dpm-solver-2m, dpm-solver-sde, dpm-solver-2m-sde, er-sde,
-            ancestral, langevin or metropolis.
-        steps: Steps of the refinement, each one score (two of heun); for models with a lattice the last step, by
-            Tweedie's formula, comes on top.
-        length: Positions of each sample of sequences. More than a window is continued window after window, each from
-            the last half of the one before.
-        seconds: The same in seconds, of recordings.
-        seed: Same seed, batch size and machine: same samples, on any number of processes.
-        batch_size: Samples at a time.
-        threads: Number of CPU threads; torch's default if not given. For a small model on a busy machine take 1:
-            several wait for each other.
+        out: Folder for the results; if not given, subfolder samples (or samples-noise0-cat, say) of the run's folder.
+        images: Number of samples, whether images or anything else.
+        label: Class by name or number, for a model with classes; if not given, all classes in turn.
+        noise: Noise level to draw at: its standard deviation, in levels for data on a lattice, else in data units;
+            0 for plain sampling. If not given, the highest level that the model was trained with.
+        sampler: Method of refinement: euler-maruyama, heun, ddim, dpm-solver-2m, dpm-solver-sde, dpm-solver-2m-sde,
+            er-sde, ancestral, langevin or metropolis.
+        steps: Steps of refinement, each of one score evaluation (for heun, two). Models with a lattice take one more
+            at the end, by Tweedie's formula.
+        length: For sequences: positions of each sample. One longer than a window is drawn window after window, each
+            continuing from the last half of the one before.
+        seconds: The same in seconds, for recordings.
+        seed: The same seed, batch size and machine give the same samples, on any number of processes.
+        batch_size: Number of samples to draw at a time.
+        threads: Number of CPU threads; torch's default if not given. For a small model on a busy machine use 1:
+            several would wait for one another.
     """
     check_count(images, "images")
     check_count(batch_size, "batch_size")
@@ -150,27 +150,28 @@ def complete(
 ) -> int:
     """Keep the first rows of test images, or positions of sequences, and draw the rest several times.
 
-    Writes completions.npy, originals.npy and complete.json, which says which completion is which; of images
-    completions.png, whose rows are image, what is kept, and completions (paper, Figure 5); of recordings WAV files
-    original_K.wav and completion_K_draw_J.wav. Originals of sequences are as long as their completions, if any of the
-    test data go on for so long; else windows. A signal ends it after the four images that are being completed; what
-    was completed so far is written.
+    Writes completions.npy, originals.npy and complete.json, which says which completion is which; for images
+    completions.png, each row of which shows an image, what is kept of it, and its completions (paper, Figure 5); for
+    recordings the WAV files original_K.wav and completion_K_draw_J.wav. Originals of sequences are as long as their
+    completions if any of the test data are long enough, else windows. A signal (such as Ctrl-C) stops after the
+    current four images or sequences; what has been completed by then is written.
 
     Args:
         run: Folder of the run, or of a checkpoint.
-        out: Folder for the results; ``completions`` in that of the run if not given.
-        rows: Rows of each image to keep, or positions of each sequence; half if not given.
+        out: Folder for the results; if not given, subfolder completions of the run's folder.
+        rows: Number of rows of each image, or positions of each sequence, to keep; half if not given.
         images: Number of test images or sequences.
-        draws: Completions of each.
-        noise: Draw at this noise, in levels of the data, below noisy rows, refine the whole and put the kept rows
-            back: what is drawn then fits their noisy version. 0 draws from the data's own model, exactly.
-        steps: Steps of the refinement; the last one, by Tweedie's formula, comes on top.
+        draws: Number of completions of each.
+        noise: Noise level, in levels of the data: noise is added to the kept rows, the rest is drawn to fit these
+            noisy rows, all of it is refined, and the kept rows are put back. 0 draws from the model of the data
+            themselves, exactly.
+        steps: Steps of refinement, not counting a last one by Tweedie's formula.
         length: Positions of each completed sequence, as for ncml sample; a window if not given.
-        seconds: The same in seconds, of recordings.
-        seed: Seed.
-        data_folder: Where the data are, if no longer where they were.
-        threads: Number of CPU threads; torch's default if not given. For a small model on a busy machine take 1:
-            several wait for each other.
+        seconds: The same in seconds, for recordings.
+        seed: Seed of everything that is drawn.
+        data_folder: Where the data are now, if they have moved.
+        threads: Number of CPU threads; torch's default if not given. For a small model on a busy machine use 1:
+            several would wait for one another.
     """
     check_count(images, "images")
     check_count(draws, "draws")
@@ -221,7 +222,7 @@ def complete(
 
 
 def _need_completion(run: OpenRun, positions: int | None) -> Any:  # noqa: ANN401 -- whatever has a method complete
-    """The density, if it can complete images or sequences.
+    """The density, if it can complete images or sequences of this many positions.
 
     Raises:
         UnsupportedError: It has no ``complete``, or the data are neither.
@@ -250,7 +251,7 @@ def _completions(
     seed: int,
     signals: StopSignals,
 ) -> Tensor:
-    """Completions ``(N, draws, ...)`` at t = 0, of fewer than N if a signal came."""
+    """Completions ``(N, draws, ...)`` at t = 0; fewer than N if a signal came."""
     process, lattice = run.process, run.lattice
     sampler = EulerMaruyama(steps=steps)
     axis = 1 if run.kind.is_sequence else 2
@@ -272,7 +273,7 @@ def _completions(
 
 
 def _status(run: OpenRun, signals: StopSignals, done: int, wanted: int) -> int:
-    """The exit status: 0, or 128 + the signal that stopped it, which is said then."""
+    """The exit status: 0, or 128 + the signal that stopped it, in which case a line says so."""
     if done == wanted:
         return 0
     if run.first:
@@ -291,7 +292,7 @@ def _write(
     columns: int | None = None,
     originals: Tensor | None = None,
 ) -> None:
-    """The picture, the numbers, and how they came about; of completions also the originals."""
+    """Write the picture, the numbers, and how they came about; for completions, the originals too."""
     if not run.first:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -328,12 +329,12 @@ def _write(
 
 
 def _numbered(name: str, n: int) -> list[str]:
-    """``name_0`` to ``name_9`` and so on, of one length."""
+    """``name_0`` to ``name_9`` and so on, with numbers of equal width."""
     return [f"{name}_{i:0{len(str(n - 1))}}" for i in range(n)]
 
 
 def _as_stored(x: Tensor, lattice: Lattice | None) -> npt.NDArray[Any]:
-    """Data units as floats, or on a lattice as levels."""
+    """Floats in data units, or levels for data on a lattice."""
     if lattice is None:
         return np.asarray(x.numpy())
     return np.asarray(lattice.nearest(x).numpy().astype(np.uint8 if lattice.levels <= 256 else np.uint16))

@@ -1,4 +1,4 @@
-"""The parts of ``ncml evaluate``: every one is divided over the processes, with the result of one."""
+"""The parts of ``ncml evaluate``, each divided over the processes, with the same result as on one."""
 
 from __future__ import annotations
 
@@ -56,17 +56,18 @@ class EvaluateSettings:
     """What to evaluate, and how much of it.
 
     Args:
-        images: Test examples, all if not given; of the parts only the Fréchet distances take more.
-        curve_images: Test examples for the robustness curve, 0 for none.
-        curve_times: Noise levels of the curve.
-        ood_images: Examples on either side of the out-of-distribution table, 0 for none.
-        ood_levels: Noise levels above 0 of the ladder's statistics in it, which as many training examples calibrate;
-            0 for none.
-        samples: Samples for the Fréchet distances, 0 for none; of images with classes.
-        steps: Steps of the refinement of samples; the last one, by Tweedie's formula, comes on top.
-        fid: Also FID, in the features of the Inception network (needs torchmetrics and torch-fidelity).
+        images: Number of test examples, all if not given; only the Fréchet distances use more.
+        curve_images: Number of test examples for the robustness curve; 0 for no curve.
+        curve_times: Number of noise levels on the curve.
+        ood_images: Number of test examples, and of outliers of each kind, for the out-of-distribution table; 0 for no
+            table.
+        ood_levels: Number of noise levels above 0 for the table's ladder statistics, which are calibrated on as many
+            training examples as there are test examples in the table; 0 for none.
+        samples: Number of samples for the Fréchet distances, of images with classes; 0 for no distances.
+        steps: Steps of refinement of the samples, not counting a last one by Tweedie's formula.
+        fid: Also compute FID, in the features of the Inception network (needs torchmetrics and torch-fidelity).
         classifier_steps: Training steps of the classifier whose features the distances use.
-        batch_size: Examples at a time; part of what the draws depend on.
+        batch_size: Number of examples at a time; the random draws depend on it.
         seed: Seed of level noise, process noise and samples.
     """
 
@@ -106,7 +107,7 @@ def _in_blocks(run: OpenRun, n: int, work: Work, label: str, settings: EvaluateS
 
 
 def log_probability(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> dict[str, Any]:
-    """Log-density at t = 0 in nats per example, of data without a lattice."""
+    """Log-density at t = 0 in nats per example, for data without a lattice."""
 
     def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
         x = test.batch(rows, device=run.fabric.device)
@@ -119,7 +120,7 @@ def log_probability(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> 
 
 
 def likelihood(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> dict[str, Any]:
-    """Bits/dim at t = 0 for every pi, or for 0 alone where level noise says nothing."""
+    """Bits/dim at t = 0 for every pi, or for pi = 0 alone where level noise says nothing."""
     pis = PIS if has_level_noise(run) else PIS[:1]
 
     def work(rows: slice, generator: torch.Generator) -> dict[str, Tensor]:
@@ -140,7 +141,7 @@ def likelihood(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> dict[
 
 
 def has_level_noise(run: OpenRun) -> bool:
-    """Whether the data have levels, and so few that one of them says something."""
+    """Whether the data have levels, and so few that a move by one says something."""
     return run.lattice is not None and run.lattice.levels <= FINE_LEVELS
 
 
@@ -151,7 +152,7 @@ def has_curve(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> bool:
 
 
 def curve(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> RobustnessCurve:
-    """The paper's Figure 4 at noise levels that are even in sigma."""
+    """The paper's Figure 4, at noise levels evenly spaced in sigma."""
     n, lattice, process = min(settings.curve_images, len(test)), run.lattice, run.process
     assert lattice is not None  # has_curve
     assert isinstance(process, GaussianProcess)
@@ -183,11 +184,11 @@ def curve(run: OpenRun, test: DataSet, settings: EvaluateSettings) -> Robustness
 def outliers(
     run: OpenRun, test: DataSet, train: DataSet | None, ood: Path | None, settings: EvaluateSettings
 ) -> dict[str, Any]:
-    """AUROC of test data against examples that are none (paper, Tables 2 and 4), by several statistics.
+    """AUROC of test data against outliers (paper, Tables 2 and 4), by several statistics.
 
-    Constant examples and uniform noise on the levels of a lattice; of real numbers uniform noise in the box of the
-    test data. With training examples also by what the ladder of noise levels says, calibrated on them. Examples whose
-    statistics overflow are the oddest of all.
+    The outliers are constant examples and uniform noise on the levels of a lattice; for real numbers, uniform noise
+    in the box of the test data. Given training examples, also by what the ladder of noise levels says, calibrated on
+    them. Examples whose statistics overflow count as the oddest of all.
     """
     n = min(settings.ood_images, len(test))
     times = [] if train is None else _ladder(run, settings)
@@ -222,7 +223,7 @@ def outliers(
 
 
 def _outlying(run: OpenRun, x: Tensor, n: int, seed: int) -> dict[str, Tensor]:
-    """Sets of ``n`` examples that are no data, beside test data ``x``."""
+    """Sets of ``n`` outliers, to go with test data ``x``."""
     draw = torch.Generator().manual_seed(seed)
     shape, lattice = (n, *run.kind.shape), run.lattice
     if lattice is None:
@@ -237,7 +238,7 @@ def _outlying(run: OpenRun, x: Tensor, n: int, seed: int) -> dict[str, Tensor]:
 
 
 def _check_sound(fine: Tensor, name: str, least: int) -> None:
-    """Refuse data of which fewer have finite statistics than are needed."""
+    """Refuse data of which too few have finite statistics."""
     if int(fine.sum()) < least:
         raise NonFiniteError(
             f"{name}: got log-densities or scores that are NaN or infinite, of {int((~fine).sum())} of {len(fine)} "
@@ -252,7 +253,7 @@ def _finite(found: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def _ladder(run: OpenRun, settings: EvaluateSettings) -> list[float]:
-    """Time 0, and times whose noise halves from level to level, down from T; none where there is no ladder."""
+    """Time 0, and times down from T at which the noise halves from one to the next; empty if there is no ladder."""
     process = run.process
     if not isinstance(process, GaussianProcess) or run.config.noise.at_zero_only:
         return []
@@ -262,7 +263,7 @@ def _ladder(run: OpenRun, settings: EvaluateSettings) -> list[float]:
 
 
 def _features(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of each statistic that a calibration measures, its features ``(B, F)``."""
+    """The features ``(B, F)`` of each statistic that is calibrated."""
     features = {"typical_log_p": found["log_p"][:, None]}
     if "log_ratios" in found:
         ratios, norms = found["log_ratios"], found["log_score_norms"]
@@ -272,7 +273,7 @@ def _features(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _others(run: OpenRun, folder: Path, n: int) -> Tensor:
-    """Images of a folder (of its ``test`` if it is split) in the shape and levels of the model's, ``(n, C, H, W)``."""
+    """Images of a folder (its ``test`` if it is split) in the shape and levels of the model's, ``(n, C, H, W)``."""
     data, lattice = run.config.data, run.lattice
     assert lattice is not None  # an image's, which the command has checked
     pool, pad = (data.pool, data.pad) if isinstance(data, ImageSource) else (1, 0)

@@ -1,4 +1,4 @@
-"""``ncml train``: train a model on data, whatever the two are."""
+"""``ncml train``: train any model on any data."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FREE = {
     "model": {"compile", "recompute"},
     "optim": {"steps", "learning_rate", "clip_norm", "accumulate"},
 }
-"""What may change when a run goes on, besides how it is carried out."""
+"""What may change when a run is resumed, besides how it is carried out."""
 
 
 def train(settings: TrainConfig, out: Path, resume: bool) -> int:
@@ -268,16 +268,16 @@ class _Run:
 
 
 def check_data(checkpoint: Checkpoint, kind: DataKind, n: int, choice: Choice | None) -> None:
-    """Refuse to go on with other data than the run began with: a moved file is fine, another one is another run.
+    """Refuse to resume with data other than the run began with: a moved file is fine, another file is another run.
 
     Args:
-        checkpoint: What the run goes on from.
+        checkpoint: Where the run resumes.
         kind: The kind of the data.
         n: Number of training examples.
         choice: How they were chosen.
 
     Raises:
-        ArgumentError: Another shape, lattice, classes or number of examples, or others for training.
+        ArgumentError: Another shape, lattice, classes or number of examples, or other examples for training.
     """
     stored = dict(checkpoint.info.get("data") or {})
     own = {**to_dict(kind), "training_examples": n}
@@ -300,7 +300,7 @@ def check_data(checkpoint: Checkpoint, kind: DataKind, n: int, choice: Choice | 
 
 
 def check_resumed(before: TrainConfig, after: TrainConfig) -> None:
-    """Refuse to go on with another configuration, but for what is in ``FREE`` and how the run is carried out."""
+    """Refuse to resume with another configuration, except for what is in ``FREE`` and how the run is carried out."""
     old, new = to_dict(before), to_dict(after)
     changed = [
         f"{part}.{name}: {old[part].get(name)!r} -> {new[part].get(name)!r}"

@@ -1,4 +1,4 @@
-"""Messages in the words of the command line: a library's ``size=...`` is an option here."""
+"""Messages in the words of the command line, where a library's ``size=...`` is an option."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def number_of(n: int, noun: str) -> str:
 
 @contextmanager
 def in_options(**tables: Any) -> Iterator[None]:  # noqa: ANN401 -- dataclasses of settings
-    """Errors that name settings name their options: ``data=source`` makes ``size=8`` of them ``--data.size 8``."""
+    """Make errors name options instead of settings: ``data=source`` turns ``size=8`` into ``--data.size 8``."""
     try:
         yield
     except NCMLError as error:

@@ -204,14 +204,14 @@ def _check_order(made: nn.Module, state: dict[str, Tensor], prefix: str, *_: obj
 
 @dataclass(frozen=True)
 class MADESettings:
-    """A masked autoregressive network with a mixture head, as a configuration holds it.
+    """The settings of a masked autoregressive network with a mixture head in a configuration.
 
     Args:
         hidden: Widths of the hidden layers.
         components: Mixture components per value.
-        head: logistic or gaussian.
-        dropout: Probability of dropping a hidden unit while training.
-        noise_features: Number of features of the noise level.
+        head: Distribution of the components, logistic or gaussian.
+        dropout: Probability of dropping a hidden unit in training.
+        noise_features: Number of features that encode the noise level.
     """
 
     hidden: tuple[int, ...] = (512, 512, 512)

@@ -170,14 +170,14 @@ def _invert(net: MaskedMLP, z: Tensor, features: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MAFSettings:
-    """A masked autoregressive flow, as a configuration holds it.
+    """The settings of a masked autoregressive flow in a configuration.
 
     Args:
-        transforms: Number of layers.
-        hidden: Widths of each layer's hidden layers.
-        data_std: Scale the data by their standard deviation, this number, at every noise level; not at all if not
+        transforms: Number of layers of the flow.
+        hidden: Widths of the hidden layers in the network of each of these.
+        data_std: Standard deviation of the data, by which they are scaled at every noise level; no scaling if not
             given.
-        noise_features: Number of features of the noise level.
+        noise_features: Number of features that encode the noise level.
     """
 
     transforms: int = 5
@@ -193,7 +193,7 @@ class MAFSettings:
         Args:
             event_shape: Shape of one example.
             process: The noise process.
-            lattice: The lattice of the data, of which a flow makes no use.
+            lattice: The lattice of the data, which a flow does not use.
             classes: Number of classes of an integer context, 0 for none.
         """
         return MAF(

@@ -30,23 +30,23 @@ __all__ = [
 class OptimConfig:
     r"""Adam, its schedule, and what surrounds a step.
 
-    The learning rate rises linearly over warmup steps, and then is constant, falls to zero along a cosine that ends
-    with the last step, or is multiplied by decay with every step.
+    The learning rate rises linearly over warmup steps; after that it is constant, falls to zero along a cosine that
+    ends with the last step, or is multiplied by decay at every step.
 
     Args:
         steps: Optimizer steps.
         batch_size: Examples per step, over all processes and accumulated parts.
-        accumulate: Parts of a batch that are computed one after the other, to save memory.
-        learning_rate: Adam's learning rate at its highest.
+        accumulate: Number of parts a batch is split into; computed one after another, they save memory.
+        learning_rate: Adam's peak learning rate.
         schedule: cosine, constant or exponential.
-        decay: Of exponential: what every step multiplies the learning rate by; PixelCNN++ takes 0.999995.
+        decay: For exponential: the factor that every step multiplies the learning rate by; PixelCNN++ uses 0.999995.
         warmup: Steps over which the learning rate rises.
-        beta1: Adam's decay of the first moment.
-        beta2: Adam's decay of the second moment.
-        clip_norm: Gradients (of the loss in nats per dimension) of a larger norm are scaled down to it.
-        ema: Decay of the moving average of the parameters, which samples and results are made with; 0 for none.
-        init_examples: Examples by whose features the weights are scaled before the first step, for a model that can be
-            initialised so, such as ncpn with weight_norm; PixelCNN++ takes 100. 0 for none.
+        beta1: Adam's decay rate for the first moment.
+        beta2: Adam's decay rate for the second moment.
+        clip_norm: Gradients (of the loss in nats per dimension) with a larger norm are scaled down to this one.
+        ema: Decay of the moving average of the parameters, from which samples and results are made; 0 for no average.
+        init_examples: Number of examples whose features set the scale of the weights before the first step, for a
+            model that can be initialised like this, such as ncpn with weight_norm; PixelCNN++ uses 100. 0 for none.
     """
 
     steps: int = 10_000
@@ -93,24 +93,24 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How a run is carried out: settings that do not affect what is learned, but for the seed and the precision.
+    """How a run is carried out: settings that, apart from the seed and the precision, do not affect what is learned.
 
     Args:
-        seed: Seed of the initial weights and of everything that is drawn.
-        precision: float32, or bfloat16 for the products of matrices (autocast).
-        tf32: Let float32 products of matrices round to TF32 on GPUs that have it.
+        seed: Seed for the initial weights and for everything that is drawn at random.
+        precision: float32, or bfloat16 for matrix products (autocast).
+        tf32: Let float32 matrix products round to TF32 on GPUs that have it.
         accelerator: auto, cpu or cuda, as Lightning Fabric names them.
-        strategy: auto or ddp: data parallel training where there are several processes. Others, which split the
+        strategy: auto or ddp: data-parallel training if there are several processes. Other strategies, which split the
             model, are refused.
-        threads: CPU threads; torch's default if not given.
+        threads: Number of CPU threads; torch's default if not given.
         log_every: Steps between lines of metrics.jsonl.
-        validate_every: Steps between likelihoods of held-out examples, 0 for never.
-        validate_images: How many of them.
-        sample_every: Steps between sets of samples, 0 for never.
-        samples: Samples in a set.
+        validate_every: Steps between evaluations of the likelihood on held-out examples; 0 for never.
+        validate_images: Number of held-out examples in such an evaluation.
+        sample_every: Steps between sets of samples; 0 for never.
+        samples: Number of samples in a set.
         save_every: Steps between checkpoints.
-        keep: Checkpoints to keep, the latest ones.
-        loggers: Also log to tensorboard or wandb, if these are installed.
+        keep: How many of the latest checkpoints to keep.
+        loggers: Also log to tensorboard or wandb, if installed.
     """
 
     seed: int = 0
@@ -139,12 +139,12 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that a training run depends on, besides the machine.
+    """Everything that a training run depends on, apart from the machine.
 
     Args:
         data: The data.
         model: The model.
-        noise: The noise process and the distribution of its levels.
+        noise: The noise process, and how often each noise level is trained.
         optim: The optimizer.
         run: How the run is carried out.
     """
@@ -160,7 +160,7 @@ def read_toml(path: Path) -> TrainConfig:
     """A configuration from a TOML file.
 
     Raises:
-        ArgumentError: It is not TOML, or has names or values that do not fit.
+        ArgumentError: It is not TOML, or has unknown names or values that do not fit.
         OSError: It cannot be read.
     """
     data = parse_toml(path)

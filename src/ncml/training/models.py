@@ -1,4 +1,4 @@
-"""From a configuration to a model: the only place of the program that knows which models there are.
+"""From a configuration to a model: the only place in the program that knows which models there are.
 
 A bundled model is an entry of ``MODELS``: a frozen dataclass of settings, beside the model, with a method
 ``build(event_shape, process, lattice, *, classes)``. A model of your own is a function (or class) that Python can
@@ -61,17 +61,17 @@ MODELS: dict[str, type[Any]] = {
 class ModelConfig:
     """Which model to train, and its settings.
 
-    In TOML the model's own settings stand beside the others, ``[model] name = "maf"``, ``transforms = 3``.
+    In TOML the model's own settings go in the same table: ``[model] name = "maf"``, ``transforms = 3``.
 
     Args:
         name: ncpn (images), causal-transformer (sequences), transformer-flow (either), maf (a flow) or made; or
             package.module:function for a model of your own, called as function(event_shape, process, lattice,
             **settings).
         classes: Condition on the class of each example.
-        compile: Compile the model with torch.compile; of ncpn the block that it repeats.
+        compile: Compile the model with torch.compile; for ncpn, the block that it repeats.
         recompute: Recompute blocks in the backward pass instead of keeping their activations, if the model can.
         settings: The model's own settings, an instance of what :func:`model_settings` returns; its defaults if None.
-        more: Further settings of a function that takes any, by name.
+        more: Further settings, by name, for a function that takes any.
     """
 
     name: str = "ncpn"

@@ -64,42 +64,42 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 class NoiseConfig:
     r"""The noise process, and how often each of its levels is trained.
 
-    How much noise there is at T is said in one of four ways: std, std_in_levels, T or preset. If none is given it
-    follows from the data: 10 levels of 256, as in the paper; less on coarser lattices (2 of 17); a quarter of the
-    standard deviation of data without a lattice or with more than 256 levels. What was chosen is printed when training
-    starts, and stored.
+    The amount of noise at T is set in one of four ways: std, std_in_levels, T or preset. If none is given, it follows
+    from the data: 10 levels of 256, as in the paper; less on coarser lattices (2 of 17); a quarter of the standard
+    deviation for data without a lattice or with more than 256 levels. What was chosen is printed when training starts,
+    and stored.
 
     Args:
-        process: vp, sub-vp or ve of the paper, linear-ve (sigma = t), or level-noise: every value moves by one level
-            with probability t, for data on a lattice; such a model draws samples at t = 0 only.
+        process: vp, sub-vp or ve, from the paper; linear-ve (sigma = t); or, for data on a lattice, level-noise: every
+            value moves by one level with probability t. A model of level-noise draws samples at t = 0 only.
         std: Standard deviation of the noise at T, in data units.
-        std_in_levels: The same in levels of the data's lattice.
-        data_std: Of vp and sub-vp: standard deviation of the data's values, in data units. Then std, or std_in_levels,
-            is that of x_T - x_0, as the paper words it, to which the shrinking of the data adds a little.
-        T: Largest time itself; for level-noise a probability.
-        preset: paper for the paper's T and schedule of this process, or paper-as-printed for its numbers to the
-            letter, which do not give the noise that it states.
-        beta_min: Of vp and sub-vp: beta(0).
-        beta_max: Of vp and sub-vp: beta(1).
-        sigma_min: Of ve: the scale of its smallest noise, in data units.
-        sigma_max: Of ve: sigma(1), in data units.
-        edge: Of level-noise: clip or reflect at the first and last level.
-        times: How t is drawn while training. uniform, log-uniform (in the noise level) and importance (uniform, but
-            drawn by bins and weighted back) have an atom at t = 0; ladder has finitely many levels (paper, eq. 7);
-            zero is t = 0 only, which is maximum likelihood.
-        p_zero: Share of each batch at t = 0; for uniform, log-uniform and importance.
-        score_matching: Factor of the error of the model's own score, added to the loss at t > 0; a step then costs two
-            to three times as much.
-        fokker_planck: Factor of the residual of the Fokker-Planck equation, added to the loss at t > 0, so that the
-            levels belong to one process; a step then costs about seven times as much.
+        std_in_levels: The same, in levels of the data's lattice.
+        data_std: For vp and sub-vp: the standard deviation of the data's values, in data units. If given, std or
+            std_in_levels is that of x_T - x_0, as the paper has it, which includes a little from shrinking the data.
+        T: The largest time, given directly; for level-noise, a probability.
+        preset: paper for the paper's T and schedule of this process, or paper-as-printed for exactly the numbers that
+            it prints, which do not give the noise that it states.
+        beta_min: For vp and sub-vp: beta(0).
+        beta_max: For vp and sub-vp: beta(1).
+        sigma_min: For ve: the scale of its smallest noise, in data units.
+        sigma_max: For ve: sigma(1), in data units.
+        edge: For level-noise: whether to clip or reflect at the first and last level.
+        times: How t is drawn in training. uniform, log-uniform (in the noise level) and importance (uniform, but drawn
+            by bins and weighted to make up for it) also draw t = 0 itself; ladder has finitely many levels (paper,
+            eq. 7); zero is t = 0 only, which is maximum likelihood.
+        p_zero: Share of each batch at t = 0, for uniform, log-uniform and importance.
+        score_matching: Weight of the error of the model's own score, which is added to the loss at t > 0; makes a step
+            two to three times as expensive.
+        fokker_planck: Weight of the residual of the Fokker-Planck equation, which is added to the loss at t > 0 so
+            that the levels belong to one process; makes a step about seven times as expensive.
         t_min: For uniform: the smallest positive time.
-        std_min: For log-uniform: the smallest positive noise, in data units; 1e-3 if not given. For the likelihood try
-            the finest structure of the data, such as one level where they have many (3e-5 of 16 bits in [-1, 1]).
-        ladder: For ladder: its times above 0, which is always in it.
-        lambdas: For ladder: the weight of each of these times beside that of t = 0, which is 1; all 1 if not given.
-        bins: For importance: how often each of the equal bins of (0, T] is drawn, relative to each other.
-        weight: t to weight every term by its time, as iTARFlow does with linear-ve; one for plain NCML. With t the
-            likelihood at t = 0 is not trained, and p_zero of a batch is drawn for nothing: set it to 0.
+        std_min: For log-uniform: the smallest positive noise, in data units; 1e-3 if not given. For a good likelihood
+            try the finest structure of the data, such as one level if there are many (3e-5 for 16 bits in [-1, 1]).
+        ladder: For ladder: its times above 0; the time 0 is always included.
+        lambdas: For ladder: the weight of each of these times, where t = 0 has weight 1; all 1 if not given.
+        bins: For importance: how often to draw from each of the equal bins of (0, T], relative to one another.
+        weight: t to weight every term by its time, as iTARFlow does with linear-ve; one for plain NCML. With t, the
+            likelihood at t = 0 is not trained and the share p_zero of each batch is wasted: set it to 0.
     """
 
     process: Literal["vp", "sub-vp", "ve", "linear-ve", "level-noise"] = "vp"

@@ -21,7 +21,7 @@ Settings = TypeVar("Settings")
 
 
 def to_dict(settings: Any) -> dict[str, Any]:  # noqa: ANN401 -- any dataclass
-    """Settings as nested dicts of JSON data; a ``to_plain()`` of their own goes first."""
+    """Settings as nested dicts of JSON data; uses their own ``to_plain()`` if they have one."""
     if hasattr(settings, "to_plain"):
         return dict(settings.to_plain())
     return {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
@@ -38,12 +38,12 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 -- a field's
 
 
 def from_dict(kind: type[Settings], data: Mapping[str, Any], where: str = "configuration") -> Settings:
-    """Settings from nested dicts; what is not there has its default.
+    """Settings from nested dicts; what is missing takes its default.
 
     A field whose type depends on its value is read by the function ``read(data, where)`` in its metadata.
 
     Raises:
-        ArgumentError: An unknown name, or a value of another type; the message says where.
+        ArgumentError: An unknown name, or a value of the wrong type; the message says where.
     """
     hints = get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Stopping a run by a signal: finish the step, save, leave."""
+"""Stopping a run by a signal: finish the step, save, exit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATIENCE = 2.0  # seconds; launchers pass on a signal that their processes recei
 
 
 class StopSignals:
-    """Catches SIGINT and SIGTERM inside a ``with`` block, and says so. One that comes seconds later acts as usual.
+    """Catches SIGINT and SIGTERM inside a ``with`` block, and says so. Another, seconds later, acts as usual.
 
     Attributes:
         received: Number of the signal that came, or 0.
@@ -46,7 +46,7 @@ class StopSignals:
             self.received, self._first = number, time.monotonic()
             # Not print: the signal may have come in the middle of one.
             with contextlib.suppress(OSError):  # nobody may be listening
-                os.write(2, b"\nSignal received: finishing what is in hand. Another, seconds later, stops at once.\n")
+                os.write(2, b"\nSignal received: finishing the current work. Another, seconds later, stops at once.\n")
         elif time.monotonic() - self._first > PATIENCE:
             self._restore()
             signal.raise_signal(number)

@@ -20,16 +20,16 @@ class NCPNSettings:
 
     Args:
         preset: tiny (0.5 M parameters), small (2 M) or paper (73 M).
-        features: Width, if not the preset's.
-        blocks: Blocks per stream and resolution, if not the preset's.
-        resolutions: Number of resolutions, if not the preset's; both sides of the images must be divisible by
+        features: Width; the preset's if not given.
+        blocks: Blocks per stream and resolution; the preset's if not given.
+        resolutions: Number of resolutions; the preset's if not given. Both sides of the images must be divisible by
             2 ** (resolutions - 1).
-        heads: Attention heads, if not the preset's; 0 for none.
-        components: Mixture components, if not the preset's.
-        dropout: Dropout, if not the preset's.
-        label_dropout: Share of examples trained without their label, where there are classes.
-        weight_norm: Train directions and lengths of the weights apart, as PixelCNN++ does; see optim.init_examples.
-        fourier_scale: Scale of the frequencies of the noise level's Fourier features.
+        heads: Number of attention heads, 0 for none; the preset's if not given.
+        components: Mixture components per pixel; the preset's if not given.
+        dropout: Dropout probability; the preset's if not given.
+        label_dropout: Share of examples trained without their label, if the model has classes.
+        weight_norm: Train the direction and length of weights separately, as PixelCNN++ does; see optim.init_examples.
+        fourier_scale: Scale of the frequencies in the Fourier features of the noise level.
     """
 
     preset: Literal["tiny", "small", "paper"] = "tiny"

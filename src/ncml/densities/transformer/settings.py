@@ -16,17 +16,17 @@ __all__ = ["CausalTransformerSettings"]
 
 @dataclass(frozen=True)
 class CausalTransformerSettings:
-    """A causal transformer over sequences, as a configuration holds it.
+    """The settings of a causal transformer over sequences in a configuration.
 
     Args:
-        width: Number of features of a position, a multiple of twice the heads.
+        width: Number of features per position, a multiple of twice the heads.
         layers: Number of blocks.
-        heads: Attention heads.
+        heads: Number of attention heads.
         components: Mixture components per value.
-        head: logistic or gaussian.
-        dropout: Probability of dropping a feature while training.
-        noise_features: Number of features of the noise level.
-        label_dropout: Share of examples trained without their label, where there are classes.
+        head: Distribution of the components, logistic or gaussian.
+        dropout: Probability of dropping a feature in training.
+        noise_features: Number of features that encode the noise level.
+        label_dropout: Share of examples trained without their label, if the model has classes.
     """
 
     width: int = 256

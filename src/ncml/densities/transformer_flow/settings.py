@@ -14,20 +14,20 @@ __all__ = ["TransformerFlowSettings"]
 
 @dataclass(frozen=True)
 class TransformerFlowSettings:
-    """A transformer flow over patches, as a configuration holds it.
+    """The settings of a transformer flow over patches in a configuration.
 
     Args:
-        patch: Side of the square patches of images, or length of the stretches of sequences.
-        width: Number of features of a patch, a multiple of the heads.
+        patch: Side of the square patches that images are cut into, or length of the pieces of sequences.
+        width: Number of features per patch, a multiple of the heads.
         blocks: Number of autoregressive blocks.
-        layers: Layers of attention and perceptron in each block.
-        heads: Attention heads.
+        layers: Number of layers, of attention and perceptron, in each block.
+        heads: Number of attention heads.
         max_scale: Bound on the factor by which a block scales a value, above 1.
-        dropout: Probability of dropping a feature while training.
-        data_std: Scale the data by their standard deviation, this number, at every noise level; not at all if not
+        dropout: Probability of dropping a feature in training.
+        data_std: Standard deviation of the data, by which they are scaled at every noise level; no scaling if not
             given.
-        noise_features: Number of features of the noise level.
-        label_dropout: Share of examples trained without their label, where there are classes.
+        noise_features: Number of features that encode the noise level.
+        label_dropout: Share of examples trained without their label, if the model has classes.
     """
 
     patch: int = 4
@@ -49,7 +49,7 @@ class TransformerFlowSettings:
         Args:
             event_shape: ``(C, H, W)`` or ``(L, C)``.
             process: The noise process.
-            lattice: The lattice of the data, of which a flow makes no use.
+            lattice: The lattice of the data, which a flow does not use.
             classes: Number of classes of an integer context, 0 for none.
 
         Raises:
