@@ -1,4 +1,4 @@
-r"""Scores at the noise level that a sample has, which the exact ladder knows, instead of that it should have."""
+r"""Scores at the noise level that a sample actually has, by the exact ladder, instead of the one it should have."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ __all__ = ["AlignedTarget"]
 
 
 class AlignedTarget(AroundTarget):
-    r"""Denoises every row at its likeliest noise level, near the time at which the sampler holds it to be.
+    r"""Denoises every row at its likeliest noise level, near the time that the sampler takes it to have.
 
     After few or coarse steps samples carry more noise, or less, than their time says. With
 
     .. math:: t^* = \operatorname{argmax}_{t'} \log p_{t'}(x), \qquad
               \tfrac1{1 + w} \le \frac{\sigma_{t'}/\alpha_{t'}}{\sigma_t/\alpha_t} \le 1 + w,
 
-    of every row, the score given at t is the one by which Tweedie's formula leads to :math:`D(x, t^*)`,
+    for every row, the score returned at t is the one with which Tweedie's formula gives :math:`D(x, t^*)`,
 
     .. math:: s(x, t) = \frac{\alpha_t\, D(x, t^*) - x}{\sigma_t^2},
 
     that is, the sampler's step at t with the mean of the data at :math:`t^*`. Timestep aligners learn this correction;
-    here it is the likelihood's. In D dimensions the level is known to about :math:`1/\sqrt{2D}` of itself: of a few
-    values the likeliest level says little, and alignment does harm; of hundreds it removes an error of a fifth. It is
-    no law's score (``has_log_density`` is False), and without an error at the start it adds a small one.
+    here it is the likelihood's. In D dimensions the level is known to about :math:`1/\sqrt{2D}` of itself: with a few
+    values the likeliest level says little and alignment does harm; with hundreds it removes an error of a fifth. The
+    result is not the score of any distribution (``has_log_density`` is False), and where there was no error it adds a
+    small one.
 
     Args:
         density: A density, or a target with a log-density.
-        within: The w, relative.
-        levels: Log-densities per score, an odd number of at least 3: the levels are even in the logarithm of the noise,
-            and the maximum is that of a parabola through the best and its neighbours.
+        within: The bound w, relative.
+        levels: Number of log-densities per score, odd and at least 3: the levels are evenly spaced in the logarithm of
+            the noise, and the maximum is that of a parabola through the best and its neighbours.
 
     Raises:
         ArgumentError: ``within`` or ``levels`` out of range.
@@ -97,7 +98,7 @@ class AlignedTarget(AroundTarget):
         return self._stepping(x, t, times, self.inner.differentiable_score(x, times))
 
     def _stepping(self, x: Tensor, t: Time, times: Tensor, score: Tensor) -> Tensor:
-        """The score at t by which Tweedie's formula leads where ``score`` leads from ``times``."""
+        """The score at t with which Tweedie's formula gives what it gives with ``score`` at ``times``."""
         clean = (x + self.sigma(times) ** 2 * score) / self.alpha(times)
         aligned: Tensor = (self.alpha(t) * clean - x) / self.sigma(t) ** 2
         return aligned

@@ -1,4 +1,4 @@
-"""What targets around another target share."""
+"""What targets built around another target share."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["AroundTarget", "check_free"]
 
 
 class AroundTarget(Target):
-    """A target that answers with what it makes of another one's score and log-density; as it stands, with these.
+    """A target that answers with a function of another target's score and log-density; this class, with these.
 
-    Subclasses override ``score`` and its like. Tensors of theirs with a row for each row of the call are named in
-    ``per_row``; with one row they are meant for all.
+    Subclasses override ``score`` and its like. Tensors with a row for each row of the call are named in ``per_row``;
+    one with a single row serves all rows.
 
     Args:
         density: A density, or a target (guided, a product, ...).
@@ -123,7 +123,7 @@ class AroundTarget(Target):
 
 
 def check_free(target: Target, name: str) -> None:
-    """Refuse what holds values inside of what asks for more than its score: it would ask at other values.
+    """Refuse a target that holds values inside one that needs more than its score, and would get it at other values.
 
     Raises:
         UnsupportedError: The target holds values.

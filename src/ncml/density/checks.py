@@ -1,4 +1,4 @@
-"""Checks of a density's public edge: what goes into a call, and what comes out of it."""
+"""Checks where a density meets its callers: what goes into a call, and what comes out of it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def check_arguments(
 
 
 def check_given(given: Tensor | None, x: Tensor) -> Tensor | None:
-    """Check what conditionals are given in the place of ``x``, of its shape; returns it."""
+    """Check what conditionals are given in place of ``x``, in the same shape; returns it."""
     if given is None:
         return None
     check_floating(given, "given")
@@ -108,10 +108,10 @@ def check_draw(
 
 
 def checked_sample(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A ``sample`` behind its public edge.
+    """A ``sample`` with its checks around it.
 
-    Arguments are checked, times become ``(n,)``, and no samples are drawn without asking it. It runs in eval mode and
-    without gradients, and what it returns is looked at. Arguments of its own, such as a length, may change the shape.
+    Arguments are checked, times become ``(n,)``, and it is not called for 0 samples. It runs in eval mode and without
+    gradients, and what it returns is checked. Arguments of its own, such as a length, may change the shape.
     """
 
     @functools.wraps(sample)
@@ -150,7 +150,7 @@ def checked_sample(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def checked_resample(resample: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A ``resample`` behind its public edge, as :func:`checked_sample`; as precise as samples, whatever autocast."""
+    """A ``resample`` with its checks, as in :func:`checked_sample`; as precise as samples, whatever autocast says."""
 
     @functools.wraps(resample)
     def checked(
@@ -170,7 +170,7 @@ def checked_resample(resample: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def check_noise(density: AutoregressiveDensity, noise: Tensor, n: int) -> None:
-    """Refuse noise that is not what ``draw_noise`` returns for ``n`` samples."""
+    """Refuse noise unlike what ``draw_noise`` returns for ``n`` samples."""
     expected = (n, *density.draw_noise(0).shape[1:])
     if noise.shape != expected or noise.dtype != density.dtype or noise.device != density.device:
         raise ArgumentError(
@@ -180,7 +180,7 @@ def check_noise(density: AutoregressiveDensity, noise: Tensor, n: int) -> None:
 
 
 def check_log_density(log_p: Tensor, x: Tensor, t: Tensor, name: str, *, finite: bool = True) -> Tensor:
-    """What a density's ``forward`` returned, if it is ``(B,)`` without NaN or ``+inf``; half precision in float32.
+    """Pass on what ``forward`` returned if it is ``(B,)`` without NaN or ``+inf``; half precision becomes float32.
 
     NaN and ``+inf`` pass where ``finite`` is False.
     """
@@ -209,9 +209,9 @@ def check_score(score: Tensor, t: Tensor) -> None:
 
 
 def process_by_name(name: str, call: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Name the present form of a call to whoever passes a process after the density, as version 0.1 took one.
+    """Tell callers who pass a process after the density, as in version 0.1, the present form of the call.
 
-    Before the arguments are bound, since those of version 0.1 are one too many.
+    Done before the arguments are bound, since those of version 0.1 are one too many.
 
     Args:
         name: The argument that now follows the density.
@@ -235,7 +235,7 @@ def process_by_name(name: str, call: str) -> Callable[[Callable[P, R]], Callable
 
 
 def at_zero_only(bad: Tensor, t: Tensor) -> str:
-    """What to say where the rows at t = 0 are bad and no others: most often, the model takes a logarithm of sigma."""
+    """What to say if only the rows at t = 0 are bad: most often, the model takes a logarithm of sigma."""
     if bool((t[bad] != 0).any()) or not bool((t != 0).any() or bad.all()):
         return ""
     return (

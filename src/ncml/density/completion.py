@@ -1,4 +1,4 @@
-r"""Completion: some values of an example are known, the others are to be drawn."""
+r"""Completion: some values of an example are known, and the others are drawn."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class CompletionTarget(AroundTarget):
     r""":math:`p_t(x_U \mid x_K = \alpha_t y + \sigma_t z)`: known values K at the noise of each level, U to be drawn.
 
     The z of a call is drawn at its start, one for each row, and stays: the known values follow the process exactly,
-    whatever the steps, and end at y itself, bit for bit. In what a sampler carries in their place nothing matters.
+    whatever the steps, and end at y itself, bit for bit. Whatever a sampler carries in their place is ignored.
 
     At t = 0 this is the conditional density itself. Samplers that move by the log-density
     (:class:`~ncml.sampling.MetropolisLangevin`) follow it at every level, and so end at it in the limit of many moves.
     A reverse SDE or flow does not: it would need the score given :math:`y`, not given its noisy version ("replacement",
-    Song et al., 2021, appendix I.2), and misses what is known of details too late to act on it. On two coordinates
-    with correlation 0.8 and a wide ladder the mean so comes out at 0.61 of what it should be, the variance at 1.51;
+    Song et al., 2021, appendix I.2), and learns the known details too late to act on them. On two coordinates with
+    correlation 0.8 and a wide ladder, the mean comes out at 0.61 of what it should be and the variance at 1.51;
     :class:`~ncml.sampling.RePaint` brings them to 0.96 and 1.04, :class:`~ncml.density.PosteriorTarget` to 1.
 
-    Among targets around targets this one is the outermost: the others would not see what it holds.
+    When targets are nested, this one must be outermost: the others would not see the values it holds.
 
     Args:
         density: A density under a Gaussian process, or a target.

@@ -1,4 +1,4 @@
-r"""Targets around targets: products, differences and guidance, of which no sampler knows."""
+r"""Targets built from targets: products, differences and guidance, which samplers need not know of."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class ComposedTarget(Target):
 
     Score and log-density are the weighted sums of the parts'. The product of noisy densities is not the noisy product
     (Du et al., 2023, "Reduce, reuse, recycle"): at t = 0 the two are equal, and samplers that move by the log-density
-    at each level (:class:`~ncml.sampling.MetropolisLangevin`) follow it there, while a reverse SDE does so nearly.
+    at each level (:class:`~ncml.sampling.MetropolisLangevin`) follow the product there, while a reverse SDE does so
+    only roughly.
 
     Args:
         parts: Pairs of a weight and a target, of one process and event shape; the first one's lattice and
@@ -137,7 +138,7 @@ class ComposedTarget(Target):
         return log_p, score.masked_fill(per_example(log_p.isnan(), score), math.nan)
 
     def _checked(self, log_p: Tensor, t: Time) -> Tensor:
-        """Taking away a density that is 0 leaves infinity, which is a failure."""
+        """Taking away a density that is 0 leaves infinity, which counts as a failure."""
         return self.noted_log_density(log_p, t if isinstance(t, Tensor) else torch.full_like(log_p, t))
 
 
@@ -156,7 +157,7 @@ def guided(
         density: A density that was trained with some labels dropped (``label_dropout``).
         context: What to condition on, one row per example.
         weight: The w; 0 is the conditional density itself.
-        null: The context that means none; by default the label -1 for every row of integer labels.
+        null: The context that stands for none; by default the label -1 for every row of integer labels.
         process: The density's process; its own if None.
         generator: Source of randomness.
 

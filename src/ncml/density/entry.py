@@ -1,4 +1,4 @@
-"""The one way into a density: its call, also where a wrapper (DDP, a compiled module) stands around it."""
+"""The one way into a density: its call, even through a wrapper (DDP, a compiled module)."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def slopes_of(density: nn.Module, x: Tensor, t: Tensor, context: Tensor | None =
 
 
 def dims_of(density: nn.Module, x: Tensor, context: Tensor | None = None) -> int | Tensor:
-    """How many values the log-density of a density or its wrapper is of, for each example: D, or ``(B,)``."""
+    """How many values of each example the log-density of a density or its wrapper covers: D, or ``(B,)``."""
     inner = unwrapped(density)
     return observed_dims(None if inner is None else inner.observed(x, context), x)
 
@@ -146,7 +146,7 @@ def process_of(density: nn.Module, process: NoiseProcess | None) -> NoiseProcess
     """The process of a call: the one given, or the density's own.
 
     Raises:
-        ArgumentTypeError: Neither is there, or it is no process.
+        ArgumentTypeError: There is neither, or it is not a process.
         ArgumentError: They differ.
     """
     if process is None:

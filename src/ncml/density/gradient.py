@@ -1,4 +1,4 @@
-"""Derivatives of a density's call: the score wherever there is no closed form, and the slope in t beside it."""
+"""Derivatives of a density's call: the score where there is no closed form, and with it the slope in t."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def gradient(
 ) -> tuple[Tensor, Tensor]:
     """Log-density ``(B,)`` of a density or a wrapper of one, and its gradient in ``x``, from one call.
 
-    One backward pass serves the whole batch, since examples do not interact. What there is ``more``, such as lengths,
-    goes to the call.
+    One backward pass serves the whole batch, since examples do not interact. Anything in ``more``, such as lengths, is
+    passed to the call.
     """
     with torch.enable_grad():
         if not (create_graph and x.requires_grad):
@@ -70,7 +70,7 @@ def derivative(
 ) -> Tensor:
     """The derivative of a value in ``x``, zeros where it does not depend on it: a score may be constant.
 
-    Of a tensor its product with ``along``, of the shape of the tensor.
+    For a tensor, the derivative of its product with ``along``, which has the shape of the tensor.
     """
     if not value.requires_grad:
         return torch.zeros_like(x)

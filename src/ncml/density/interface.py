@@ -58,7 +58,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
     Args:
         event_shape: Shape of one example; ``x`` is ``(B, *event_shape)``.
         process: The noise process that the density's noise features or input scaling refer to, or
-            None if it has no opinion. The objective and the samplers refuse another one.
+            None if it has no opinion. The objective and the samplers refuse any other.
         lattice: The lattice of the data, if ``forward`` gives exact masses there; needs a process,
             which knows when data are on it. Such a density heeds ``edges``.
 
@@ -122,16 +122,16 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
     def event_shape_for(self, x: Tensor) -> tuple[int, ...]:
         """The event shape that is expected of a batch: always ``event_shape``, unless a subclass takes others too.
 
-        Override it where the marginal distribution of a part of an event is as good as known, as that of the first
-        positions in a causal model; ``forward`` then takes such ``x``. What does not fit gets ``event_shape``, which
+        Override it if the marginal distribution of part of an event comes for free, like that of the first positions in
+        a causal model; ``forward`` then takes such ``x``. For anything that does not fit, return ``event_shape``, which
         the error then names.
         """
         return self.event_shape
 
     def observed(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
-        """Which values of ``x`` the log-density is of, bool of its shape; None, as here, if of all.
+        """Which values of ``x`` the log-density covers, bool of its shape; None, as here, if all.
 
-        Override it in densities of rows with gaps: where a formula has the number of values, these count.
+        Override it in densities of rows with gaps: formulas that use the number of values then count only these.
         """
         return None
 
@@ -155,9 +155,9 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             )
 
     def hidden_settings(self) -> dict[str, Any]:
-        """Settings (JSON data) that the names and shapes of the weights do not show, as the number of attention heads.
+        """Settings (JSON data) that names and shapes of the weights do not show, such as the number of attention heads.
 
-        Checkpoints keep them, and weights are refused under others, where they would be another function.
+        Checkpoints keep them, and weights are refused under other settings, where they would be another function.
         """
         return {}
 
@@ -183,7 +183,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             context: Conditioning with one row per example, or None.
             check_finite: Refuse NaN or infinity in ``x`` (costs one reduction).
             lengths: For densities over sequences, whose ``forward`` takes them: the number of positions of each row
-                that count, ``(B,)`` integers. What lies behind them, of whatever value, is no part of the event.
+                that count, ``(B,)`` integers. What lies beyond them, whatever its value, is not part of the event.
 
         Returns:
             Tensor ``(B,)``, differentiable. ``-inf`` where the density is zero.
@@ -191,7 +191,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         Raises:
             ArgumentError: Shape, device or values do not fit; ``x`` is off the lattice at a time where
                 the process keeps data on it.
-            ArgumentTypeError: ``x`` is not floating, or has another dtype than the density.
+            ArgumentTypeError: ``x`` is not floating, or not of the density's dtype.
             NonFiniteError: The result is NaN or ``+inf``.
             UnsupportedError: Lengths for a density whose events have one size.
         """
@@ -220,7 +220,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         return self._evaluated(x, t, context, edges=False, **more)
 
     def _evaluated(self, x: Tensor, t: Tensor, context: Tensor | None, *, edges: bool, **more: Tensor) -> Tensor:
-        """The call in eval mode. Nothing is asked of the model for no examples, and no model is in inference mode."""
+        """The call in eval mode, outside inference mode. An empty batch never reaches the model."""
         if not len(x):
             return x.flatten(1).sum(1)
         if torch.is_inference_mode_enabled():

@@ -48,7 +48,7 @@ def check_lengths(lengths: Tensor, shape: tuple[int, ...], device: torch.device)
 
 
 def padded(density: Any, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ANN401
-    """A batch whose padding is a value that every check accepts, and what its call gets besides.
+    """A batch whose padding is a value that every check accepts, and the further arguments of its call.
 
     Raises:
         UnsupportedError: The density, which is given, takes events of one size only.

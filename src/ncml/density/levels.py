@@ -32,7 +32,7 @@ def time_posterior(
         x: Samples of unknown noise, ``(B, *event_shape)``.
         times: The K times in question.
         context: Conditioning with B rows, or None.
-        prior: Their masses :math:`\mu`, normalised here; even if None.
+        prior: Their masses :math:`\mu`, normalised here; uniform if None.
         shared: All rows have the same noise: :math:`p(t \mid x) \propto \mu(t) \prod_i p_t(x_i)`, the same for each.
 
     Returns:

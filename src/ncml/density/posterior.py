@@ -1,12 +1,13 @@
-r"""Posteriors of data that are measured, or that something is known of, by the exact ladder.
+r"""Posteriors of data given measurements or other knowledge of them, by the exact ladder.
 
 Given :math:`x_t`, the data have the mean :math:`D = (x_t + \sigma^2 s)/\alpha` (Tweedie) and the covariance
 
 .. math:: V = \frac{\sigma^2}{\alpha^2} \left(I + \sigma^2\, \nabla^2 \log p_t(x_t)\right)
             = \frac{\sigma^2}{\alpha}\, \frac{\partial D}{\partial x_t},
 
-of which the score is the derivative, and the Hessian that of the score. Taken as normal, they give the probability of
-what is known, and its gradient, which is added to the score: exact where the data are Gaussian, at every level.
+where the score is the gradient of the log-density, and the Hessian the derivative of the score. Taken as those of a
+normal distribution, D and V give the probability of what is known; its gradient is added to the score: exact if the
+data are Gaussian, at every level.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = ["EventTarget", "GuidedTarget", "PosteriorTarget"]
 
 
 class GuidedTarget(AroundTarget):
-    r""":math:`p_t(x)\, P(\text{known} \mid x)`, with P from Tweedie's mean and covariance: what the two below share.
+    r""":math:`p_t(x)\, P(\text{known} \mid x)`, with P from Tweedie's mean and covariance: the base of the two below.
 
     Subclasses write :meth:`likelihood`.
     """
@@ -104,20 +105,19 @@ class PosteriorTarget(GuidedTarget):
               + \frac{\partial D}{\partial x} A^\top (A V A^\top + \text{noise}^2 I)^{-1} (y - A D),
 
     exact for Gaussian data (Boys et al., 2023, "Tweedie moment projected diffusions"; V is taken as constant). For
-    others the law at t = 0 is nearly the posterior by a reverse SDE, and exactly that, with ``noise > 0``, where
-    weights or Metropolis' test go by the log-density, which tends to :math:`p_0(x)\, N(y; A x, \text{noise}^2)`.
+    other data a reverse SDE ends near the posterior. Samplers whose weights or Metropolis test use the log-density end
+    exactly there if ``noise > 0``, since it tends to :math:`p_0(x)\, N(y; A x, \text{noise}^2)`.
 
     Args:
         density: A density under a Gaussian process, or a target.
         y: Measurements ``(B, M)``, or ``(1, M)`` for all rows.
         operator: The linear A, ``(M, *event_shape)``.
         noise: Standard deviation of the measurements' noise; 0 for none, with samplers that need no density at t = 0.
-        second_order: Take V from the Hessian, by M backward passes for each score. If False,
-            :math:`V = \sigma^2/\alpha^2`, with one: it overstates what is not known of the data, and follows the
-            measurements less closely.
+        second_order: Take V from the Hessian, with M backward passes for each score. If False, with one and :math:`V =
+            \sigma^2/\alpha^2`: this overstates how uncertain the data are, and follows the measurements less closely.
 
     Raises:
-        ArgumentError: Shapes that do not fit, a negative noise; without noise, rows of A that depend on each other.
+        ArgumentError: Shapes that do not fit, a negative noise; without noise, rows of A that are linearly dependent.
 
     Example:
         >>> density = GaussianDensity(VPSDE.at_noise(0.5), torch.zeros(3), 0.3)

@@ -1,7 +1,7 @@
 r""":math:`p_t` for one call: a density bound to its process, context and source of randomness.
 
-Samplers see nothing else. What changes the distribution (guidance, conditioning, products) is a target too, that
-answers with another score: a subclass, or one around others (:class:`~ncml.density.ComposedTarget`).
+Samplers see nothing else. Whatever changes the distribution (guidance, conditioning, products) is a target too, which
+answers with another score: a subclass, or one built around others (:class:`~ncml.density.ComposedTarget`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Target:
         has_log_density: False for targets that know a score but no density.
 
     Raises:
-        ArgumentError, ArgumentTypeError: No density, no process, or another process than the density's.
+        ArgumentError, ArgumentTypeError: No density, no process, or a process other than the density's.
     """
 
     has_log_density: ClassVar[bool] = True
@@ -88,7 +88,7 @@ class Target:
         return self._inner.event_shape
 
     def observed(self, x: Tensor) -> Tensor | None:
-        """Which values of ``x`` the target is a density of, bool of its shape; None if of all."""
+        """Which values of ``x`` the target covers, bool of its shape; None if all."""
         return self._inner.observed(x, self.context)
 
     def dims(self, x: Tensor) -> int | Tensor:
@@ -97,7 +97,7 @@ class Target:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """Names of what is not the same for all rows, which are then not exchangeable; empty if all is."""
+        """Names of what differs between rows, which are then not exchangeable; empty if nothing does."""
         context = self.context
         return () if context is None or bool((context == context[:1]).all()) else ("context",)
 
@@ -129,7 +129,7 @@ class Target:
         return target, x
 
     def in_call_of(self, other: Target) -> Target:
-        """This target as a part of another one's call: counts and failures are that one's. For targets around it."""
+        """This target as part of another's call, with that one's counts and failures; for targets built around it."""
         target = copy.copy(self)
         target._counts, target._size, target.on_failure = other._counts, other._size, other.on_failure
         return target
@@ -145,13 +145,13 @@ class Target:
         return evaluating(self.density)
 
     def finished(self, x: Tensor, t: Time) -> Tensor:
-        """What a call gives back for samples ``x`` at ``t``: targets that hold some values put them in place."""
+        """What a call returns for samples ``x`` at ``t``: targets that hold some values put them in place."""
         return x
 
     def prepare(self, times: Sequence[float]) -> None:
-        """Say at which times, decreasing, a call will ask for coefficients: they are then worked out together.
+        """Say at which times, decreasing, a call will need coefficients, so that they are computed together.
 
-        One by one they cost small batches more than the rest of a step.
+        One by one they would cost small batches more than the rest of a step.
         """
         self._places, self._columns = {t: i for i, t in enumerate(dict.fromkeys(times))}, {}
 
@@ -286,7 +286,7 @@ class Target:
         return failed if failed is None or self._index is None else failed[self._index]
 
     def give_up(self, bad: Tensor) -> Tensor:
-        """Count some of these rows, ``(B,)`` bool, as failed; returns all of these that have."""
+        """Count some of these rows, ``(B,)`` bool, as failed; returns all of these rows that have failed."""
         counts = self._counts
         if counts.failed is None:
             if not bool(bad.any()):
@@ -299,13 +299,13 @@ class Target:
         return counts.failed[self._index]
 
     def resampled(self, rows: Tensor) -> None:
-        """Say that row i of the call now is a copy of what row ``rows[i]`` was: what belongs to it goes with it."""
+        """Say that row i of the call is now a copy of what row ``rows[i]`` was, along with all that belongs to it."""
         if self._counts.failed is not None:
             self._counts.failed = self._counts.failed[rows]
         self.reorder(rows)
 
     def reorder(self, rows: Tensor) -> None:
-        """Take along what a target has for each row, other than failures. For targets around it."""
+        """Reorder what a target has for each row, other than failures; for targets built around it."""
 
     def _entering(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """What the density is called with: times ``(B,)``, and zeros for the rows that have failed."""

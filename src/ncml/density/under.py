@@ -25,7 +25,7 @@ __all__ = ["under_process"]
 
 
 def under_process(density: NoiseConditionalDensity, process: NoiseProcess) -> NoiseConditionalDensity:
-    """What :meth:`NoiseConditionalDensity.under` returns: of the kind that the density is."""
+    """What :meth:`NoiseConditionalDensity.under` returns, of the same kind as the density."""
     own = density.process
     if own is None:
         raise ArgumentTypeError("density.process: got None; expected a process of its own, to translate from")

@@ -1,4 +1,4 @@
-"""Where fast paths of our own give way: to the compiler, and to the transforms of ``torch.func``."""
+"""Where our own fast paths give way: to the compiler, and to the transforms of ``torch.func``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["attention", "elementary", "transformed"]
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` (vmap, grad, jvp, ...) or forward-mode differentiation is at work.
 
-    Autograd functions of the style that costs least do not know them, nor do the fused kernels of attention.
+    Autograd functions in the cheapest style do not support these, and neither do the fused kernels of attention.
     """
     active: bool = torch._C._are_functorch_transforms_active()  # there are no public names for either
     return active or forward_ad._current_level >= 0
@@ -26,7 +26,7 @@ def elementary() -> bool:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = True) -> Tensor:
-    """Scaled dot-product attention, ``(B, heads, l, width / heads)`` of each, by the fastest kernel that will do."""
+    """Scaled dot-product attention, of ``(B, heads, l, width / heads)`` each, by the fastest kernel that works here."""
     if not torch.compiler.is_compiling() and transformed():
         with sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode, and one derivative only
             return F.scaled_dot_product_attention(query, key, value, is_causal=causal)

@@ -169,7 +169,7 @@ class LogisticHead(MixtureHead):
         return self.log_windows(x, means, inverse, edges)
 
     def inverse_scales(self, raw: Tensor) -> Tensor:
-        """What ``exp(-log-scale)`` comes to, in one step."""
+        """``exp(-log-scale)``, in one step."""
         return math.exp(-CEILING) + math.exp(-self.floor) * torch.sigmoid(self.floor - raw)
 
     def log_windows(self, x: Tensor, means: Tensor, inverse: Tensor, edges: Tensor | None) -> Tensor:

@@ -48,9 +48,9 @@ class MaskedMLP(nn.Module):
 
     Args:
         inputs: Number of inputs D.
-        outputs: Numbers per input; those of input i depend on inputs before i only.
-        hidden: Widths of the hidden layers, at least one. With fewer units than D, some inputs are left out of what
-            the next outputs depend on: a layer of h units passes on at most h of the D pasts.
+        outputs: Numbers per input; those of input i depend only on inputs before i.
+        hidden: Widths of the hidden layers, at least one. With fewer than D units, outputs miss some of the inputs
+            before them: a layer of h units passes on at most h of the D pasts.
         conditioning: Width of the conditioning vector, added to every hidden layer.
         dropout: Probability of dropping a hidden unit in training mode.
     """

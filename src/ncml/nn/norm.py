@@ -2,7 +2,7 @@ r"""Layer normalisation that can be differentiated any number of times.
 
 Training by sliced score matching takes the third derivative of the network, and that of torch's ``layer_norm`` is wrong
 (2.13): its double backward treats the mean and the deviation as constants. Here the first backward pass is torch's own
-kernel, unless a graph of it is asked for; then it is written in elementary operations. So is the whole where it is
+kernel, unless its graph is needed; then it is written in elementary operations. So is the whole layer when it is
 compiled, which fuses them, or transformed by ``torch.func``.
 """
 
@@ -67,7 +67,7 @@ class _LayerNorm(torch.autograd.Function):
 
 
 def _standardised(h: Tensor) -> tuple[Tensor, Tensor]:
-    """``h`` less its mean, over its standard deviation; and one over the latter."""
+    """``h`` minus its mean, divided by its standard deviation; and the reciprocal of the latter."""
     centred = h - h.mean(-1, keepdim=True)
     size = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPSILON)
     return centred * size, size

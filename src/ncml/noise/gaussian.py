@@ -19,14 +19,14 @@ __all__ = ["GaussianProcess", "LinearSDE", "as_gaussian", "as_interval", "clean_
 
 
 class GaussianProcess(NoiseProcess):
-    r"""The noise process :math:`x_t = \alpha(t) x_0 + \sigma(t) z`; no Gaussian-process regression.
+    r"""The noise process :math:`x_t = \alpha(t) x_0 + \sigma(t) z`; unrelated to Gaussian-process regression.
 
-    From any two functions. It solves the SDE :math:`dx = f x\,dt + g\,dw` with
+    Built from any two functions alpha and sigma. It solves the SDE :math:`dx = f x\,dt + g\,dw` with
 
     .. math:: f = \frac{d \log \alpha}{dt}, \qquad g^2 = \frac{d \sigma^2}{dt} - 2 f \sigma^2,
 
-    which are found by differentiating the functions; :class:`LinearSDE` is for those that have them in closed form.
-    Immutable; equal to another one of the same two functions and T.
+    which are found by differentiating the functions; :class:`LinearSDE` is for processes that have f and g in closed
+    form. Immutable; equal to another with the same two functions and T.
 
     Args:
         alpha: Scale :math:`\alpha(t)`, with ``alpha(0) == 1``; a function of a tensor.
@@ -182,7 +182,7 @@ class GaussianProcess(NoiseProcess):
         divergence: Tensor,
         dims: int | Tensor | None = None,
     ) -> Tensor:
-        r"""By how much a log-density misses the Fokker-Planck equation of this process: 0 for one that belongs to it.
+        r"""By how much a log-density misses the Fokker-Planck equation of this process: 0 if it belongs to the process.
 
         .. math:: R = \partial_t \log p_t + D f + f\, x \cdot s - \tfrac12 g^2 \left(\nabla \cdot s + \|s\|^2\right)
 
@@ -192,7 +192,7 @@ class GaussianProcess(NoiseProcess):
             rise: :math:`\partial_t \log p_t(x)`, ``(B,)`` in nats per unit of time.
             score: :math:`s = \nabla \log p_t(x)`, shape of ``x``.
             divergence: :math:`\nabla \cdot s`, or an estimate of it, ``(B,)``.
-            dims: D, a number or ``(B,)``, where the density is of some of the values only; all if None.
+            dims: D, a number or ``(B,)``, if the density covers only some of the values; all of them if None.
 
         Returns:
             R, ``(B,)`` in nats per unit of time.

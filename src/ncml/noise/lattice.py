@@ -114,7 +114,7 @@ class Lattice:
         return (x + 1.0) * (0.5 * (self.levels - 1))
 
     def raised(self, x: Tensor) -> Tensor:
-        """Half precision as float32, where what it can tell from no lattice point is that point; others as they are."""
+        """Half precision as float32, what it cannot tell from a lattice point moved there; others as they are."""
         if x.dtype not in HALF:
             return x
         near, raised = self._distance(x) <= self._tolerance(x.dtype), x.float()
@@ -179,7 +179,7 @@ class Lattice:
 
 @dataclass(frozen=True, eq=False)
 class BitsPerDim:
-    """Bits per dimension of a set of examples, and of what kind they are.
+    """Bits per dimension of a set of examples, and what kind of number they are.
 
     Comparing values of different kinds raises: a bound of 2.8 does not lose to an exact 2.7, and a
     density has no number of bits. Compare ``.mean`` explicitly if that is what you want to say.
@@ -187,8 +187,8 @@ class BitsPerDim:
     Args:
         values: One value per example, shape ``(B,)``; ``inf`` where the model gives zero mass.
         exact: True for an exact likelihood, False for an upper bound.
-        mass: False for values of a density off the lattice, in bits relative to a bin. They can be
-            negative, and compare models of the same noisy data only.
+        mass: False for values of a density off the lattice, in bits relative to a bin. They can be negative, and only
+            compare models of the same noisy data.
     """
 
     values: Tensor

@@ -5,10 +5,10 @@ A :class:`NoiseProcess` turns data :math:`x_0 \sim p_0` into :math:`x_t \sim p_t
 
 .. math:: x_t = \alpha(t)\, x_0 + \sigma(t)\, z, \qquad z \sim N(0, I), \quad \alpha(0) = 1,\ \sigma(0) = 0,
 
-and solve a linear SDE :math:`dx = f(t)\,x\,dt + g(t)\,dw`, whose drift, diffusion and transition kernels
-they know: :mod:`ncml.noise.gaussian`, and :mod:`ncml.noise.sde` with the three of the paper in closed form.
-:mod:`ncml.noise.discrete` has the paper's level noise, and :mod:`ncml.noise.lattice` the lattice that
-integer data live on.
+and solve a linear SDE :math:`dx = f(t)\,x\,dt + g(t)\,dw`, of which they provide the drift, diffusion and transition
+kernels: see :mod:`ncml.noise.gaussian`, and :mod:`ncml.noise.sde` for the paper's three in closed form.
+:mod:`ncml.noise.discrete` has the paper's level noise, and :mod:`ncml.noise.lattice` the lattice that integer data live
+on.
 
 Processes are immutable, made of Python floats, and compared with ``==``: tensors follow the dtype and
 device of the arguments, and there is nothing to move. A Python float as time gives 0-d float64 tensors.

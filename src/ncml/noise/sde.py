@@ -78,16 +78,17 @@ class _BetaSDE(LinearSDE):
     ) -> Self:
         r"""The process whose T has noise of standard deviation ``std`` (data units, below 1).
 
-        Ten 8-bit levels on [-1, 1], the paper's choice, are ``10 * Lattice(256).width``. To the letter the paper (A.1)
-        means the standard deviation of :math:`x_T - x_0`, to which the shrinking of the data adds:
+        Ten 8-bit levels on [-1, 1], the paper's choice, are ``10 * Lattice(256).width``. Taken literally, the paper
+        (A.1) means the standard deviation of :math:`x_T - x_0`, which includes the shrinking of the data:
 
         .. math:: \sqrt{(1 - \alpha(T))^2 s^2 + \sigma(T)^2}
 
-        for values of standard deviation s, ``data_std``. VE processes do not shrink, and the two are one.
+        for values of standard deviation s, ``data_std``. VE processes do not shrink the data, so there the two are the
+        same.
 
         Args:
-            std: The standard deviation, of the noise, or with ``data_std`` of :math:`x_T - x_0`.
-            data_std: Standard deviation of the data's values over all of them, in data units.
+            std: The standard deviation of the noise, or with ``data_std`` of :math:`x_T - x_0`.
+            data_std: Standard deviation over all values of the data, in data units.
             beta_min, beta_max: The schedule.
         """
         process = cls(beta_min=beta_min, beta_max=beta_max)

@@ -33,7 +33,7 @@ __all__ = ["LossTerms", "NCMLObjective"]
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What a batch comes to, example by example: tensors ``(B,)``.
+    """The loss of a batch, example by example: tensors ``(B,)``.
 
     Args:
         loss: The weighted terms of the loss, in nats.
@@ -65,7 +65,7 @@ class NCMLObjective:
     .. math:: \lambda\, \tfrac12 \|\sigma(t_i)\, \nabla\log p_{\theta,t_i}(x_{t_i}) + z_i\|^2
               \quad (t_i > 0), \qquad x_{t_i} = \alpha(t_i)\, x_i + \sigma(t_i)\, z_i,
 
-    whose least value the exact density has as well: a network that cannot be exact is pulled towards right scores.
+    which the exact density minimises too: a network that cannot be exact is pulled towards the right scores.
 
     With ``fokker_planck`` the levels are also asked to belong to one process: the residual R of its Fokker-Planck
     equation (Deveney et al., 2023, https://arxiv.org/abs/2311.15996), which is 0 for the exact density,
@@ -79,13 +79,12 @@ class NCMLObjective:
     :math:`\log(\sigma/\alpha)`, in nats, whatever the process and its time: R itself is as large as
     :math:`1/\sigma^2` where the noise is small. It has the terms :math:`\sigma^2\|s\|^2` and
     :math:`\sigma^2\,\nabla\cdot s`, as large as the squared score in score matching at every level.
-    Not divided by D: since a model stays normalised at every t, its R has mean 0 over its own p_t, and errors of D
-    values that know nothing of each other come to a square of the order of D, as the likelihood and the error of the
-    score do.
+    It is not divided by D: since a model stays normalised at every t, its R has mean 0 over its own p_t, and
+    independent errors of D values give a square of the order of D, like the likelihood and the error of the score.
 
     The divergence is :math:`v^\top (\nabla s)\, v` for random signs v (Hutchinson). The square of such an estimate
-    would also punish its variance, which is that of the density's correlations; so the square is the product of two
-    residuals with probes of their own, whose mean is right, and which may be negative.
+    would also punish its variance, which is that of the density's correlations; so it is replaced by the product of two
+    residuals with separate probes, whose mean is right and which may be negative.
 
     Args:
         process: How data become noisy.
@@ -105,8 +104,8 @@ class NCMLObjective:
     Raises:
         ArgumentTypeError: ``process``, ``times`` or ``dequantize`` is not of its kind.
         ArgumentError: An unknown reduction, a negative or infinite factor.
-        UnsupportedError: Score matching or the Fokker-Planck term under a process without a score; the latter under
-            one that solves no SDE.
+        UnsupportedError: Score matching or the Fokker-Planck term under a process without a score; the latter also
+            under a process that solves no SDE.
 
     Example:
         >>> process = VPSDE.at_noise(0.1)
@@ -175,15 +174,15 @@ class NCMLObjective:
             uniform: Uniforms on [0, 1) to dequantise with instead of drawing them, shape of ``x``.
             generator: Source of randomness for all of these, and for the probes of the Fokker-Planck term.
             lengths: For densities over sequences: the number of positions of each row that count, ``(B,)``; what lies
-                behind them is no part of the loss. The mean is over examples, as without them.
+                beyond them is not part of the loss. The mean is still over examples.
 
         Returns:
             A scalar, or ``(B,)`` with ``reduction="none"``.
 
         Raises:
-            ArgumentError: An empty batch (its mean is NaN), another process than the density's, shapes or
-                devices that do not fit, data that are not finite, or off the density's lattice or ``dequantize``.
-            ArgumentTypeError: Data that are not floating, or of another dtype than the density.
+            ArgumentError: An empty batch (its mean is NaN), a process other than the density's, shapes or devices that
+                do not fit, data that are not finite, or off the density's lattice or ``dequantize``.
+            ArgumentTypeError: Data that are not floating, or not of the density's dtype.
             NonFiniteError: A log-likelihood is NaN or infinite; nothing was changed.
         """
         if self.reduction != "none" and isinstance(x, Tensor) and x.ndim and not len(x):
@@ -208,7 +207,7 @@ class NCMLObjective:
         generator: torch.Generator | None = None,
         lengths: Tensor | None = None,
     ) -> LossTerms:
-        """What a call sums up, example by example; arguments and errors are those of a call."""
+        """The terms that a call adds up, example by example; arguments and errors are those of a call."""
         scored = next((name for name in ("score_matching", "fokker_planck") if getattr(self, name)), None)
         if scored and lengths is not None:
             raise UnsupportedError(

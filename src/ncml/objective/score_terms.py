@@ -1,4 +1,4 @@
-r"""What the objective asks of a density's score beside the likelihood, at noisy rows of a batch.
+r"""The terms of the objective, besides the likelihood, that use a density's score at the noisy rows of a batch.
 
 The error of the score, by denoising score matching, and the residual of the Fokker-Planck equation. Neither moves the
 optimum of an exact density: the first has its least value there, the second is 0.
@@ -44,7 +44,7 @@ def score_terms(
     fokker_planck: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The two terms with their factors, ``(B,)``; 0 at t = 0, where there is neither a score nor a slope in t.
+    """The two terms with their factors, ``(B,)``; 0 at t = 0, where neither a score nor a slope in t exists.
 
     Formulas in :class:`~ncml.NCMLObjective`. Both use the score of one call.
     """
@@ -90,7 +90,7 @@ def _residuals(
     training: bool,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The score, and two residuals per unit of log(sigma / alpha), equal but for the probe of their divergence."""
+    """The score, and two residuals per unit of log(sigma / alpha) that differ only in the probe of their divergence."""
     with torch.enable_grad():
         x = x if x.requires_grad else x.detach().requires_grad_()
         score, slope = slopes_of(density, x, t.detach().requires_grad_(), context)

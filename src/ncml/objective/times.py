@@ -172,9 +172,9 @@ class LogUniformTimes(PlacedTimes):
 
     Args:
         sigma_min: Smallest noise level of the continuous part, in data units (default 1e-3, about an
-            eighth of an 8-bit level). Down to the finest structure of the data, such as a level of 16-bit sound,
-            a MADE's likelihood at t = 0 was better, and a transformer's was not; less far down leaves more draws
-            for levels where samples begin.
+            eighth of an 8-bit level). Going down to the finest structure of the data, such as a level of 16-bit sound,
+            improved a MADE's likelihood at t = 0, but not a transformer's; stopping above it leaves more draws for the
+            levels where samples begin.
         p_zero: Mass of the atom at t = 0.
         low_discrepancy: Spread the draws evenly over the batch.
     """
@@ -259,7 +259,7 @@ class LadderTimes(PlacedTimes):
 
 @dataclass(frozen=True)
 class ImportanceTimes(PlacedTimes):
-    r"""Draws t where it matters, and weights it back to :math:`p_0\delta_0 + (1-p_0)U(0,T]`.
+    r"""Draws t where it matters, with weights that restore :math:`p_0\delta_0 + (1-p_0)U(0,T]`.
 
     The proposal is piecewise constant on equal bins of ``(0, T]``: bin k has probability :math:`q_k`
     and weight :math:`(1/K)/q_k`, so the weighted loss is unbiased for the uniform objective. The
