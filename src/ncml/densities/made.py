@@ -34,7 +34,7 @@ class MADE(AutoregressiveDensity):
         event_shape: Shape of one example; flattened in row-major order.
         process: The noise process.
         lattice: The lattice of the data (scaled to [-1, 1]), or None for continuous data of order one.
-        hidden: Widths of the hidden layers. Take at least D, the number of values: with fewer units in a layer some
+        hidden: Widths of the hidden layers. Use at least D, the number of values: with fewer units in a layer, some
             values do not see the one just before them, however long the training.
         components: Mixture components per value.
         head: ``"logistic"`` (default: heavier tails, closed-form window) or ``"gaussian"``.
@@ -45,7 +45,7 @@ class MADE(AutoregressiveDensity):
         classes: Number of classes of an integer context, 0 for none; the label -1 is "no label".
 
     Raises:
-        ArgumentError: An unknown head, an order that is no permutation, bad sizes.
+        ArgumentError: An unknown head, an order that is not a permutation, bad sizes.
 
     Example:
         >>> process = VPSDE.at_noise(2 * Lattice(17).width)
@@ -120,8 +120,8 @@ class MADE(AutoregressiveDensity):
         Arguments and errors as for :meth:`ncml.NoiseConditionalDensity.log_prob`.
 
         Args:
-            given: Values y that the conditionals are given in the place of those of ``x``: the terms are then
-                :math:`\log p_t(x_i \mid y_{<i})`, the law by which ``resample`` draws from y. None for ``x``.
+            given: Values y to condition on in place of those of ``x`` (None): the terms are then
+                :math:`\log p_t(x_i \mid y_{<i})`, the distribution that ``resample`` draws from, given y.
         """
         x, t, context = check_arguments(self, x, t, context)
         given = check_given(given, x)

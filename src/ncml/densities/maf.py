@@ -46,7 +46,7 @@ class MAF(SampleableDensity):
         event_shape: Shape of one example; flattened in row-major order.
         process: The noise process.
         transforms: Number of layers.
-        hidden: Widths of each layer's hidden layers. Take at least D, the number of values: with fewer units some
+        hidden: Widths of each layer's hidden layers. Use at least D, the number of values: with fewer units, some
             values do not see the one just before them in that layer's order.
         data_std: If given, data are first scaled by ``1 / sqrt(alpha(t)^2 data_std^2 + sigma(t)^2)``.
         noise_features: Number of noise features.
@@ -120,16 +120,16 @@ class MAF(SampleableDensity):
         generator: torch.Generator | None = None,
         tolerance: float = 0.0,
     ) -> ParallelSamples:
-        """The samples of ``sample`` with the same generator, to rounding, by Jacobi iteration of each layer.
+        """The samples of ``sample`` with the same generator, up to rounding, by Jacobi iteration of each layer.
 
-        A layer is inverted by passes over all positions at once, each from the result of the pass before, until nothing
-        changes: position i is final after i + 1 of them, and most often much sooner (Song et al., 2021, "Accelerating
+        A layer is inverted by passes over all positions at once, each from the result of the one before, until nothing
+        changes: position i is final after i + 1 of them, and usually much sooner (Song et al., 2021, "Accelerating
         feedforward computation").
 
         Args:
             n, t, context, generator: As for :meth:`ncml.SampleableDensity.sample`.
-            tolerance: What a pass may still change, in standard deviations of the noise at t, for draws that are
-                refined afterwards; 0 for nothing. The error of a sample is of this order.
+            tolerance: How much the last pass may still change, in standard deviations of the noise at t, for draws that
+                are refined afterwards; 0 for not at all. The error of a sample is of this order.
 
         Returns:
             The samples; passes of each row, added over layers (D for each layer in sequence); and rows evaluated.

@@ -1,4 +1,4 @@
-"""A masked autoregressive network of rows with gaps: one density for every set of observed values."""
+"""A masked autoregressive network for rows with gaps: one density for every set of observed values."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class MarginalMADE(MADE):
 
     .. math:: \log p_t(x_{obs} \mid m) = \sum_{i : m_i = 1} \log p_t(x_i \mid x_j,\, j < i,\, m_j = 1;\, m),
 
-    so that for every mask this is a normalised density of the observed values at every t. What stands at a missing
-    place does not matter, and the score there is 0; samples are 0 there. With a mask of ones it is a density of whole
-    events, as :class:`~ncml.densities.MADE` is; with all missing, :math:`\log p = 0`.
+    so that for every mask this is a normalised density of the observed values at every t. The value at a missing place
+    does not matter; the score and the samples are 0 there. With a mask of ones it is a density of whole events, as
+    :class:`~ncml.densities.MADE` is; with all missing, :math:`\log p = 0`.
 
-    Nothing but training makes these densities the marginals of one another: train with values hidden at random beside
-    those that are missing, as :class:`~ncml.estimator.NCMLDensityEstimator` does. Values hidden at random teach
-    :math:`p(x_{obs})`, and rows with gaps of their own :math:`p(x_{obs} \mid m)`. The two are the same where gaps have
-    nothing to do with the values; where they have, the density is that of rows with such gaps.
+    Nothing but training makes these densities the marginals of one another: train with values hidden at random in
+    addition to those that are missing, as :class:`~ncml.estimator.NCMLDensityEstimator` does. Values hidden at random
+    teach :math:`p(x_{obs})`, and rows with gaps of their own :math:`p(x_{obs} \mid m)`. The two are the same if gaps
+    have nothing to do with the values; if they do, the density is that of rows with such gaps.
 
     Args:
         event_shape, process, hidden, components, head, dropout, order, noise_features: As for

@@ -1,4 +1,4 @@
-r"""Likelihoods of one level by way of another: what a ladder's levels say of each other."""
+r"""Likelihoods of one level by way of another: what a ladder's levels say about each other."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ladder_bound(
 
     A bound for *that* model, not for the density's own :math:`p_0`: where it lies above the density's exact value,
     t = 0 is trained less well than t. For normal data of one variance in all directions it is their likelihood exactly,
-    draw by draw; for others it lies below, also with the right ladder.
+    draw by draw; for others it lies below, even with the right ladder.
 
     Args:
         density: A density under a Gaussian process.
@@ -108,13 +108,12 @@ def kernel_gap(
     samples: int = 2048,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""The log-density at t, less that of the model's own data with noise, by samples at t = 0.
+    r"""The log-density at t, minus that of the model's own samples at t = 0 with noise added.
 
     .. math:: \log p_t(x) - \log \frac1n \sum_i N(x;\ \alpha\,x_0^{(i)},\ \sigma^2), \qquad x_0^{(i)} \sim p_0
 
-    0 in the limit where a ladder is one process. Needs samples near every x:
-    in more than a few dimensions the effective share of them, which is returned too, says that it has none, and then
-    the gap says nothing.
+    If a ladder is one process, this is 0 in the limit. Needs samples near every x: in more than a few dimensions there
+    are none. The effective share of samples, which is returned too, shows this; the gap then says nothing.
 
     Args:
         density: A density that can sample, under a Gaussian process, without context.

@@ -1,7 +1,7 @@
 """A small classifier of images, whose features measure how far samples are from data.
 
-A Fréchet distance in these features is no FID: it compares models with each other on one data set, and
-with nothing published.
+A Fréchet distance in these features is not FID: it compares models with each other on one data set, not with published
+numbers.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def train_classifier(
     """Train the classifier with Adam and a cosine learning rate, on the CPU.
 
     Args:
-        batch: Takes rows to training images ``(B, C, H, W)``.
+        batch: Maps rows to training images ``(B, C, H, W)``.
         labels: Their classes, ``(N,)``.
         held_out, held_out_labels: The same for images to test on.
         steps: Optimizer steps.

@@ -1,4 +1,4 @@
-"""FID as published ones are computed: torchmetrics with the Inception network, where it can be had.
+"""FID as it is computed for publications: torchmetrics with the Inception network, where available.
 
 torchmetrics takes the network's weights from torch-fidelity, which downloads them (and installs torchvision): install
 both yourself, ``pip install torchmetrics torch-fidelity``. Nothing else of ncml needs them.
@@ -32,13 +32,13 @@ def check_inception(feature: int | nn.Module = INCEPTION_FEATURES) -> None:
 def fid(real: Iterable[Tensor], fake: Iterable[Tensor], *, feature: int | nn.Module = INCEPTION_FEATURES) -> float:
     """Fréchet Inception distance (Heusel et al., 2017) between two sets of images.
 
-    Published numbers take 10,000 to 50,000 samples against the whole training set: fewer are biased upward.
+    Published numbers use 10,000 to 50,000 samples against the whole training set: fewer are biased upward.
 
     Args:
         real: Batches of images, uint8 ``(B, C, H, W)`` with 1 (repeated) or 3 channels of 256 levels.
         fake: The same of samples.
         feature: The Inception network's 2048 features, or a module of your own from uint8 images to ``(B, F)``
-            with an attribute ``num_features``; the result is then no FID.
+            with an attribute ``num_features``; the result is then not FID.
 
     Raises:
         MissingExtraError: torchmetrics or torch-fidelity is not installed.

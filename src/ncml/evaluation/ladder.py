@@ -1,4 +1,4 @@
-r"""What a ladder of exact densities knows of itself: a sample's noise level, and whether it is one process.
+r"""What a ladder of exact densities knows about itself: a sample's noise level, and whether it is one process.
 
 If every :math:`p_t` is the distribution of the same data under one Gaussian process, they solve its Fokker-Planck
 equation. In logarithms, with :math:`s = \nabla\log p_t`,
@@ -6,7 +6,7 @@ equation. In logarithms, with :math:`s = \nabla\log p_t`,
 .. math:: \partial_t \log p_t(x) = -D f - f\, x \cdot s + \tfrac12 g^2 (\nabla\cdot s + \|s\|^2),
 
 and along the probability flow :math:`dx/dt = f x - g^2 s/2` the density changes by the divergence of the flow alone.
-A learned ladder does so only nearly: how nearly says whether a refinement by its scores can be trusted.
+A learned ladder does so only approximately; how closely tells whether a refinement by its scores can be trusted.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def flow_log_prob(
     .. math:: \log p_t(x) = \log p_T(x_T) + \int_t^T \nabla\cdot\left(f x - \tfrac12 g^2 s\right) d\tau
 
     A model of scores has no other likelihood; here one call of the density gives it, and the difference of the two
-    says how consistent the ladder is. The Runge-Kutta method of order 4 in :math:`\sqrt t`, with four divergences a
-    step.
+    says how consistent the ladder is. Uses the Runge-Kutta method of order 4 in :math:`\sqrt t`, with four divergences
+    a step.
 
     Args:
         density: A density under a Gaussian process.
@@ -156,10 +156,10 @@ class LadderAudit:
     Args:
         times: The times, ``(K,)``.
         residual: Root mean square of the Fokker-Planck residual at noisy data, ``(K,)``.
-        derivative: That of the derivative of the log-density in t itself, ``(K,)``.
+        derivative: The same for the derivative of the log-density in t itself, ``(K,)``.
         flow: Mean and standard deviation over the data of ``flow_log_prob - log_density`` at t = 0, in nats; for
-            lattice densities over noisy data, where sigma is 0.3 level: at t = 0 theirs is even over bins, which no
-            flow of noisy data leads to.
+            lattice densities over noisy data, where sigma is 0.3 level: at t = 0 their density is flat over bins, which
+            no flow of noisy data leads to.
         entropy: By how much the entropy of the noisy data misses de Bruijn's identity, in nats per unit of time, and
             the standard error of that, ``(K, 2)``.
         bound: Mean over half of the data of :func:`~ncml.evaluation.ladder_bound`, with the other half to fit the
@@ -178,7 +178,7 @@ class LadderAudit:
 
     @property
     def ratio(self) -> Tensor:
-        """Residual over derivative: 0 for one process; of the order of 1, the levels hardly know of each other."""
+        """Residual over derivative: 0 for one process; at the order of 1, the levels hardly know about each other."""
         return self.residual / self.derivative
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,19 +208,19 @@ def audit_ladder(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> LadderAudit:
-    r"""Whether the levels of a ladder belong to one process, by all that they say of each other.
+    r"""Whether the levels of a ladder belong to one process, by all that they say about each other.
 
     The Fokker-Planck residual; de Bruijn's identity for the entropy H of the noisy data,
 
     .. math:: \frac{dH(p_t)}{dt} = D f + \tfrac12 g^2\, E\|s_t\|^2;
 
     the likelihood of data by way of each level; that of noisy data by the model's own samples; and that of data by way
-    of the flow. In the attributes of the result.
+    of the flow. All are attributes of the result.
 
     Args:
         density: A density under a Gaussian process.
         x: Data ``(B, *event_shape)`` at t = 0; some hundred rows are enough.
-        times: Where to look, above 0; five levels of noise, even in sigma, if None.
+        times: Times to look at, above 0; five noise levels, evenly spaced in sigma, if None.
         context: Conditioning with B rows, or None.
         steps: Steps of the flow.
         probes, generator: As for :func:`fokker_planck_residual`; the generator also draws the noise.

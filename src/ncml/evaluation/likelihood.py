@@ -73,9 +73,9 @@ def bits_per_dim(
         One value per example; ``inf`` where the density is zero, counted by ``.infinite``.
 
     Raises:
-        ArgumentError: No examples; values off the lattice at a time when data are on it; no lattice, or
-            another one than the density's.
-        ArgumentTypeError: ``x`` is not floating, or has another dtype than the density.
+        ArgumentError: No examples; values off the lattice at a time when data are on it; no lattice, or one other than
+            the density's.
+        ArgumentTypeError: ``x`` is not floating, or not of the density's dtype.
         NonFiniteError: A log-density is NaN or ``+inf``.
 
     Example:
@@ -157,8 +157,8 @@ def log_prob_in_batches(
 ) -> Tensor:
     """Log-likelihoods of checked arguments, ``(B,)`` float64, in eval mode and without gradients.
 
-    NaN and ``+inf`` are refused, unless ``check`` is False. What there is ``more``, with one row per example, goes to
-    the call.
+    NaN and ``+inf`` are refused, unless ``check`` is False. Anything in ``more``, with one row per example, is passed
+    to the call.
     """
     inner = inner_density(density)
     if inner.lattice is not None and inner.process is not None:
@@ -173,7 +173,7 @@ def log_prob_in_batches(
 
 
 def warn_of_failed(failed: Tensor, function: str, dtype: torch.dtype) -> None:
-    """Name the examples of which a public function, which calls this, could not compute everything; ``(B,)`` bools."""
+    """Warn of the examples, ``(B,)`` bools, for which the public function that calls this failed."""
     if rows := failed.nonzero().flatten().tolist():
         named = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         everything = "; check the parameters, and the input's range" if len(rows) == len(failed) else ""

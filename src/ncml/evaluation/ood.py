@@ -64,8 +64,9 @@ def ood_statistics(
         ArgumentError: No examples, or values that do not fit (see ``log_prob``).
 
     Warns:
-        FailedRowsWarning: A log-density is NaN or ``+inf``, or a score is not finite, of examples that it names (floats
-            overflow far from the data): what cannot be computed of them is NaN, and the others keep their values.
+        FailedRowsWarning: A log-density is NaN or ``+inf``, or a score is not finite, for examples that it names
+            (floats overflow far from the data): what cannot be computed for them is NaN, and the others keep their
+            values.
     """
     x, times, context = check_batch(inner_density(density), x, t, context)
     log_likelihood = log_prob_in_batches(density, x, times, context, batch_size, progress, check=False)
@@ -145,7 +146,7 @@ class AUROC:
 
 
 def auroc_interval(in_scores: Scores, out_scores: Scores, *, level: float = 0.95) -> AUROC:
-    r"""AUROC with an interval over the choice of examples; that of the training run is not in it.
+    r"""AUROC with an interval for the choice of examples; it does not include the variation between training runs.
 
     Wilson's score interval on DeLong's variance: all :math:`\theta` that are less than z standard errors away,
 

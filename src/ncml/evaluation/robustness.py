@@ -263,7 +263,7 @@ def delta_log_p(
 
     Raises:
         NCMLError: As :func:`~ncml.evaluation.bits_per_dim`; a ``pi`` outside [0, 1]; t > 0 without a
-            process, or with another one than the density's.
+            process, or with one other than the density's.
     """
     process = inner_density(density).process if process is None else process
     data = _NoisyData(density, process, x, context, lattice, order, edge, draws, batch_size, generator)

@@ -1,7 +1,7 @@
 r"""Do two sets of vectors come from one distribution? Two measures with a p-value.
 
-Beside the Fréchet distance, which compares means and covariances only and is ruled by a few far values: the energy
-distance (Székely and Rizzo, 2013, https://doi.org/10.1016/j.jspi.2013.03.018)
+They complement the Fréchet distance, which compares only means and covariances and is dominated by a few far values:
+the energy distance (Székely and Rizzo, 2013, https://doi.org/10.1016/j.jspi.2013.03.018)
 
 .. math:: 2\,E\|X - Y\| - E\|X - X'\| - E\|Y - Y'\| \ge 0,
 
@@ -28,12 +28,12 @@ CHUNK = 1024  # rows of the matrix of distances at a time
 
 @dataclass(frozen=True)
 class EnergyTest:
-    """An energy distance, what it comes to by chance, and the p-value of the permutation test.
+    """An energy distance, the size it reaches by chance, and the p-value of the permutation test.
 
     Args:
         distance: The energy distance, in data units; around 0, on either side, for equal distributions.
-        floor: Its 95 % quantile when the rows are dealt out at random: less than that is no difference that these
-            numbers of rows can show.
+        floor: Its 95 % quantile when the rows are dealt out at random: anything less is no difference that this many
+            rows can show.
         p_value: Share of the deals whose distance is at least as large, the observed one counted among them.
         permutations: Number of deals.
     """
@@ -50,8 +50,8 @@ class ClassifierTest:
 
     Args:
         accuracy: Balanced accuracy on held-out rows; one half if they cannot be told apart.
-        p_value: Chance of at least so many right answers for one who guesses (binomial, one-sided).
-        rows: Held-out rows, as many of either set.
+        p_value: Chance of at least as many right answers by guessing (binomial, one-sided).
+        rows: Number of held-out rows, half of them from each set.
     """
 
     accuracy: float
@@ -130,9 +130,9 @@ def classifier_test(
 ) -> ClassifierTest:
     """Train a small network to tell two sets apart, and count its right answers on held-out rows.
 
-    Half of the rows of each set train it (two hidden layers, Adam, columns scaled by the quartiles of both sets), as
-    many of the other half of each are the test. It sees any difference that the network can learn; a p-value that is
-    not small proves nothing.
+    Half of the rows of each set train it (two hidden layers, Adam, columns scaled by the quartiles of both sets);
+    an equal number from the other half of each is the test. It sees any difference that the network can learn; a
+    p-value that is not small proves nothing.
 
     Args:
         a, b: As for :func:`energy_distance`, at least four rows each.

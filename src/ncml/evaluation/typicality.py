@@ -38,7 +38,7 @@ def ladder_statistics(
     batch_size: int = 512,
     progress: bool = False,
 ) -> dict[str, Tensor]:
-    r"""What every level of a ladder says of examples, which are not noised.
+    r"""What every level of a ladder says about examples, to which no noise is added.
 
     Args:
         density: The density, or a wrapper of one. Run in eval mode; its training flags are restored.
@@ -115,11 +115,11 @@ class Typicality:
 
         Args:
             features: Statistics of training examples, ``(N, F)``, of which N must be at least 2.
-            shrinkage: Share of the identity in the correlations, so that statistics that (nearly) follow from each
-                other, or few examples, do no harm.
+            shrinkage: Share of the identity in the correlations, so that statistics that (nearly) determine each other,
+                or few examples, do no harm.
 
         Raises:
-            ArgumentError: Fewer than 2 rows, values that are not finite; without shrinkage, statistics that follow from
+            ArgumentError: Fewer than 2 rows, values that are not finite; without shrinkage, statistics that determine
                 each other.
         """
         check_floating(features, "features")

@@ -1,4 +1,4 @@
-"""Solvers with a step of its own for every row, from the error that it makes."""
+"""Solvers in which every row has its own step, chosen by the error that it makes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class AdaptiveSampler(Sampler):
     r"""A solver whose rows choose their steps by themselves: subclasses write ``attempt``.
 
     A step is taken if the root mean square over the row of its error, in units of what is tolerated, is at most 1;
-    the next step, or the next try, is :math:`0.9\, h\, E^{-\text{power}}`. On the way to t = 0 the last step leads
-    there from where sigma is a thousandth of that at the start, by Tweedie's formula.
+    the next step, or the next try, is :math:`0.9\, h\, E^{-\text{power}}`. On the way to t = 0, the last step, by
+    Tweedie's formula, begins where sigma is a thousandth of its value at the start.
 
     Args:
         rtol, atol: Tolerated error of a step, relative and in data units.
@@ -115,7 +115,7 @@ def _size(error: Tensor, tolerated: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AdaptiveHeun(AdaptiveSampler):
-    r"""The probability-flow ODE with a step of its own for every row, from the error that it makes.
+    r"""The probability-flow ODE, in which every row has its own step, chosen by the error that it makes.
 
     A step is Heun's, and its error the difference from Euler's step, of which ``atol + rtol * max(|x|)`` is
     tolerated. Two scores for each step that is tried.
@@ -145,7 +145,7 @@ class AdaptiveSDE(AdaptiveSampler):
 
     A step that is rejected has drawn an increment of the row's Brownian path, which stays as it is: the shorter step
     gets its part of it by a Brownian bridge, and the rest is kept for what follows. Scaling the same normal by a
-    smaller :math:`\sqrt h`, as published, prefers the paths that were accepted: a bias that no tolerance removes.
+    smaller :math:`\sqrt h`, as published, favours the paths that are accepted: a bias that no tolerance removes.
 
     Args:
         rtol, atol, first_step, max_steps: See :class:`~ncml.sampling.AdaptiveSampler`.

@@ -46,19 +46,19 @@ def complete(
 ) -> Tensor:
     r"""Draw what is not known of ``x``, given what is (inpainting, imputation).
 
-    At ``t_start`` the rest is drawn: by an autoregressive density each value given those before it, known ones among
-    them; by another one regardless of what is known. ``moves`` of :class:`~ncml.sampling.MetropolisLangevin` then let
-    it fit all that is known, before the sampler refines it to t = 0. Give moves where the noise at ``t_start`` is
-    small: what a sample shows has been settled by then, and a refinement cannot change it.
+    First the rest is drawn at ``t_start``: an autoregressive density draws each value given those before it, known ones
+    among them; any other draws regardless of what is known. ``moves`` of :class:`~ncml.sampling.MetropolisLangevin`
+    then let it fit all that is known, before the sampler refines it to t = 0. Use moves if the noise at ``t_start`` is
+    small: what a sample shows is settled by then, and refinement cannot change it.
 
     Args:
         density: A density that can sample, or a target of one (such as :func:`~ncml.density.guided`).
-        x: Data ``(B, *event_shape)``; what stands in the place of unknown values is ignored.
+        x: Data ``(B, *event_shape)``; whatever stands in place of unknown values is ignored.
         known: Bool, True where values are known, of the event's shape or of that of ``x``.
         sampler: How to refine; ``RePaint()`` by default: 32 steps of the reverse SDE, ten times each. Its bias is
             stated at :class:`~ncml.density.CompletionTarget`.
-        t_start: Where to draw; the process's T if None. 0 with an autoregressive density for the draw alone, which is
-            exact if the known values are the first of its order.
+        t_start: Time to draw at; the process's T if None. 0 with an autoregressive density for the draw alone, which is
+            exact if the known values are the first in its order.
         moves: Metropolis moves at ``t_start``, one log-density with its score each.
         context: Conditioning with B rows, or None.
         generator: Source of randomness.
@@ -66,7 +66,7 @@ def complete(
         on_failure: See :meth:`~ncml.Sampler.refine`.
 
     Returns:
-        Completed data ``(B, *event_shape)``: known values bit for bit; of a lattice density clamped and rounded.
+        Completed data ``(B, *event_shape)``: known values bit for bit; for a lattice density clamped and rounded.
 
     Raises:
         ArgumentError: Masks that do not fit, nothing or everything known, known values off a density's lattice.
@@ -127,7 +127,7 @@ def _drawn(inner: SampleableDensity, held: Tensor, target: CompletionTarget, t: 
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """What restoration gives back.
+    """The result of a restoration.
 
     Args:
         x: Restored data, ``(B, *event_shape)``.
@@ -160,7 +160,7 @@ def restore(
 ) -> Restored:
     r"""Remove normal noise of unknown strength from ``x = x_0 + sigma z``, by the noise level's posterior.
 
-    The density is read under :math:`\sigma = t` (:meth:`~ncml.NoiseConditionalDensity.under`), and every level weighed
+    The density is read under :math:`\sigma = t` (:meth:`~ncml.NoiseConditionalDensity.under`), and every level weighted
     by :math:`p(\sigma \mid x)` (:func:`~ncml.density.time_posterior`):
 
     .. math:: E[x_0 \mid x] = \sum_k p(\sigma_k \mid x)\, \left(x + \sigma_k^2\, \nabla\log p_{\sigma_k}(x)\right),
@@ -171,17 +171,17 @@ def restore(
     Args:
         density: A density under a Gaussian process that starts at the data.
         x: Noisy data ``(B, *event_shape)``, not scaled.
-        sigmas: The noise levels in question, in data units; 32 if None, even in log, up to the density's largest and
-            down to a hundredth of it (0.3 level for lattice data).
-        prior: Their masses; even if None.
-        shared: All rows have the same noise, and tell of it together.
+        sigmas: The noise levels to consider, in data units; 32 if None, evenly spaced in log, up to the density's
+            largest and down to a hundredth of it (0.3 level for lattice data).
+        prior: Their masses; uniform if None.
+        shared: All rows have the same noise, which is judged by all of them together.
         sampler: Draws by this sampler instead of means.
         context: Conditioning with B rows, or None.
         generator: Source of the draws' randomness.
         on_failure: See :meth:`~ncml.Sampler.refine`.
 
     Returns:
-        Restored data, with what is known of the noise. Neither clamped nor rounded.
+        Restored data, with what is known about the noise. Neither clamped nor rounded.
 
     Raises:
         UnsupportedError: The process is not Gaussian, or noisy at t = 0.

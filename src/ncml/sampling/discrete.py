@@ -1,7 +1,7 @@
 r"""Samplers of lattice data under a discrete process, by exact masses :math:`P_t`.
 
-A :class:`~ncml.DiscreteProcess` moves every value by itself, with known probabilities :math:`Q_t`, and need not be a
-Markov chain in t: the paper's level noise is none. What is left to sample with are the masses themselves.
+A :class:`~ncml.DiscreteProcess` moves every value independently, with known probabilities :math:`Q_t`, and need not be
+a Markov chain in t: the paper's level noise is not one. What is left to sample with are the masses themselves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Exponential integrators in the log signal-to-noise ratio: DDIM, DPM-Solver++ and their stochastic forms.
 
 With :math:`\lambda = \log(\alpha/\sigma)` and :math:`h = \lambda_s - \lambda_t`, the probability flow and the
-reverse SDE are linear but for the denoised :math:`D(x, t) = E[x_0 \mid x_t]`. Their linear part is solved exactly,
+reverse SDE are linear except for the denoised :math:`D(x, t) = E[x_0 \mid x_t]`. Their linear part is solved exactly,
 and D is taken to be constant over a step (order 1), or a line through the last two steps (order 2):
 
 .. math:: \bar D = D + \frac{h}{2 h'} (D - D'),
@@ -82,8 +82,8 @@ class DPMSolver2M(_Exponential):
 
     Args:
         steps, grid, denoise_last: See :class:`~ncml.sampling.GridSampler`; the grid is even in log-SNR.
-        lower_final: Take the last step at order 1, which is steadier; for a dozen steps or fewer. (On the way to t = 0
-            the one before: the last is of order 1 anyway.)
+        lower_final: Take the last step at order 1, which is steadier; for a dozen steps or fewer. (On the way to t = 0,
+            the last but one: the last is of order 1 anyway.)
     """
 
     lower_final: bool = False

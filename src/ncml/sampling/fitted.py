@@ -19,7 +19,7 @@ __all__ = ["cheapest_way", "fit_grid"]
 
 
 def cheapest_way(cost: NDArray[np.float64] | Sequence[Sequence[float]], steps: int) -> list[int]:
-    """The way from the first place to the last in a number of steps at the least sum of costs, by dynamic programming.
+    """The path of least cost from the first place to the last, in a given number of steps, by dynamic programming.
 
     Args:
         cost: Costs of a step from place i to place j > i, ``(n, n)``; the rest is not looked at.
@@ -53,16 +53,16 @@ def fit_grid(
     context: Tensor | None = None,
     candidates: int = 64,
 ) -> Given:
-    r"""The grid of a number of steps on which DDIM's errors along exact trajectories sum to the least.
+    r"""The grid of a given number of steps that has the least sum of DDIM's errors along exact trajectories.
 
-    The probability flow is followed exactly from samples x at ``t_start``, through ``candidates`` times that are even
+    The probability flow is followed exactly from samples x at ``t_start``, through ``candidates`` times evenly spaced
     in log-SNR. A step of DDIM from each to every later one, begun on the trajectory, has an error against it,
 
     .. math:: c_{ij} = E\, \Bigl\| \frac{\sigma_j}{\sigma_i} x_i
               + \Bigl(\alpha_j - \frac{\sigma_j}{\sigma_i} \alpha_i\Bigr) D(x_i, t_i) - x_j \Bigr\|^2,
 
-    and the way with the least sum of :math:`\sqrt{c}` is found by dynamic programming, as in Chen et al. (2024, "On the
-    trajectory regularity of ODE-based diffusion sampling"). The grid serves any sampler of those steps
+    and the path with the least sum of :math:`\sqrt{c}` is found by dynamic programming, as in Chen et al. (2024, "On
+    the trajectory regularity of ODE-based diffusion sampling"). The grid serves any sampler that takes steps
     (``DDIM(grid=...)``) and most of all first order and few steps.
 
     Args:

@@ -1,4 +1,4 @@
-"""Two-part sampling: draw at a noise level where the model is robust, refine to the data."""
+"""Two-part sampling: draw at a noise level where the model is robust, then refine to the data."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def generate(
         n: Number of samples.
         process: Its noise process; the density's own if None.
         sampler: How to refine. Default ``EulerMaruyama()``: 128 steps of the reverse SDE.
-        t_start: Where to draw; the process's T if None. 0 is plain sampling, without a sampler.
-        t_end: Where to stop; 0 if None (see :class:`~ncml.Sampler`). Above 0 the samples are still noisy.
+        t_start: Time to draw at; the process's T if None. 0 is plain sampling, without a sampler.
+        t_end: Time to stop at; 0 if None (see :class:`~ncml.Sampler`). Above 0 the samples are still noisy.
         context: Conditioning with ``n`` rows, or None.
         generator: Source of randomness for both parts.
         progress: Show a progress bar for the refinement.

@@ -3,8 +3,8 @@ r"""Parallel exact sampling of autoregressive densities, by fixed-point iteratio
 A sample is a function of noise, and the fixed point of redrawing every position given those before it:
 :math:`x = \text{resample}(x, \text{noise}, t)`. Jacobi iteration redraws all positions at once, in one pass of the
 network, and starts again from the result (Song et al., 2021, "Accelerating feedforward computation"). Position i is
-final after i + 1 passes whatever the start, and most often much sooner: what agrees with the pass before, up to the
-first position that does not, is proven and stays.
+final after i + 1 passes whatever the start, and usually much sooner: what agrees with the pass before, up to the first
+position that does not, is proven and stays.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROUNDING = 32
 
 @dataclass(frozen=True)
 class ParallelSamples:
-    """What parallel sampling gives back.
+    """The result of parallel sampling.
 
     Args:
         x: Samples ``(n, *event_shape)``.
@@ -73,7 +73,7 @@ def sample_in_parallel(
         context: Conditioning with ``n`` rows, or None.
         generator: Source of the noise; torch's default generator if None.
         noise: What ``density.draw_noise(n)`` returned, to draw the same samples again.
-        block: Gauss-Seidel iteration: only so many positions beyond the proven ones are redrawn in a pass, so that
+        block: Gauss-Seidel iteration: only this many positions beyond the proven ones are redrawn in a pass, so that
             what lies far ahead does not follow values that are still wrong. None for all of them, Jacobi iteration.
         tolerance: Positions count as agreeing if they differ by this many standard deviations of the noise at t, or
             less. 0 (default) gives those of ``sample``, up to rounding; more is an approximation, for draws that are
@@ -139,10 +139,11 @@ def fixed_point(
     """The fixed point of an autoregressive layer, by Jacobi iteration until a pass changes nothing beyond rounding.
 
     Args:
-        redraw: From some rows as they are, and their numbers, to the rows with every position given those before it.
+        redraw: Takes some rows as they are, and their indices; returns them with every position redrawn given those
+            before it.
         start: Where to start, ``(n, ...)``; written to.
         allowed: What a pass may still change in a row, ``(n,)``.
-        passes: Passes after which every position is final: their number.
+        passes: The number of passes after which every position is final.
 
     Returns:
         The rows, with their passes.
@@ -172,12 +173,13 @@ def invert_layers(
     """Layers of a flow inverted one after the other, each reading its positions in the order opposite to the last's.
 
     Args:
-        layers: From what the layer makes of the rows, the rows as they are, and their numbers, to the rows redrawn.
-        z: What the first of these makes, ``(n, positions, ...)``.
+        layers: Each takes the layer's output for the rows, the rows as they are, and their indices; returns the rows
+            redrawn.
+        z: The output of the first of these, ``(n, positions, ...)``.
         allowed, passes: As for :func:`fixed_point`.
 
     Returns:
-        What goes into the last, in the order opposite to its own, with the passes of all.
+        The input of the last, in the order opposite to its own, with the passes of all.
     """
     sweeps, evaluations = torch.zeros(len(z), dtype=torch.long, device=z.device), 0
     for redraw in layers:
@@ -187,7 +189,7 @@ def invert_layers(
 
 
 def allowed_difference(density: NoiseConditionalDensity, times: Tensor, tolerance: float) -> Tensor:
-    """The difference at which two values agree, ``(n,)``: so many standard deviations of the noise at each time.
+    """The difference within which two values agree, ``(n,)``: this many standard deviations of the noise at each time.
 
     Raises:
         ArgumentError: A tolerance that is negative, or above 0 where there is no noise.

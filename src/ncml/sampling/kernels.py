@@ -1,4 +1,4 @@
-r"""One step of the process between two noise levels, forth and back, with the log-ratio of the two densities."""
+r"""One step of the process between two noise levels, forward and back, with the log-ratio of the two densities."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Kernels:
     def log_ratio(self, x_s: Tensor, x_t: Tensor, score: Tensor, dims: int | Tensor) -> Tensor:
         r""":math:`\log K_f(x_t \mid x_s) - \log K_b(x_s \mid x_t)`, ``(B,)``, given the score at x_t.
 
-        Of the ``dims`` values that the density is of; the score of others is 0.
+        Over the ``dims`` values that the density covers; the score of others is 0.
         """
         rest = x_s.mul(self.scale).sub_(x_t)
         # Half the difference of the squares of rest - v score and of rest, over v, without cancellation; the

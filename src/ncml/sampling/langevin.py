@@ -107,14 +107,14 @@ class MetropolisLangevin(_Annealed):
     .. math:: \min\left(1, \frac{p_s(y)\, q(x \mid y)}{p_s(x)\, q(y \mid x)}\right), \qquad
               q(y \mid x) = N(x + \epsilon_s \nabla\log p_s(x),\ 2\epsilon_s),
 
-    so that :math:`p_s` is its stationary distribution exactly, whatever the step; which takes a log-density, and so
-    a likelihood model. ``info["acceptance"]`` has the share of moves accepted at each level. With ``t_start ==
-    t_end`` it is a Markov chain at that level.
+    so that :math:`p_s` is its stationary distribution exactly, whatever the step. This needs a log-density, and so a
+    likelihood model. ``info["acceptance"]`` has the share of moves accepted at each level. With ``t_start == t_end`` it
+    is a Markov chain at that level.
 
     Args:
         steps, grid, denoise_last: See :class:`~ncml.sampling.GridSampler`; the grid is even in log-SNR.
         moves: Moves at each level; one log-density with its score each, and one more per level.
-        step_size: Step in units of the level's variance. Smaller for many dimensions: the acceptance says.
+        step_size: Step in units of the level's variance. Use less in many dimensions, as the acceptance shows.
     """
 
     steps: int = 64
@@ -167,9 +167,10 @@ class HMC(MetropolisLangevin):
     .. math:: p \leftarrow p + \tfrac h2 \nabla\log p_s(x), \quad x \leftarrow x + h\,p, \quad
               p \leftarrow p + \tfrac h2 \nabla\log p_s(x),
 
-    and is accepted by the energy :math:`-\log p_s(x) + |p|^2/2`: exact as
-    :class:`~ncml.sampling.MetropolisLangevin`, which is this with one leap, and moving farther in one direction instead
-    of walking at random. As for that one ``info["acceptance"]``, and a Markov chain if ``t_start == t_end``.
+    and is accepted by the energy :math:`-\log p_s(x) + |p|^2/2`: as exact as
+    :class:`~ncml.sampling.MetropolisLangevin`, which is this with one leap, but moving farther in one direction instead
+    of walking at random. As there, ``info["acceptance"]`` has the share accepted, and with ``t_start == t_end`` it is a
+    Markov chain.
 
     Args:
         steps, grid, denoise_last: See :class:`~ncml.sampling.GridSampler`; the grid is even in log-SNR.

@@ -47,20 +47,21 @@ class MultistepODE(GridSampler):
     ``"flow"``    :math:`z - D`                      :math:`\alpha+\sigma,\ \sigma/c`        w
     ============  =================================  =====================================  ==================
 
-    and q is taken to be the polynomial through its last ``order`` values. Of the data this is DDIM at 1,
-    DPM-Solver++(2M) up to second order in the step at 2, and (3M) at 3 (Lu et al., 2022, "DPM-Solver++"); of the noise
-    the methods of Zhang and Chen (2022, "DEIS"); of the flow those of rectified flows. With ``corrector`` a step is
-    done again when its end's score is known, by the polynomial through that as well (Zhao et al., 2023, "UniPC", with
-    the integrals exact): one order more for no further score. The first steps, which lack a history, have lower order:
-    the whole has 2 at most, with corrector 3. With ``lower_final`` the last steps have orders falling to 1: where there
-    are a dozen steps or fewer, extrapolation over the last, longest one costs more than it gains.
+    and q is taken to be the polynomial through its last ``order`` values. For the data this is DDIM at 1,
+    DPM-Solver++(2M) up to second order in the step at 2, and (3M) at 3 (Lu et al., 2022, "DPM-Solver++"); for the
+    noise, the methods of Zhang and Chen (2022, "DEIS"); for the flow, those of rectified flows. With ``corrector`` a
+    step is redone once the score at its end is known, with the polynomial through that as well (Zhao et al., 2023,
+    "UniPC", with the integrals exact): one order more for no further score. The first steps, which lack a history, have
+    lower order: the whole has 2 at most, with corrector 3. With ``lower_final`` the last steps have orders falling to
+    1: with a dozen steps or fewer, extrapolation over the last, longest one costs more than it gains.
     benchmarks/frontier.py measures which is best for few scores.
 
     Args:
         steps, grid, denoise_last: See :class:`~ncml.sampling.GridSampler`; the grid is even in log-SNR.
-        order: Values on the polynomial, 1 to 4. More is more exact where steps are small, and worse where they are not.
+        order: Values on the polynomial, 1 to 4. A higher order is more exact if steps are small, and worse if they are
+            not.
         corrector: Correct each step.
-        of: What the polynomial is of.
+        of: The quantity that the polynomial describes.
         lower_final: Let the order fall to 1 over the last steps.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Steps that are taken again and again, from the noise to which the process brings their result back."""
+"""Steps that are repeated, each time after the process has taken their result back to the noise before."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class RePaint(GridSampler):
     .. math:: x_s \leftarrow \text{step}(x_t), \qquad x_t \leftarrow a\,x_s + \sqrt v\, z, \qquad
               x_t \mid x_s \sim N(a\,x_s, v) \text{ of the process.}
 
-    In completion it gives the values that are drawn the time to agree with those that are known, which a single way
-    down does not (:class:`~ncml.density.CompletionTarget`). Without conditions it changes nothing, but that errors of
-    the steps add up: what variance a step loses is lost in each repeat (2 to 5 % in all by the defaults, a fifth with
+    In completion it gives drawn values the time to agree with known ones, which a single pass down does not
+    (:class:`~ncml.density.CompletionTarget`). Without conditions it changes nothing, except that errors of the steps
+    add up: the variance that a step loses is lost in each repeat (2 to 5 % in all by the defaults, a fifth with
     :class:`~ncml.sampling.DPMSolverSDE`, less than 1 % with :class:`~ncml.sampling.HeunODE`, for two scores a step).
 
     Args:
         steps, grid, denoise_last: See :class:`~ncml.sampling.GridSampler`; the grid is even in log-SNR.
-        step_by: The sampler whose steps are taken, without a history; its own number of steps and grid do not count.
+        step_by: The sampler whose steps are taken, without a history; its own number of steps and grid are not used.
         repeats: How often each step is taken; 1 is ``step_by`` itself.
     """
 

@@ -1,13 +1,13 @@
-r"""The sampler interface: a checked edge, :meth:`Sampler.refine`, around any algorithm, :meth:`Sampler.run`.
+r"""The sampler interface: a call with checks, :meth:`Sampler.refine`, around any algorithm, :meth:`Sampler.run`.
 
 A sampler takes :math:`x_t` at ``t_start`` to ``t_end``, towards the data, with what a
 :class:`~ncml.density.Target` gives: the score, the log-density, the coefficients of the process, normals and
 uniforms. Everything is checked once, at the call; ``run`` and ``step`` check nothing.
 
-**The end of the way.** The exact score of lattice data diverges at t = 0, and a head whose narrowest
-shape is one bin cannot follow it below about 0.3 levels of noise. For a density with a lattice, and
-``t_end=None``, the sampler therefore runs to where sigma is 0.3 level, and from there one noise-free step by
-Tweedie's formula leads to t = 0. For other densities it runs to t = 0.
+**Where it ends.** The exact score of lattice data diverges at t = 0, and a head whose narrowest shape is one bin cannot
+follow it below about 0.3 levels of noise. For a density with a lattice, and ``t_end=None``, the sampler therefore runs
+to where sigma is 0.3 level, and from there one noise-free step by Tweedie's formula leads to t = 0. For other densities
+it runs to t = 0.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ Keep = Callable[[float | Tensor, Tensor], None]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Refined:
-    """What a refinement gives back.
+    """The result of a refinement.
 
     Args:
         x: The samples at ``t``, shape as they started; neither clamped nor rounded.
-        t: Where they are.
-        evaluations: Rows that the density evaluated in all; divided by ``len(x)`` the cost of a sample.
+        t: The time that they have reached.
+        evaluations: Number of rows that the density evaluated in all; divided by ``len(x)``, the cost of a sample.
         path: With ``path=True`` the start and the state after every step, as pairs of time and samples.
-        info: What the sampler has to say (acceptance, steps of each row, ...), and nothing where it had nothing to do;
+        info: What the sampler reports (acceptance, steps of each row, ...), empty if it had nothing to do; under
             ``"failed"``, the rows that failed and are NaN, if there are any.
     """
 
@@ -108,11 +108,11 @@ class Sampler(abc.ABC):
             keep: To be called after each step, with the time reached (or one per row) and the samples there.
 
         Returns:
-            Samples at ``stop``, and what else there is to say (``info`` of :class:`~ncml.Refined`).
+            Samples at ``stop``, and anything else to report (``info`` of :class:`~ncml.Refined`).
         """
 
     def check(self, target: Target, start: float, stop: float) -> None:  # noqa: B027 -- most have nothing to add
-        """Refuse what only this sampler cannot do; called at the edge, before anything is drawn."""
+        """Refuse what this sampler in particular cannot do; called first, before anything is drawn."""
 
     def expected_steps(self) -> int | None:
         """How many steps a call takes, for the progress bar; None if that depends."""
@@ -168,23 +168,23 @@ class Sampler(abc.ABC):
                 flags are restored.
             x: Samples at ``t_start``, shape ``(B, *event_shape)``, data units. Never written to.
             t_start: Where to start; the process's T if None.
-            t_end: Where to stop; if None t = 0, for lattice densities by way of 0.3 level.
+            t_end: Where to stop; if None, t = 0 (for lattice densities by way of 0.3 level).
             process: The process that the samples are noisy under; the density's own if None.
             context: Conditioning with B rows, or None.
             generator: Source of the noise.
             path: Keep the samples after every step.
             progress: Show a progress bar (needs tqdm).
-            on_failure: What becomes of a row whose score is NaN or infinite: "raise" ends the call with nothing
-                partial; "keep" gives up that row, which is NaN and named in ``info["failed"]``, and goes on with the
+            on_failure: What to do about a row whose score is NaN or infinite: "raise" ends the call without a partial
+                result; "keep" gives up that row, which is NaN and named in ``info["failed"]``, and continues with the
                 others.
 
         Returns:
-            The samples at ``t_end``, what they cost, and what the sampler says of them. With ``t_start == t_end`` a
-            copy of ``x``, for which nothing is drawn, unless the sampler moves in place.
+            The samples at ``t_end``, what they cost, and what the sampler reports. With ``t_start == t_end`` a copy of
+            ``x``, for which nothing is drawn, unless the sampler moves in place.
 
         Raises:
             UnsupportedError: The process, or the target, is not of the kind that the sampler needs.
-            ArgumentError: Times out of order or range, another process than the density's, ...
+            ArgumentError: Times out of order or range, a process other than the density's, ...
             NonFiniteError: A score is NaN or infinite; the message says in which rows, at which t and step.
         """
         target = self.bind(density, process, context, generator)
@@ -279,8 +279,8 @@ class GridSampler(Sampler):
     """A sampler that takes the steps of a grid: subclasses write :meth:`~ncml.GridSampler.step`.
 
     Args:
-        steps: Number of steps, at least 1; for lattice densities refined with ``t_end=None`` the last step, by
-            Tweedie's formula from 0.3 level, comes on top.
+        steps: Number of steps, at least 1; lattice densities refined with ``t_end=None`` take one more at the end, by
+            Tweedie's formula from 0.3 level.
         grid: How the times are spread: a name or function of :mod:`ncml.sampling.grids`. Default ``"quadratic"``,
             :math:`t_i = t_{end} + (t_{start}-t_{end})(1-i/n)^2`.
         denoise_last: Take the last step to t = 0 by Tweedie's formula, without adding noise.
@@ -313,7 +313,7 @@ class GridSampler(Sampler):
         return None
 
     def info(self, state: Any) -> dict[str, Any]:  # noqa: ANN401
-        """What the last state has to say to the user (``info`` of :class:`~ncml.Refined`)."""
+        """What the last state has to report (``info`` of :class:`~ncml.Refined`)."""
         return {}
 
     def check(self, target: Target, start: float, stop: float) -> None:
@@ -346,7 +346,7 @@ class GridSampler(Sampler):
 
 
 def check_stepper(sampler: object, name: str) -> None:
-    """Refuse, inside of another sampler, anything but steps of single rows under a Gaussian process."""
+    """Refuse, inside another sampler, anything but steps of single rows under a Gaussian process."""
     if not isinstance(sampler, GridSampler):
         raise ArgumentTypeError(f"{name}: got {sampler!r}; expected a GridSampler, such as EulerMaruyama()")
     kind = type(sampler).__name__

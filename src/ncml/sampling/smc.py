@@ -41,12 +41,12 @@ class AnnealedSMC(GridSampler):
 
     and are resampled (systematically) when their effective sample size falls. The weights are exact for any score and
     any number of steps: the samples follow the density at ``t_end``, though the steps alone would not, if there are
-    enough particles. This takes likelihoods, which a model of scores does not have. One evaluation per step.
+    enough particles. This needs likelihoods, which a model of scores does not have. One evaluation per step.
 
     ``info`` has ``log_weights`` (normalised to mean 1, of the particles returned), ``log_z``, the logarithm of an
     estimate of :math:`Z_{end}/Z_{start}` whose mean is 1 (of Z, not of its logarithm; particles that fail are lost
     to it), and
-    ``effective_sample_size``, a share per step: what it says of the *model* is whether its ladder is one process. The
+    ``effective_sample_size``, a share per step: about the *model* it says whether its ladder is one process. The
     weights degenerate in many dimensions: use it up to 64 or so.
 
     Args:

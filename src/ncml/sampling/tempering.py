@@ -28,8 +28,8 @@ class ParallelTempering(Sampler):
 
     Every row has a ladder of its own: the sample at ``t_start`` is first taken down to all levels. A round moves the
     chain of each level by Metropolis' rule, then exchanges pairs of neighbours s < t, even and odd pairs in turn (Syed
-    et al., 2022). Where noise levels are annealed once, a sample stays in the mode that it fell into; here it climbs
-    again to where modes are one, and so their weights come right.
+    et al., 2022). When noise levels are annealed only once, a sample stays in the mode that it fell into; here it
+    climbs back to where modes are one, so that their weights come out right.
 
     Samples are not swapped as they are, which would rarely be accepted in many dimensions, but along the process. With
     its kernels :math:`K_f(x_t \mid x_s) = N(a\,x_s, v)` and
@@ -40,19 +40,19 @@ class ParallelTempering(Sampler):
               w(x_t, x_s) = \frac{p_s(x_s)\, K_f(x_t \mid x_s)}{p_t(x_t)\, K_b(x_s \mid x_t)},
 
     where w is 1 for small steps of a ladder that is one process. The stationary law is the product of all
-    :math:`p_t` exactly, whatever the score, the steps and the levels; which takes likelihoods. A path
+    :math:`p_t` exactly, whatever the score, the steps and the levels. This needs likelihoods. A path
     (``refine(path=True)``) has the chain at the lowest level after each round: at ``t_end``, or for lattice data where
     the sampler itself stops, at 0.3 level.
 
     ``info`` has ``acceptance``, the share of moves accepted at each level from ``t_start`` down (NaN at t = 0 without
     noise, where there are none), ``exchanges``, the share accepted between each level and the next (NaN for pairs that
-    one round does not reach), and ``arrivals``, how many samples each row has had at the lowest level that had been at
-    ``t_start`` since the last. A sample moves one level a round, and takes at least ``2 * (levels - 1)`` of them to
-    climb and come back: weights of modes come right in several times as many, and few arrivals mean that rounds or
-    levels are missing. Coming to a level takes the predictor's evaluations and one more, a round ``chain.moves`` (times
-    leaps) per level and two per pair that it exchanges, every other one.
+    one round does not reach), and ``arrivals``, how often in each row a sample reached the lowest level that had been
+    at ``t_start`` since it was last there. A sample moves one level a round, and needs at least ``2 * (levels - 1)``
+    rounds to climb and come back: weights of modes come out right after several times as many, and few arrivals mean
+    that there are too few rounds or levels. Reaching a level costs the predictor's evaluations and one more; a round
+    costs ``chain.moves`` (times leaps) per level and two per pair that it exchanges, which is every other pair.
 
-    With ``on_failure="keep"`` a row is given up for a proposal that fails, too.
+    With ``on_failure="keep"`` a row is given up also if a proposal fails.
 
     Args:
         levels: Noise levels, at least 2; ``t_start`` and ``t_end`` are among them.
@@ -60,7 +60,7 @@ class ParallelTempering(Sampler):
         rounds: Rounds of moves and exchanges.
         chain: The moves, :class:`~ncml.sampling.MetropolisLangevin` or :class:`~ncml.sampling.HMC`; its ``moves``,
             ``step_size`` and ``leaps`` are used.
-        predictor: Any :class:`~ncml.sampling.GridSampler`, by whose steps samples first come to the levels.
+        predictor: Any :class:`~ncml.sampling.GridSampler`, whose steps first bring samples to the levels.
     """
 
     levels: int = 13

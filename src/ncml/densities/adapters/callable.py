@@ -31,9 +31,9 @@ class CallableDensity(SampleableDensity):
     :class:`ncml.nn.Conditioning` makes of the time and the context. Most conditional models of other libraries take
     just that.
 
-    Modules bring their parameters, and run in eval mode where a density does. They are found where a function holds
-    them: a method's object, a closure, ``functools.partial``, a global variable. The first call that can train looks
-    at what autograd recorded, and refuses a function of parameters that were not found.
+    Modules contribute their parameters, and run in eval mode where a density does. They are found if a function holds
+    them: a method's object, a closure, ``functools.partial``, a global variable. The first call that can train looks at
+    what autograd recorded, and refuses a function of parameters that were not found.
 
     Args:
         module: Returns log-densities in nats, ``(B,)``, for ``x`` of shape ``(B, *event_shape)`` and
@@ -46,20 +46,20 @@ class CallableDensity(SampleableDensity):
         classes: With ``features``, number of classes of an integer context, which is embedded; -1 is "no label".
         score: The score, shape of ``x``, for densities that autograd cannot differentiate (numpy, scipy,
             scikit-learn, JAX). Their functions get ``x`` without a graph.
-        modules: The modules that the functions use, if they cannot be found, or not all of those found.
+        modules: The modules that the functions use, if they cannot be found, or if not all of those found are meant.
         sample: ``sample(n, t, context, generator)`` draws ``n`` examples at times ``t`` of shape ``(n,)``, from
-            ``generator`` or from torch's global state, which is set from it; torch's default dtype is the density's
-            meanwhile. Without it the density cannot sample.
+            ``generator`` or from torch's global state, which is set from it; meanwhile torch's default dtype is the
+            density's. Without it the density cannot sample.
         lattice: The lattice of the data, if ``module`` gives exact masses on it; needs a process.
         density: As ``module``, without lattice edges: what scores and samplers differentiate (see
             :mod:`ncml.density`). ``module`` itself if None; required with a lattice.
 
     Raises:
-        ArgumentTypeError: Something given is not callable, not with these arguments, or a class in place of an
+        ArgumentTypeError: Something given is not callable, or not with these arguments, or is a class in place of an
             instance.
         ArgumentError: A lattice without ``density``; a context without ``features``; modules that cannot be told
-            apart. At a call: a result of another shape, parameters that were not found, or, under a Gaussian process,
-            values that do not depend on ``x``, which are masses of categories and no densities.
+            apart. At a call: a result of the wrong shape, parameters that were not found, or, under a Gaussian process,
+            values that do not depend on ``x``, which are masses of categories, not densities.
         UnsupportedError: The density was built without ``sample`` or ``score``, and needs it; a copy of a density whose
             functions would go on using the modules of the original.
 
@@ -184,7 +184,7 @@ class CallableDensity(SampleableDensity):
 
         Raises:
             UnsupportedError: The density was built without ``sample``.
-            ArgumentError: The function returned another shape.
+            ArgumentError: The function returned the wrong shape.
         """
         if self._sample is None:
             raise UnsupportedError(

@@ -66,7 +66,7 @@ class FlowDensity(SampleableDensity):
         """One sample of ``flow`` per row of ``context``, ``(B, *event_shape)``, under :func:`library_draws`."""
 
     def context_hint(self, flow: nn.Module, width: int) -> str:
-        """What to do about a flow that does not take its context, if more is known than for any flow."""
+        """What to do about a flow that does not take its context, if there is more to say than for any flow."""
         return ""
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
@@ -99,10 +99,10 @@ class FlowDensity(SampleableDensity):
         return features.to(self.dtype)
 
     def _probe(self, flow: nn.Module, width: int) -> None:
-        """Refuse a flow that cannot see its context, so that it would silently ignore t, or cannot sample.
+        """Refuse a flow that cannot sample, or cannot see its context and so would silently ignore t.
 
-        Its parameters are randomised, so that one that is initialised to the identity, and does not use its context
-        yet, is not refused.
+        Its parameters are randomised, so that a flow initialised to the identity, which does not use its context yet,
+        is not refused.
         """
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(ROWS, *self.event_shape, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
@@ -161,7 +161,7 @@ class FlowDensity(SampleableDensity):
 
 @contextmanager
 def _probed(flow: nn.Module) -> Iterator[nn.Module]:
-    """A copy of a flow in eval mode, to be tried out; where it cannot be copied, itself, which is put back after."""
+    """A copy of a flow in eval mode, to be tried out; the flow itself, restored afterwards, if it cannot be copied."""
     try:
         twin = copy.deepcopy(flow).eval()
     except Exception:  # weight norm as hooks, for one, keeps a tensor that cannot be copied

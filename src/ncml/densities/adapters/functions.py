@@ -1,4 +1,4 @@
-"""What is known of a function from outside: the modules that it uses, and what autograd says of its results."""
+"""What can be found out about a function from outside: the modules it uses, and what autograd says of its results."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class NFlowsDensity(FlowDensity):
     be differentiated again (``create_graph=True``) for every transform of nflows.
 
     nflows' ``AffineCouplingTransform`` scales by at most 1.001 on the way to the base, so a flow of these alone cannot
-    be denser than its base anywhere: take splines or ``MaskedAffineAutoregressiveTransform``.
+    be denser than its base anywhere: use splines or ``MaskedAffineAutoregressiveTransform``.
 
     Args:
         flow: An nflows flow (duck-typed: ``flow.log_prob(x, context=...)`` and ``flow.sample(1, context=...)``,
@@ -36,8 +36,8 @@ class NFlowsDensity(FlowDensity):
             and the log-determinant is included.
 
     Raises:
-        ArgumentError: The flow takes no context, one of another width, or ignores it (probed on a
-            copy): it would silently ignore t. Or it cannot sample.
+        ArgumentError: The flow takes no context, or one of another width, or ignores it (probed on a copy), and so
+            would silently ignore t; or it cannot sample.
 
     Example:
         >>> from nflows.distributions.normal import StandardNormal

@@ -37,8 +37,8 @@ class ZukoDensity(FlowDensity):
             and the log-determinant is included.
 
     Raises:
-        ArgumentError: The flow takes no context, one of another width, or ignores it (probed on a
-            copy): it would silently ignore t. Or it cannot sample.
+        ArgumentError: The flow takes no context, or one of another width, or ignores it (probed on a copy), and so
+            would silently ignore t; or it cannot sample.
         UnsupportedError: ``create_graph=True`` for a flow that is differentiable only once.
 
     Example:

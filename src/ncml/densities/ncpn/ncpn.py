@@ -56,10 +56,10 @@ class NCPN(AutoregressiveDensity):
         classes: Number of classes of an integer context ``(B,)``; -1 is "no label". 0 for none.
         label_dropout: Probability of training an example as unlabelled. Drawn, as dropout is, from torch's own
             generator: seed it with ``torch.manual_seed``.
-        weight_norm: Train directions and lengths of the weights apart, as PixelCNN++ does (see :meth:`initialize`).
+        weight_norm: Train the direction and length of weights separately, as PixelCNN++ does (see :meth:`initialize`).
             Then save the ``state_dict``: torch refuses to pickle such a model.
         fourier_scale: Scale of the Fourier features' random frequencies, in cycles over the range of the noise level.
-            The paper gives none; 1 suits a level that is even in log sigma, where Song et al. take 16.
+            The paper gives none; 1 suits a level that is even in log sigma, where Song et al. use 16.
 
     Raises:
         ArgumentError: Sizes that do not fit.
@@ -130,10 +130,10 @@ class NCPN(AutoregressiveDensity):
         return cls(image_shape, process, **{**PRESETS[name], **changes})
 
     def initialize(self, x: Tensor, t: Time = 0.0, context: Tensor | None = None) -> None:
-        """Set lengths and biases of a weight-normalised network by data, before training (Salimans and Kingma, 2016).
+        """Set lengths and biases of a weight-normalised network from data, before training (Salimans and Kingma, 2016).
 
         Afterwards the features of every convolution have mean 0 and standard deviation 1 over these images, or 0.1
-        where they enter a gate. PixelCNN++ takes 100 images; dropout is off here.
+        where they enter a gate. PixelCNN++ uses 100 images; dropout is off here.
 
         Args:
             x, t, context: Images, times and labels, as for :meth:`ncml.NoiseConditionalDensity.log_prob`.

@@ -1,4 +1,4 @@
-"""The settings of an NCPN as a configuration holds them: a preset, and what to change in it."""
+"""The settings of an NCPN in a configuration: a preset, and what to change in it."""
 
 from __future__ import annotations
 

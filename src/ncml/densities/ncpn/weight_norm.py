@@ -1,4 +1,4 @@
-r"""Weight normalisation of a pixel network, and its initialisation by data (Salimans and Kingma, 2016).
+r"""Weight normalisation of a pixel network, and its initialisation from data (Salimans and Kingma, 2016).
 
 Every weight becomes :math:`w = g\, v/\lVert v\rVert`, with one :math:`g` for each output feature, as in PixelCNN++.
 Attention and the conditioning, which PixelCNN++ does not have, stay as they are.
@@ -39,8 +39,8 @@ def normalise_weights(network: PixelNetwork) -> None:
 def standardise_by_data(network: PixelNetwork, x: Tensor, conditioning: Tensor) -> None:
     """Set lengths and biases so that on these images every feature of a layer has mean 0 and standard deviation 1.
 
-    In one pass: every layer sees the images as the layers before it were set. The standard deviation is 0.1 of what
-    enters a gate, and of the outputs, whose mean becomes the bias that they had.
+    In one pass: every layer sees the images through layers that are already set. For what enters a gate, and for the
+    outputs, the standard deviation is 0.1; the mean of the outputs becomes the bias that they had.
 
     Args:
         network: A network after :func:`normalise_weights`.

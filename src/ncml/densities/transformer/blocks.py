@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Blocks, the vectors that modulate them, and the norm behind them.
+    """Blocks, the vectors that modulate them, and the norm after them.
 
     Args:
         length: Largest number of positions.

@@ -1,4 +1,4 @@
-r"""Sequences beyond a model's window, of which each value is drawn given those of its own window."""
+r"""Sequences longer than a model's window, each value drawn given those in its own window."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ExtendedSequence", "check_overlap"]
 
 
 class ExtendedSequence(AutoregressiveDensity):
-    r"""The distribution of sequences ``(length, C)`` that a model of windows of L positions continues.
+    r"""The distribution of sequences ``(length, C)`` that a model of windows of L positions gives, window after window.
 
     Windows begin every L - o positions, o being the overlap; each takes over the last o positions of the one before:
 
@@ -58,7 +58,7 @@ class ExtendedSequence(AutoregressiveDensity):
         return (x.shape[1], channels) if fits else self.event_shape
 
     def windows(self, length: int) -> Iterator[tuple[slice, int]]:
-        """Where each window of a sequence lies, and how many of its positions the one before has."""
+        """Where each window of a sequence lies, and how many of its positions the one before it has too."""
         start = kept = 0
         while start + kept < length:
             stop = min(start + self.window, length)

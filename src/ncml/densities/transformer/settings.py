@@ -1,4 +1,4 @@
-"""The settings of a causal transformer as a configuration holds them."""
+"""The settings of a causal transformer in a configuration."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CausalTransformerSettings:
             classes: Number of classes of an integer context, 0 for none.
 
         Raises:
-            ArgumentError: Events that are no sequences, or sizes that do not fit.
+            ArgumentError: Events that are not sequences, or sizes that do not fit.
         """
         if len(event_shape) != 2:
             remedy = "take ncpn or transformer-flow for images, made or maf for other shapes"

@@ -55,9 +55,9 @@ class CausalTransformer(AutoregressiveDensity):
 
     Since nothing depends on what comes later, sequences may be shorter than L wherever ``x`` is an argument, and the
     result is exact: ``log_prob`` of the first l positions is that of their marginal distribution. Rows of different
-    lengths share a batch by ``lengths=``, one number for each, in ``log_prob``, ``score``, ``sample`` and
-    the objective. :meth:`extended` is for sequences longer than L. Positions enter by their distances only, and no
-    parameter depends on L: ``larger.load_state_dict(model.state_dict())`` gives a model of another L these weights.
+    lengths share a batch with ``lengths=``, one number for each, in ``log_prob``, ``score``, ``sample`` and the
+    objective. :meth:`extended` is for sequences longer than L. Positions enter only by their distances, and no
+    parameter depends on L: ``larger.load_state_dict(model.state_dict())`` gives these weights to a model of another L.
 
     Args:
         event_shape: ``(L, C)``.
@@ -77,7 +77,7 @@ class CausalTransformer(AutoregressiveDensity):
             generator: seed it with ``torch.manual_seed``.
 
     Raises:
-        ArgumentError: Events that are no sequences, an unknown head, sizes that do not fit.
+        ArgumentError: Events that are not sequences, an unknown head, sizes that do not fit.
 
     Example:
         >>> process = VESDE.linear(1.0)
@@ -167,8 +167,8 @@ class CausalTransformer(AutoregressiveDensity):
     ) -> Tensor:
         """The terms of ``log_prob``: of each value given those before it, ``(B, l, C)`` in nats; for inspection.
 
-        Arguments and errors as for :meth:`ncml.NoiseConditionalDensity.log_prob`; ``given``, values that the
-        conditionals are given in the place of those of ``x``, as in :meth:`ncml.densities.MADE.log_conditionals`.
+        Arguments and errors as for :meth:`ncml.NoiseConditionalDensity.log_prob`; ``given``, values to condition on in
+        place of those of ``x``, as in :meth:`ncml.densities.MADE.log_conditionals`.
         """
         x, t, context = check_arguments(self, x, t, context)
         given = check_given(given, x)
@@ -221,7 +221,7 @@ class CausalTransformer(AutoregressiveDensity):
             block.compile()
 
     def recompute_blocks(self, enabled: bool = True) -> None:
-        """Keep only what enters each block, and compute its inside again in the backward pass."""
+        """Keep only what enters each block, and recompute its inside in the backward pass."""
         self.trunk.recompute = enabled
 
     # Samples.
@@ -261,7 +261,7 @@ class CausalTransformer(AutoregressiveDensity):
             n, t, context, generator: As in :meth:`ncml.SampleableDensity.sample`.
             noise: What :meth:`draw_noise` returned for this length, to draw the same sequences again.
             length: Number of positions; L if None. Beyond L see :meth:`complete`.
-            lengths: Number of positions of each sequence, ``(n,)``: instead of ``length``. Behind them are zeros.
+            lengths: Number of positions of each sequence, ``(n,)``, instead of ``length``; zeros follow them.
             overlap: As for :meth:`complete`.
             progress: Show a progress bar over positions (needs tqdm).
 
@@ -300,7 +300,7 @@ class CausalTransformer(AutoregressiveDensity):
         .. math:: x_i \sim p_t(x_i \mid x_{s:i}), \qquad \text{overlap} \le i - s < L.
 
         Args:
-            x: Sequences at time ``t``, ``(B, l, C)``; l may be more or less than L, and what lies behind the kept
+            x: Sequences at time ``t``, ``(B, l, C)``; l may be more or less than L, and what lies beyond the kept
                 positions does not matter.
             keep: Number of positions to keep, 0 to l.
             t, context, generator, progress: As for :meth:`sample`.

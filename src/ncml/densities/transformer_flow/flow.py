@@ -32,26 +32,26 @@ class TransformerFlow(SampleableDensity):
     .. math:: z_i = \bigl(x_i - \mu(x_{<i}, t)\bigr) \odot e^{-a(x_{<i}, t)}, \qquad
               \log p_t(x) = \log N(z; 0, I) - \sum_{\text{blocks}} \sum_i a_i,
 
-    where :math:`\mu` and a are a causal transformer's, and every other block reads the patches backwards. Every block
-    sees the noise level, with an indicator of t = 0, and the class or context vector, and its first patch too
+    where :math:`\mu` and a are a causal transformer's, and every other block reads the patches backwards. Every block,
+    its first patch included, sees the noise level, with an indicator of t = 0, and the class or context vector
     (:mod:`ncml.densities.transformer_flow.blocks`). Data on a lattice are dequantised by the objective, as for
     :class:`~ncml.densities.MAF`.
 
     Sampling inverts the blocks, each patch after patch with cached keys and values: as many steps as there are patches
-    in all blocks, together with the arithmetic of one forward pass.
+    in all blocks, but the arithmetic of a single forward pass.
 
     Args:
         event_shape: Images ``(C, H, W)`` or sequences ``(L, C)``, of at least two patches.
         process: The noise process.
-        patch: Side of the square patches of images, or length of the stretches of sequences. TarFlow has 2 to 8 pixels,
+        patch: Side of the square patches of images, or length of the pieces of sequences. TarFlow uses 2 to 8 pixels,
             32 patches along a side.
         width: Number of features of a patch.
         blocks: Number of autoregressive blocks. With one, each value is a Gaussian given the patches before it.
         layers: Layers of each block, attention and perceptron; one number, or one for every block.
-        heads: Attention heads, a divisor of the width; as published, features 64 by 64.
-        max_scale: Bound on the factor by which a block scales a value, either way; it multiplies over blocks. Far from
-            the data it keeps scores small enough for samplers to come back, as in :class:`~ncml.densities.MAF`. None
-            for none, as published.
+        heads: Attention heads, a divisor of the width; published models have 64 features per head.
+        max_scale: Bound on the factor by which a block scales a value, either way; the bounds of all blocks multiply.
+            Far from the data it keeps scores small enough for samplers to come back, as in
+            :class:`~ncml.densities.MAF`. None for none, as published.
         dropout: Probability of dropping a feature of a layer's branch in training mode.
         data_std: If given, data are first scaled by ``1 / sqrt(alpha(t)^2 data_std^2 + sigma(t)^2)``.
         noise_features: Number of noise features.
@@ -217,16 +217,16 @@ class TransformerFlow(SampleableDensity):
         noise: Tensor | None = None,
         tolerance: float = 0.0,
     ) -> ParallelSamples:
-        """The samples of :meth:`sample` for the same noise, to rounding, by Jacobi iteration of each block.
+        """The samples of :meth:`sample` for the same noise, up to rounding, by Jacobi iteration of each block.
 
-        A block is inverted by passes over all patches at once, each from the result of the pass before, until nothing
-        changes: patch i is final after i + 1 of them, and most often much sooner (Song et al., 2021, "Accelerating
+        A block is inverted by passes over all patches at once, each from the result of the one before, until nothing
+        changes: patch i is final after i + 1 of them, and usually much sooner (Song et al., 2021, "Accelerating
         feedforward computation").
 
         Args:
             n, t, context, generator, noise: As for :meth:`sample`.
-            tolerance: What a pass may still change, in standard deviations of the noise at t, for draws that are
-                refined afterwards; 0 for nothing. The error of a sample is of this order.
+            tolerance: How much the last pass may still change, in standard deviations of the noise at t, for draws that
+                are refined afterwards; 0 for not at all. The error of a sample is of this order.
 
         Returns:
             The samples; passes of each row, added over blocks (one per patch and block in sequence); and rows

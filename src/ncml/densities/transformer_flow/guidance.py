@@ -35,7 +35,7 @@ class FlowGuidance:
         kind: ``"log_scale"`` (default), ``"scale"`` or ``"product"``.
         annealed: Let the weight of a patch grow linearly along the block, from 0 at its first patch to w at its last,
             as in the published evaluations (default); else w everywhere.
-        blocks: Guide only so many blocks, counted from the noise. None (default) for all, as in both evaluations;
+        blocks: Guide only this many blocks, counted from the noise. None (default) for all, as in both evaluations;
             iTARFlow guides 1 while it trains.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Events cut into patches: squares of images, stretches of sequences."""
+"""Events cut into patches: squares of images, pieces of sequences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Patches:
 
     Args:
         event_shape: ``(C, H, W)`` or ``(L, C)``.
-        patch: Side of a square p, a divisor of H and W; or length of a stretch, a divisor of L.
+        patch: Side of a square p, a divisor of H and W; or length of a piece, a divisor of L.
 
     Raises:
         ArgumentError: Events of another rank, a patch that does not fit, or a single one.

@@ -48,18 +48,18 @@ TIME_PARTS = {"time_embed.mlp.0": "embed.time.0", "time_embed.mlp.2": "embed.tim
 def load_tarflow(
     path: str | Path, event_shape: Sequence[int], noise: float | tuple[float, float], *, input_scale: float = 1.0
 ) -> TransformerFlow:
-    """The density of weights that apple's programs saved, with the log-likelihood that these give.
+    """The density of weights saved by apple's programs, with the log-likelihood that those give.
 
     TarFlow knows no noise level: it is a model of data with noise of one standard deviation. So what is loaded is a
     density under ``VESDE.linear``, whose time is that standard deviation, at this time only; iTARFlow's at the times at
     which it was trained. Elsewhere it raises, rather than answer for a distribution that it has not seen. It samples,
-    has a score and is denoised by :class:`~ncml.sampling.Tweedie` as any density, and can be trained further.
+    has a score and is denoised by :class:`~ncml.sampling.Tweedie` like any density, and can be trained further.
 
     Args:
         path: A ``.safetensors`` file, or one of ``torch.save``, which is read with ``weights_only=True``.
-        event_shape: ``(C, H, W)``, which the weights do not tell. Images are in [-1, 1].
-        noise: Standard deviation of the Gaussian noise of training, ``--noise_std``; 0 for ``--noise_type=uniform``. Of
-            iTARFlow the smallest and the largest, ``(t0, t1)``.
+        event_shape: ``(C, H, W)``, which the weights do not say. Images are in [-1, 1].
+        noise: Standard deviation of the Gaussian noise of training, ``--noise_std``; 0 for ``--noise_type=uniform``.
+            For iTARFlow the smallest and the largest, ``(t0, t1)``.
         input_scale: A factor applied to the data first: iTARFlow's ``--input_scale``. Weights trained with
             ``--noise_type=uniform`` saw bytes as ``(k + u) / 128 - 1``; with 255 / 256 they take those of
             ``Lattice(256)``, dequantised.
@@ -69,7 +69,7 @@ def load_tarflow(
         the classes' embeddings, as published.
 
     Raises:
-        CheckpointError: Not such weights: not readable, names missing or not known, patches or widths that differ from
+        CheckpointError: Not such weights: not readable, names missing or unknown, patches or widths that differ from
             block to block, or the volume-preserving variant (``--no-nvp``).
         ArgumentError: An event shape that does not fit, or the noise of the other program.
         MissingExtraError: A ``.safetensors`` file, and safetensors is not installed.

@@ -1,4 +1,4 @@
-"""The settings of a transformer flow as a configuration holds them."""
+"""The settings of a transformer flow in a configuration."""
 
 from __future__ import annotations
 
