@@ -29,15 +29,15 @@ STD_VALUES = 2**24  # values read at a time: 128 MB
 
 @dataclass(frozen=True)
 class DataKind:
-    """What a model must know of the data that it is for.
+    """What a model must know about its data.
 
     Args:
         shape: Shape of one example.
         levels: Levels of their lattice; None for real numbers.
         classes: Names of the classes.
-        std: Standard deviation of real numbers, and of levels that are more than 256, over all values around the mean
-            of each, in data units; else None.
-        rate: Samples per second, of recordings; else None.
+        std: Standard deviation of real numbers, or of more than 256 levels, over all values around the mean of each, in
+            data units; else None.
+        rate: Samples per second, for recordings; else None.
     """
 
     shape: tuple[int, ...]

@@ -5,7 +5,7 @@
     step_00002000/
         checkpoint.json         format, step, configuration, and the SHA-256 of the files
         model.safetensors       what to evaluate with: the moving average if there is one
-        training.safetensors    parameters and optimizer state, to go on from
+        training.safetensors    parameters and optimizer state, to resume from
 
 A folder is written beside its place under another name, flushed to the disk, and renamed: a reader sees
 the whole of it or nothing, whatever happens meanwhile. Reading compares every byte with the manifest
@@ -74,7 +74,7 @@ class Checkpoint:
         """Parameters and optimizer state, on the CPU.
 
         Raises:
-            CheckpointError: The checkpoint was made to evaluate with, and has none.
+            CheckpointError: The checkpoint was made for evaluation only, and has none.
         """
         return self._tensors(TRAINING)
 
@@ -263,7 +263,7 @@ def check_kind(density: NoiseConditionalDensity, checkpoint: Checkpoint) -> None
 
 
 def _kind_differences(own: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterator[str]:
-    """In words, of what both have: older checkpoints know less of a density."""
+    """In words, of what both have: older checkpoints know less about a density."""
     for key, value in own.items():
         if isinstance(value, dict):
             yield from _kind_differences(value, stored.get(key, {}))
@@ -275,7 +275,7 @@ def load_into(density: nn.Module, checkpoint: Checkpoint | str | os.PathLike[str
     """Give a density the weights of a checkpoint (the moving average, if there was one).
 
     Args:
-        density: A density built as the one that was saved, or a wrapper of one; unchanged unless everything fits.
+        density: A density built like the one that was saved, or a wrapper of one; unchanged unless everything fits.
         checkpoint: The folder that :func:`save_density` or ``ncml train`` wrote, or what :func:`open_checkpoint`
             returned.
 
@@ -290,7 +290,7 @@ def load_into(density: nn.Module, checkpoint: Checkpoint | str | os.PathLike[str
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed while saving has left."""
+    """Remove what was left behind by a process that was killed while saving."""
     for path in folder.glob(".*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 

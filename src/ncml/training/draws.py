@@ -1,4 +1,4 @@
-"""What a training step draws, as a function of the seed and the step alone.
+"""What a training step draws, as a function of only the seed and the step.
 
 Every process draws the rows, times, noise and dequantisation of the *global* batch and takes its own part: the same
 run on one process or on eight, resumed or not, sees the same numbers, and no state of a generator has

@@ -47,11 +47,11 @@ def fit(
         steps: Number of optimizer steps. The learning rate falls to zero over them.
         batch_size: Examples per step, drawn with replacement.
         learning_rate: Adam's learning rate at the start.
-        clip_norm: Gradients of a larger norm are scaled down to it; ``math.inf`` for as they are.
+        clip_norm: Gradients with a larger norm are scaled down to it; ``math.inf`` leaves them as they are.
         generator: Source of randomness (dropout aside, which uses torch's own); with the same one, on
             the same machine with the same number of threads, training is repeated bit for bit.
-        lengths: For densities over sequences, how many positions of each row count, ``(N,)``; what lies behind them is
-            no part of the loss, and may be any finite numbers.
+        lengths: For densities over sequences, how many positions of each row count, ``(N,)``; what lies beyond them is
+            not part of the loss, and may be any finite numbers.
         progress: Show a progress bar (needs tqdm).
         label: What the progress bar calls it.
         callback: Called after every step with the number of steps taken; a true result ends the training.

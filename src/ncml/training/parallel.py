@@ -73,7 +73,7 @@ def launch(run: RunConfig, loggers: list[Any] | None = None) -> Fabric:
 
 
 def finish() -> None:
-    """Leave together: a process that ends while another still talks to it makes that one abort."""
+    """Exit together: a process that ends while another still talks to it makes the other abort."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -98,11 +98,11 @@ def in_blocks(
         fabric: Says which processes there are.
         n: Pieces of work.
         size: Pieces in a block.
-        work: Takes a block's rows and generator to tensors with one row for each.
+        work: Maps a block's rows and generator to tensors with one row for each.
         seed: Seed of the generators.
         label: What the progress bar calls it, and the stream of random numbers.
         progress: Show a progress bar on the first process.
-        signals: Once one was received, stop after the block that is being done.
+        signals: Once one has been received, stop after the current block.
 
     Returns:
         The tensors of all blocks in order, ``(n, ...)``, float64 on the CPU, on every process; stopped by a signal, the

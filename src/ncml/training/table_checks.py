@@ -1,4 +1,4 @@
-"""Looks at training data before the first step: numbers that are not finite, scales, lattices nobody mentioned."""
+"""Checks of training data before the first step: numbers that are not finite, scales, lattices nobody mentioned."""
 
 from __future__ import annotations
 

@@ -50,12 +50,12 @@ LOOKED_AT = 2048  # examples, spread over the data, in which a lattice is looked
 
 @dataclass(frozen=True)
 class Periodic:
-    """Something to do every so many steps, with the average of the parameters in the density.
+    """Something to do at regular intervals, with the average of the parameters in the density.
 
     Args:
-        every: Steps between; 0 for never.
+        every: Steps from one time to the next; 0 for never.
         name: What metrics.jsonl calls its result.
-        action: Takes the step to JSON data, or None. Called on every process.
+        action: Maps the step to JSON data, or None. Called on every process.
     """
 
     every: int
@@ -64,7 +64,7 @@ class Periodic:
 
 
 class Trainer:
-    """Trains a density on examples; :meth:`Trainer.run` starts, or goes on from the state that was loaded.
+    """Trains a density on examples; :meth:`Trainer.run` starts, or continues from the state that was loaded.
 
     Everything random is a function of the seed and the step (:class:`~ncml.training.draws.BatchDraws`;
     dropout by seeding torch's generator each step), so that a run that was killed goes on bit for bit on
@@ -79,12 +79,12 @@ class Trainer:
         folder: The folder of the run.
         optim: Optimizer, schedule, average.
         run: Seed, intervals.
-        periodic: What else to do meanwhile.
+        periodic: What else to do during training.
         info: JSON data to keep in checkpoints, such as the configuration.
         use_labels: Pass the labels of the examples to the density, as its context.
 
     Raises:
-        ArgumentError: A batch that does not divide into processes and parts, another process than the density's, or
+        ArgumentError: A batch that does not divide into processes and parts, a process other than the density's, or
             data with NaN or infinity, whose row is named.
 
     Warns:
@@ -291,7 +291,7 @@ class Trainer:
         return folder
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint.
+        """Continue from a checkpoint.
 
         Raises:
             CheckpointError: It is of another model or has no training state; nothing is changed.
@@ -334,7 +334,7 @@ class Trainer:
             )
 
     def _tied(self) -> dict[str, str]:
-        """Other names of parameters, by which state dicts also have them, with their first names."""
+        """Other names under which state dicts have parameters, with their first names."""
         first = {id(p): name for name, p in self.density.named_parameters()}
         every = self.density.named_parameters(remove_duplicate=False)
         return {name: first[id(p)] for name, p in every if first[id(p)] != name}

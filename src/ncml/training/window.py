@@ -20,7 +20,7 @@ __all__ = ["Window", "unit_of_bits"]
 
 
 def unit_of_bits(rate: int | None) -> str:
-    """What bits are counted per: a sample of recordings, which have a rate, else a dimension."""
+    """What bits are counted per: a sample for recordings, which have a rate, else a dimension."""
     return "bits/dim" if rate is None else "bits per sample"
 
 
@@ -49,7 +49,7 @@ class Window:
 
     @torch.no_grad()
     def add(self, terms: LossTerms) -> None:
-        """Take in what a batch came to."""
+        """Add the results of a batch."""
         loss, nll = terms.loss.detach().double(), terms.nll.detach().double()
         seen = (terms.weight > 0).double()  # what has no weight is not trained
         zero = seen * (terms.t == 0)
@@ -85,7 +85,7 @@ class Window:
         return reduced(fabric, self.sums, "sum").tolist()
 
     def restore(self, state: list[float]) -> None:
-        """Go on from :meth:`state`."""
+        """Continue from :meth:`state`."""
         loss, n, *_ = state
         state = state if len(state) == 6 else [*state, loss, n]  # version 0.1 had four, and no weights
         self.sums = torch.tensor(state, dtype=torch.float64)
