@@ -1,4 +1,4 @@
-"""Checks of the public edge, and the two conversions they allow.
+"""Checks of the public interface, and the two conversions they allow.
 
 A scalar time is expanded to ``(B,)`` and half precision is raised to float32; nothing else is cast,
 moved or broadcast.
@@ -53,12 +53,12 @@ def kind_of(value: object) -> str:
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether a value is one integer, of Python or NumPy; a bool is none."""
+    """Whether a value is one integer, of Python or NumPy; a bool is not."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Whether a value is one real number, of Python or NumPy; a bool is none."""
+    """Whether a value is one real number, of Python or NumPy; a bool is not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -176,7 +176,7 @@ def clamp_time(t: float, T: float) -> float:
 
 
 def signed(levels: Tensor) -> Tensor:
-    """Integers in a dtype that torch can compute with: of unsigned ones it has 8 bits only."""
+    """Integers in a dtype that torch can compute with: its only unsigned one has 8 bits."""
     return levels.to(SIGNED.get(levels.dtype, levels.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Errors of the public edge.
+"""Errors of the public interface.
 
 Every error is an :class:`NCMLError` *and* the builtin that a caller would expect, so both
 ``except NCMLError`` and ``except ValueError`` work. Messages name the argument, what was got,
@@ -82,7 +82,7 @@ class ColumnScaleWarning(UserWarning):
 
 
 class LeftOutWarning(UserWarning):
-    """Files of a folder of data were left out, since they are of no kind that is read."""
+    """Files in a folder of data were left out, since files of their kind are not read."""
 
 
 class FailedRowsWarning(UserWarning):

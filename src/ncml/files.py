@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def only_here(folder: Path) -> Iterator[None]:
-    """A folder that no other process has meanwhile; one that dies lets go of it. Where there are no locks, nothing.
+    """Keep other processes out of a folder for the block; one that dies lets go of it. No lock if there are none.
 
     Raises:
         ArgumentError: Another process has it.

@@ -48,9 +48,9 @@ def progress_counter(show: bool, label: str, total: int | None) -> ProgressCount
 
 
 def print_above(line: str) -> None:
-    """Print a line at once, above the progress bars if there are any; for who runs tqdm already.
+    """Print a line at once, above the progress bars if there are any; for callers that run tqdm already.
 
-    Where its reader has gone, as head does, it and what follows go nowhere: work is not given up for that.
+    If its reader has gone, as head does, it and what follows are dropped: work is not given up for that.
     """
     with _tqdm().external_write_mode():
         try:
@@ -60,7 +60,7 @@ def print_above(line: str) -> None:
 
 
 def discard_output() -> None:
-    """Let what is printed from now on go nowhere, as where its reader has gone."""
+    """Drop what is printed from now on, as when its reader has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -5,7 +5,7 @@ divergence of the score (exact, or estimated from random directions), and the sl
 loss, which compares models by Fisher divergence without the data's score.
 
 :func:`log_density_and_score` calls a wrapper (DDP, ``torch.compile``) that it is given; the others
-differentiate twice, which what is compiled cannot, and so run the density inside it eagerly.
+differentiate twice, which compiled code cannot do, and so run the density inside it eagerly.
 """
 
 from __future__ import annotations

@@ -129,8 +129,8 @@ def _train_command(before: TrainConfig) -> Callable[..., int]:
             run: How the run is carried out.
             config: A TOML file with a configuration; other options override it.
             out: Folder of the run.
-            resume: Continue from the latest checkpoint in the folder, with its configuration. Options and the file
-                may only change settings that do not affect what is learned.
+            resume: Continue from the latest checkpoint in the folder, with its configuration.
+                Options and the file may only change settings that do not affect what is learned.
         """
         settings = TrainConfig(data, model_config(model), noise, optim, run)
         if resume and (out / SETTINGS).exists():

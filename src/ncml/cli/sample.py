@@ -71,19 +71,19 @@ def sample(
         out: Folder for the results; if not given, subfolder samples (or samples-noise0-cat, say) of the run's folder.
         images: Number of samples, whether images or anything else.
         label: Class by name or number, for a model with classes; if not given, all classes in turn.
-        noise: Noise level to draw at: its standard deviation, in levels for data on a lattice, else in data units;
-            0 for plain sampling. If not given, the highest level that the model was trained with.
-        sampler: Method of refinement: euler-maruyama, heun, ddim, dpm-solver-2m, dpm-solver-sde, dpm-solver-2m-sde,
-            er-sde, ancestral, langevin or metropolis.
-        steps: Steps of refinement, each of one score evaluation (for heun, two). Models with a lattice take one more
-            at the end, by Tweedie's formula.
-        length: For sequences: positions of each sample. One longer than a window is drawn window after window, each
-            continuing from the last half of the one before.
+        noise: Standard deviation of the noise to draw at, in levels if the data have a lattice, else in data units.
+            0 for plain sampling; if not given, the most noise that the model was trained with.
+        sampler: Method of refinement: euler-maruyama, heun, ddim,
+            dpm-solver-2m, dpm-solver-sde, dpm-solver-2m-sde, er-sde, ancestral, langevin or metropolis.
+        steps: Steps of refinement, each of one score evaluation (for heun, two).
+            Models with a lattice take one more at the end, by Tweedie's formula.
+        length: Number of positions of each sample, for sequences.
+            Beyond the model's window, each further window continues from the last half of the one before.
         seconds: The same in seconds, for recordings.
         seed: The same seed, batch size and machine give the same samples, on any number of processes.
         batch_size: Number of samples to draw at a time.
-        threads: Number of CPU threads; torch's default if not given. For a small model on a busy machine use 1:
-            several would wait for one another.
+        threads: Number of CPU threads; torch's default if not given.
+            For a small model on a busy machine use 1: several would wait for one another.
     """
     check_count(images, "images")
     check_count(batch_size, "batch_size")
@@ -162,16 +162,16 @@ def complete(
         rows: Number of rows of each image, or positions of each sequence, to keep; half if not given.
         images: Number of test images or sequences.
         draws: Number of completions of each.
-        noise: Noise level, in levels of the data: noise is added to the kept rows, the rest is drawn to fit these
-            noisy rows, all of it is refined, and the kept rows are put back. 0 draws from the model of the data
-            themselves, exactly.
+        noise: Noise to draw at, in levels of the data; 0 draws from the model of the data themselves, exactly.
+            Above 0, noise is added to the kept rows, the rest is drawn below them, all of it is refined,
+            and the kept rows are put back: what is drawn then fits their noisy version.
         steps: Steps of refinement, not counting a last one by Tweedie's formula.
         length: Positions of each completed sequence, as for ncml sample; a window if not given.
         seconds: The same in seconds, for recordings.
         seed: Seed of everything that is drawn.
         data_folder: Where the data are now, if they have moved.
-        threads: Number of CPU threads; torch's default if not given. For a small model on a busy machine use 1:
-            several would wait for one another.
+        threads: Number of CPU threads; torch's default if not given.
+            For a small model on a busy machine use 1: several would wait for one another.
     """
     check_count(images, "images")
     check_count(draws, "draws")
