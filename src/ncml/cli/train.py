@@ -209,9 +209,9 @@ class _Run:
 
     def announce_data(self) -> None:
         """What was left out of the data."""
-        for name, read in (("train", self.examples), ("test", self.held_out)):
+        for name, read in (("training", self.examples), ("test", self.held_out)):
             if self.first and (remark := getattr(read, "remark", "")):
-                print(f"Of the data to {name} on, {remark}.")
+                print(f"Of the {name} data, {remark}.")
 
     def announce(self, step: int) -> None:
         """What is trained on what, and what follows from the data."""
@@ -225,17 +225,17 @@ class _Run:
         n = number_of(len(self.examples), what)
         print(f"{settings.model.name} ({size}) on {n} {kind.size}{levels}; {method}.")
         if self.objective.dequantize is not None:
-            print("It has no lattice: levels are dequantised, and likelihoods are bounds (<=).")
+            print("The model has no lattice: levels are dequantised, and likelihoods are bounds (<=).")
         if settings.run.sample_every and not isinstance(density, SampleableDensity):
-            print(f"A {type(density).__name__} is no SampleableDensity: no samples are drawn meanwhile.")
+            print(f"A {type(density).__name__} is not a SampleableDensity: no samples are drawn during training.")
         if classes:
             print(f"Classes: {', '.join(classes[:SHOWN])}{', ...' if len(classes) > SHOWN else ''}.")
         if classes and not settings.model.classes:
-            print(f"Their {len(classes)} classes are not used; --model.classes conditions on them.")
+            print(f"The model does not use these {len(classes)} classes; --model.classes conditions on them.")
         if optim.warmup >= optim.steps:
             print(f"The learning rate is still rising at the end: optim.warmup is {optim.warmup} steps.")
         if step >= optim.steps:
-            print(f"Step {step:,} of {optim.steps:,} is done already: there is nothing left to train.")
+            print(f"Step {step:,} of {optim.steps:,} is already done: there is nothing left to train.")
         verb = f"Going on after step {step:,}, up to" if step else "Training:"
         batches = f"{number_of(optim.steps, 'step')} of {number_of(optim.batch_size, what)}"
         print(f"{verb} {batches} into {self.out}.", flush=True)
