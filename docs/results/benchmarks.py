@@ -25,8 +25,8 @@ TITLES = {
     "tables": "Tables, against the flows of zuko and nflows",
 }
 NOTES = {
-    "tarflow": "A step of ours has the noise level in every block, a bound on scales, and a layer norm that is right\n"
-    "to the third derivative besides.",
+    "tarflow": "A step of ours also has the noise level in every block, a bound on scales, and a layer norm that is\n"
+    "right to the third derivative.",
 }
 OPTIONS = {
     "ncpn": " --pixel-cnn-pp PATH",
@@ -63,8 +63,8 @@ def page() -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Ratios of sides that ran in turn in one process, on one thread, in CPU time, medians over rounds; what misses",
-        "its target is marked. How to read them: `benchmarks/README.md`. This page is written by",
+        "Ratios of CPU time, of two sides that ran in turn in one process on one thread, medians over rounds; missed",
+        "targets are marked. How to read them: `benchmarks/README.md`. This page is written by",
         "`docs/results/benchmarks.py`.",
         "",
     ]

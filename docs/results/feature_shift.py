@@ -36,11 +36,11 @@ def page() -> str:
     )
     return f"""# Which column was shuffled
 
-`python benchmarks/feature_shift.py --seeds {len(ranks[first])}`. The breast cancer table (569 rows, 30 columns) in two
-random halves; in the second one column is permuted, so that it alone is distributed as before, and only its relation to
-the others is lost. {{class}}`~ncml.estimator.FeatureShift`'s statistic compares, column by column, the scores of two
-densities trained on the halves. Where does the shuffled column come among the thirty? Other halves and another column
-for every seed.
+`python benchmarks/feature_shift.py --seeds {len(ranks[first])}`. The breast cancer table (569 rows, 30 columns) is
+split into two random halves, and one column of the second half is permuted: taken alone it is distributed as before,
+and only its relation to the others is lost. {{class}}`~ncml.estimator.FeatureShift`'s statistic compares, column by
+column, the scores of two densities, each trained on one half. How high does it rank the shuffled column among the
+thirty? The halves and the column are different for every seed.
 
 | scores | first | median rank | ranks, seed by seed |
 | --- | --- | --- | --- |
@@ -49,8 +49,8 @@ for every seed.
 One-sided Wilcoxon tests of the paired ranks: {tests}.
 
 *t = 0* and *sigma 0.5* (half a standard deviation of a column) are the same network, trained at every noise level;
-*maximum likelihood* is that network trained on the rows alone. Scores of the rows themselves follow the finest detail,
-which 284 rows do not determine; with noise they are those of a smooth density, which they do.
+*maximum likelihood* is that network trained on the rows alone. Scores at t = 0 follow the finest detail of the density,
+which 284 rows do not determine; scores at noise are those of a smooth density, which they do determine.
 
 {power()}"""
 
@@ -69,11 +69,11 @@ def power() -> str:
     )
     return f"""## Does anything differ?
 
-`python benchmarks/shift_power.py`: how often tests reject at 5 %, where nothing was changed, where a column was
-shuffled, and where it was moved by half a standard deviation; and how often they name that column and no other.
-FeatureShift deals the rows {record["resamples"]} times; *marginals* is a permutation test of Kolmogorov and Smirnov's
-distances, column by column, adjusted for looking at thirty; *classifier* the classifier two-sample test, which names
-none.
+`python benchmarks/shift_power.py`: how often tests reject at 5 % when nothing was changed, when a column was
+shuffled, and when it was moved by half a standard deviation; and how often they name that column and no other.
+FeatureShift deals out the rows anew {record["resamples"]} times; *marginals* is a permutation test of Kolmogorov-Smirnov
+distances, column by column, adjusted for looking at thirty; *classifier* is the classifier two-sample test, which names
+no column.
 
 | test | rejects: nothing changed | shuffled | moved | names it: shuffled | moved |
 | --- | --- | --- | --- | --- | --- |
