@@ -71,9 +71,9 @@ def power() -> str:
 
 `python benchmarks/shift_power.py`: how often tests reject at 5 % when nothing was changed, when a column was
 shuffled, and when it was moved by half a standard deviation; and how often they name that column and no other.
-FeatureShift deals out the rows anew {record["resamples"]} times; *marginals* is a permutation test of Kolmogorov-Smirnov
-distances, column by column, adjusted for looking at thirty; *classifier* is the classifier two-sample test, which names
-no column.
+FeatureShift deals out the rows anew {record["resamples"]} times; *marginals* is a permutation test of
+Kolmogorov-Smirnov distances, column by column, adjusted for looking at thirty; *classifier* is the classifier
+two-sample test, which names no column.
 
 | test | rejects: nothing changed | shuffled | moved | names it: shuffled | moved |
 | --- | --- | --- | --- | --- | --- |

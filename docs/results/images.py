@@ -82,7 +82,7 @@ def parts(runs: list[dict[str, Any]], way: str) -> list[str]:
             row += [cells([p[solver][kind] for p in same]) for kind in ("real noisy data refined", "draws refined")]
         lines.append("| " + " | ".join(row) + " |")
     clean = cells([own[0]["other images"]])
-    return [*lines, "", f"*Other images without noise: {clean}, beside which draws refined are to be seen.*", ""]
+    return [*lines, "", f"*Other images without noise: {clean}; compare refined draws with this.*", ""]
 
 
 def page(data: dict[str, Any], words: str) -> str:
