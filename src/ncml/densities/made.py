@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_choice
-from ncml.density import AutoregressiveDensity, check_arguments, check_given, check_noise, eval_mode
-from ncml.errors import ArgumentError
+from ncml.density import CellDensity, check_arguments, check_draw, check_given, check_noise, eval_mode, evaluating
+from ncml.errors import ArgumentError, UnsupportedError
 from ncml.nn.conditioning import Conditioning
 from ncml.nn.heads import HEADS
 from ncml.nn.masked import MaskedMLP
@@ -21,7 +21,7 @@ from ncml.noise import Lattice, NoiseProcess
 __all__ = ["MADE", "MADESettings"]
 
 
-class MADE(AutoregressiveDensity):
+class MADE(CellDensity):
     r"""Masked autoregressive density (Germain et al., 2015), conditioned on the noise level.
 
     .. math:: \log p_t(x) = \sum_i \log p_t(x_i \mid x_{<i})
@@ -131,6 +131,22 @@ class MADE(AutoregressiveDensity):
         with eval_mode(self):
             return self._restored(self._terms(x, given, t, context, on_lattice))
 
+    def log_cells(self, x: Tensor, low: Tensor, high: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
+        x, t, context = check_arguments(self, x, t, context)
+        if self.lattice is not None:
+            raise UnsupportedError("log_cells: got a MADE with a lattice, whose cells log_prob has; expected none")
+        check_given(low, x, "low")
+        check_given(high, x, "high")
+        low, high = self.ordered(low), self.ordered(high)
+        with eval_mode(self):
+            values, hidden = self.ordered(x), self._hidden(context)
+            values = _zeroed(values, hidden)
+            outputs = self.net(values, self.conditioning(t, context))
+            cell = low < high
+            masses = self.head.log_cells(outputs, torch.where(cell, low, -1.0), torch.where(cell, high, 1.0))
+            terms = torch.where(cell, masses, self.head.log_prob(outputs, values))
+            return _zeroed(terms, hidden).sum(1)
+
     def draw_noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Uniforms ``(n, D, 3)``: component, quantile, and position in the window."""
         return self.head.draw_noise(n, len(self._order), self.dtype, self.device, generator)
@@ -150,6 +166,30 @@ class MADE(AutoregressiveDensity):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
+        return self._drawn(n, t, context, generator, noise)
+
+    def sample_cells(
+        self,
+        n: int,
+        place: Callable[[int, Tensor], Tensor],
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        t, context = check_draw(self, n, t, context, generator)
+        with evaluating(self):
+            return self._drawn(n, t, context, generator, None, place)
+
+    def _drawn(
+        self,
+        n: int,
+        t: Time,
+        context: Tensor | None,
+        generator: torch.Generator | None,
+        noise: Tensor | None,
+        place: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
         features, on_lattice = self.conditioning(t, context), self.process.on_lattice(t)
         hidden = self._hidden(context)
         if noise is None:
@@ -158,9 +198,11 @@ class MADE(AutoregressiveDensity):
         # The pass writes into tensors of one dtype; inference mode cheapens its many small operations.
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             pass_ = self.net.incremental(features)
-            for i in range(len(self._order)):
+            for i, index in enumerate(self._order.tolist()):
                 outputs = pass_.outputs().t().unsqueeze(1)
                 drawn = self.head.sample(outputs, noise[:, i : i + 1], on_lattice)[:, 0]
+                if place is not None:
+                    drawn = place(index, drawn)
                 pass_.push(_zeroed(drawn, None if hidden is None else hidden[:, i]))
         return self._restored(pass_.x.t().clone())  # an ordinary tensor again
 

@@ -2,6 +2,7 @@
 
 from ncml.density.aligned import AlignedTarget
 from ncml.density.around import AroundTarget
+from ncml.density.cells import CellDensity
 from ncml.density.checks import (
     at_zero_only,
     check_arguments,
@@ -41,6 +42,7 @@ __all__ = [
     "AlignedTarget",
     "AroundTarget",
     "AutoregressiveDensity",
+    "CellDensity",
     "CompletionTarget",
     "ComposedTarget",
     "EventTarget",

@@ -70,17 +70,17 @@ def check_arguments(
     return x, check_time(t, x, density.max_time), check_context(context, x.shape[0], x.device)
 
 
-def check_given(given: Tensor | None, x: Tensor) -> Tensor | None:
+def check_given(given: Tensor | None, x: Tensor, name: str = "given") -> Tensor | None:
     """Check what conditionals are given in place of ``x``, in the same shape; returns it."""
     if given is None:
         return None
-    check_floating(given, "given")
+    check_floating(given, name)
     if given.shape != x.shape or given.dtype != x.dtype or given.device != x.device:
         raise ArgumentError(
-            f"given: got shape {tuple(given.shape)}, {given.dtype} on {given.device}; expected {tuple(x.shape)}, "
+            f"{name}: got shape {tuple(given.shape)}, {given.dtype} on {given.device}; expected {tuple(x.shape)}, "
             f"{x.dtype} on {x.device}, as x"
         )
-    check_finite(given, "given", "a conditional is given numbers")
+    check_finite(given, name, "a conditional is given numbers")
     return given
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ TIES = 0.1  # a real column with more tied rows than this is jittered
 TIED_WIDTH = 0.01  # in scales of the column
 SHOWN = 8  # names in a message
 MARGIN = 1e-6  # keeps jittered values off the ends of their step
+ENDLESS = 1e30  # stands for infinity as the end of a cell
 FARTHEST = 1e15  # scales from the centre: farther is no number of the same kind, and too much for single precision
 
 
@@ -191,6 +192,49 @@ class Columns:
             change = torch.where(inside, slope - float(np.log(scale)), -torch.inf)
             log_det = log_det + (change if observed is None else change.where(observed[:, j], 0.0))
         return z, log_det
+
+    def cells(self, y: Tensor, observed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Standardised rows as the density sees them, with the cell of each value on a lattice, whole steps long.
+
+        Args:
+            y, observed: As for :meth:`to_model`.
+
+        Returns:
+            The middles z and the cells' ends, ``(n, k)`` each, which are equal where a column lies on no lattice; and
+            what turns the log-probability of the cells, times the density of the rest, into the log-density of the
+            rows, ``(n,)``.
+        """
+        z, log_det = self.to_model(y, None, observed)
+        low, high = z.clone(), z.clone()
+        half = self._as(0.5 * self.width / self.scale, y)
+        ends = [self.to_model(y + side * half)[0] for side in (-1.0, 1.0)]
+        for j in np.flatnonzero(np.isfinite(self.origin)):
+            first, last = (
+                (float(end[j]) - float(self.centre[j])) / float(self.scale[j]) for end in (self.low, self.high)
+            )
+            tolerance = MARGIN * float(half[j])
+            low[:, j] = ends[0][:, j].where(y[:, j] - half[j] > first + tolerance, -ENDLESS)
+            high[:, j] = ends[1][:, j].where(y[:, j] + half[j] < last - tolerance, ENDLESS)
+            # Of to_model's log-determinant there stays what is infinite, beyond the bounds; for the rest, 1 / width.
+            alone = self.one(int(j)).to_model(y[:, j : j + 1])[1]
+            change = -alone.where(alone.isfinite(), 0.0) - float(np.log(self.width[j]))
+            log_det = log_det + (change if observed is None else change.where(observed[:, j], 0.0))
+        return z, low, high, log_det
+
+    def middle(self, k: int, z: Tensor) -> Tensor:
+        """Draws of one column put in the middle of their cell, ``(n,)``; as they are if it lies on no lattice."""
+        if not np.isfinite(self.origin[k]):
+            return z
+        one = self.one(k)
+        return one.to_model(torch.from_numpy(one.standardise(one.from_model(z[:, None]))))[0][:, 0].to(z)
+
+    def one(self, k: int) -> Columns:
+        """The kept column with that number, as a table of its own."""
+        parts = {name: getattr(self, name)[[k]] for name in ("centre", "scale", "width", "origin", "low", "high")}
+        names = (self.names[self.kept[k]],)
+        return replace(
+            self, names=names, kept=np.array([0]), constant={}, duplicates={}, after=self.after[:, [k]], **parts
+        )
 
     def from_model(self, z: Tensor) -> Array:
         """Rows of the user's table from draws of the density, ``(n, k)`` to ``(n, d)``."""

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ncml.checks import check_count, check_positive
-from ncml.density import sampleable
+from ncml.density import CellDensity, sampleable
 from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning
 from ncml.estimator.columns import Bounds, Columns
 from ncml.estimator.form import Categories, TableForm
@@ -70,7 +70,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         validation_fraction: Share of the rows held out, 1,000 at most, to stop early by their exact log-likelihood at
             t = 0 under the moving average of the weights; 0 takes all steps.
         patience: Looks at the held-out rows (one every 25 steps) without a better likelihood before stopping.
-        dequantisations: Points K within a step at which integer columns are evaluated.
+        dequantisations: Points K within a step over which integer columns are averaged under a density that is no
+            :class:`~ncml.density.CellDensity`, as a flow is none. The default MADE has the steps' exact probabilities.
         random_state: Seed of the initial weights, the batches, the noise and the held-out rows.
         device: Where to compute, such as "cuda". Default: the CPU.
         verbose: Show a progress bar (needs tqdm).
@@ -251,7 +252,10 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         mask = None
         if self.marginal_:
             mask = torch.ones(n_samples, *density.event_shape, dtype=density.dtype, device=density.device)
-        z = density.sample(n_samples, 0.0, mask, generator=generator)
+        if isinstance(density, CellDensity):
+            z = density.sample_cells(n_samples, self.columns_.middle, 0.0, mask, generator=generator)
+        else:
+            z = density.sample(n_samples, 0.0, mask, generator=generator)
         return self._form.decode(self.columns_.from_model(z))
 
     def log_densities_of(self, table: Tensor, t: float) -> Array:
@@ -265,10 +269,15 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         The same points for every row, so that a row's value is its own.
         """
         points: list[Tensor | None] = [None]
-        if self.columns_.jittered and t == 0.0:
-            points = list(self._points.to(table))
         filled, mask = self._split(table)
         observed = None if mask is None else mask.bool()
+        if self.columns_.jittered and t == 0.0:
+            if isinstance(self.density_, CellDensity):
+                *rows, log_det = self.columns_.cells(filled, observed)
+                with torch.no_grad():
+                    z, low, high = (part.to(self.density_.dtype) for part in rows)
+                    return self.density_.log_cells(z, low, high, t, mask) + log_det
+            points = list(self._points.to(table))
         terms = []
         with torch.no_grad():
             for u in points:

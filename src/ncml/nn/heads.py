@@ -97,6 +97,23 @@ class MixtureHead(abc.ABC):
             # Normalising afterwards spares a softmax over an axis of K, many times slower than a sum.
             return torch.logsumexp(logits + terms, dim=-1) - torch.logsumexp(logits, dim=-1)
 
+    def log_cells(self, outputs: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Log-probability of an interval for each value; continuous data only.
+
+        Args:
+            outputs: Network outputs, ``(B, D, 3K)``.
+            low, high: The intervals' ends, ``(B, D)``, float32 or float64, ``low < high``; finite, though as large as
+                the dtype allows.
+
+        Returns:
+            Tensor ``(B, D)`` in nats. Intervals that cover the line have probabilities that sum to 1.
+        """
+        with torch.autocast(outputs.device.type, enabled=False):
+            logits, means, log_scales = self._unpack(outputs.to(low.dtype))
+            low, high, inverse = low.unsqueeze(-1), high.unsqueeze(-1), torch.exp(-log_scales)
+            terms = self._log_between((low - means) * inverse, (high - means) * inverse, (high - low) * inverse)
+            return torch.logsumexp(logits + terms, dim=-1) - torch.logsumexp(logits, dim=-1)
+
     def sample(self, outputs: Tensor, noise: Tensor, on_lattice: Tensor) -> Tensor:
         """Draw values from uniforms: component by inverse CDF, then its quantile, then the window.
 
@@ -153,6 +170,10 @@ class MixtureHead(abc.ABC):
         """Log-density of ``x``, ``(B, D, 1)``, under each component, ``(B, D, K)``."""
 
     @abc.abstractmethod
+    def _log_between(self, a: Tensor, b: Tensor, width: Tensor) -> Tensor:
+        """Log-mass of the standard component between a and b, which are ``width`` apart."""
+
+    @abc.abstractmethod
     def _quantile(self, u: Tensor) -> Tensor:
         """Inverse CDF of the standard component."""
 
@@ -188,6 +209,9 @@ class LogisticHead(MixtureHead):
             above, below, between = above * keep_above, below * keep_below, between * keep_between
         return above + below + between - math.log(self.lattice.width)
 
+    def _log_between(self, a: Tensor, b: Tensor, width: Tensor) -> Tensor:
+        return F.logsigmoid(b) + F.logsigmoid(-a) + torch.log(-torch.expm1(-width))
+
     def _quantile(self, u: Tensor) -> Tensor:
         return torch.logit(u)
 
@@ -210,6 +234,12 @@ class GaussianHead(MixtureHead):
         inside = log_high + torch.log(-torch.expm1(torch.special.log_ndtr(low) - log_high))
         log_mass = self._with_edges(inside, below, above, x, edges)
         return (log_mass - math.log(self.lattice.width)).to(x.dtype)
+
+    def _log_between(self, a: Tensor, b: Tensor, width: Tensor) -> Tensor:
+        right = a + b > 0.0  # by symmetry work in the left tail
+        a, b = torch.where(right, -b, a).double(), torch.where(right, -a, b).double()
+        log_high = torch.special.log_ndtr(b)
+        return (log_high + torch.log(-torch.expm1(torch.special.log_ndtr(a) - log_high))).to(width.dtype)
 
     def _quantile(self, u: Tensor) -> Tensor:
         return torch.special.ndtri(u)

@@ -1,0 +1,57 @@
+"""The capability of a density whose conditionals can be integrated over cells, for values on lattices of any kind."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ncml.checks import Time
+from ncml.density.interface import AutoregressiveDensity
+
+__all__ = ["CellDensity"]
+
+
+class CellDensity(AutoregressiveDensity):
+    """An autoregressive density that has the exact probabilities of cells, such as the steps of an integer column."""
+
+    @abc.abstractmethod
+    def log_cells(self, x: Tensor, low: Tensor, high: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
+        r"""Log-probability of the cells of some values times the density of the others.
+
+        .. math:: \sum_{i \in I} \log P_t(l_i < X_i < h_i \mid x_{<i}) + \sum_{i \notin I} \log p_t(x_i \mid x_{<i})
+
+        with I the values for which :math:`l_i < h_i`. If every cell has one x, such as its middle, this is the law of
+        :meth:`sample_cells`, normalised exactly: the probabilities of cells that cover the line sum to 1.
+
+        Args:
+            x: The values, ``(B, *event_shape)``.
+            low, high: The ends of their cells, as ``x``: finite, equal for values without a cell.
+            t, context: As for :meth:`ncml.NoiseConditionalDensity.log_prob`.
+
+        Returns:
+            ``(B,)`` nats.
+        """
+
+    @abc.abstractmethod
+    def sample_cells(
+        self,
+        n: int,
+        place: Callable[[int, Tensor], Tensor],
+        t: Time = 0.0,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw samples, putting each value in its place before the next is drawn.
+
+        Args:
+            n, t, context, generator: As for :meth:`ncml.SampleableDensity.sample`.
+            place: Takes a flat index of the event and the values drawn there, ``(n,)``, and returns the values to go
+                on with, such as the middles of their cells.
+
+        Returns:
+            ``(n, *event_shape)``.
+        """

@@ -1,0 +1,193 @@
+"""Exact probabilities of cells: of the heads, of MADE, and of tables with columns on lattices."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import integrate
+from scipy.stats import logistic, norm
+
+from ncml import VPSDE, Lattice, LinearVESDE
+from ncml.densities import MADE, MarginalMADE
+from ncml.errors import ArgumentError, UnsupportedError
+from ncml.estimator import NCMLDensityEstimator, NCMLOutlierDetector
+from ncml.nn.heads import GaussianHead, LogisticHead
+from tests.problems import shaken
+from tests.statistics import assert_frequencies
+
+ENDLESS = 1e30
+
+
+@pytest.mark.parametrize(("head", "law"), [(LogisticHead(1), logistic), (GaussianHead(1), norm)])
+def test_cells_of_one_component(head, law):
+    """The mass between two ends, in both tails, near and far, and to infinity."""
+    mean, log_scale = 0.3, -0.4
+    outputs = torch.tensor([0.0, mean, 0.0], dtype=torch.float64)
+    outputs[2] = log_scale
+    scale = float(head.log_scales(outputs[2]).exp())
+    ends = [(-ENDLESS, 0.1), (-0.2, 0.1), (0.3, 0.300001), (2.0, 5.0), (-9.0, -8.0), (8.0, 9.0), (1.0, ENDLESS)]
+    low, high = torch.tensor(ends, dtype=torch.float64).T[:, None]
+    found = head.log_cells(outputs.expand(1, len(ends), 3), low, high)[0]
+    a, b = ((np.clip(end[0].numpy(), -1e9, 1e9) - mean) / scale for end in (low, high))
+    a, b = np.where(a + b > 0, -b, a), np.where(a + b > 0, -a, b)  # in the left tail the difference is exact
+    expected = law.logcdf(b) + np.log(-np.expm1(law.logcdf(a) - law.logcdf(b)))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def network(kind=MADE, dims=3, **settings):
+    made = kind((dims,), VPSDE.at_noise(0.5), hidden=(16,), components=3, **settings)
+    return shaken(made, 0.5).double().eval()
+
+
+@pytest.mark.parametrize("head", ["logistic", "gaussian"])
+def test_cells_are_the_integrals_of_the_conditionals(head):
+    made = network(head=head, order=[2, 0, 1])
+    x = torch.tensor([[0.2, -0.5, 0.4]], dtype=torch.float64)
+    half = torch.tensor([[0.3, 0.0, 0.1]], dtype=torch.float64)
+    low, high = x - half, x + half
+    for t in (0.0, 0.1):
+
+        def conditional(value, i, t=t):
+            moved = x.clone()
+            moved[0, i] = value
+            return float(made.log_conditionals(moved, t, given=x)[0, i].exp().detach())
+
+        mass = [
+            integrate.quad(conditional, float(low[0, i]), float(high[0, i]), args=(i,), epsabs=1e-12)[0] for i in (0, 2)
+        ]
+        expected = np.log(mass).sum() + float(made.log_conditionals(x, t)[0, 1].detach())
+        assert float(made.log_cells(x, low, high, t).detach()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_samples_of_cells_have_their_probabilities():
+    """Two values in four cells each: sixteen probabilities, which sum to 1, and the frequencies of 20,000 draws."""
+    made = network(dims=2)
+    ends = torch.tensor([-ENDLESS, -0.8, 0.1, 0.9, ENDLESS], dtype=torch.float64)
+    middles = torch.tensor([-1.2, -0.3, 0.5, 1.4], dtype=torch.float64)
+    states = torch.tensor(list(itertools.product(range(4), repeat=2)))
+    p = made.log_cells(middles[states], ends[states], ends[states + 1], 0.1).exp().detach()
+    assert float(p.sum()) == pytest.approx(1.0, abs=1e-12)
+
+    def place(index, drawn):
+        return middles[torch.bucketize(drawn, ends[1:-1])]
+
+    drawn = made.sample_cells(20_000, place, 0.1, generator=torch.Generator().manual_seed(0))
+    found = (drawn[:, None] == middles[states]).all(2).sum(0)
+    assert int(found.sum()) == 20_000
+    assert_frequencies(found, p)
+
+
+def test_what_cells_refuse():
+    made = network()
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    with pytest.raises(ArgumentError, match="low: got shape"):
+        made.log_cells(x, x[:1], x)
+    with pytest.raises(ArgumentError, match="high: got"):
+        made.log_cells(x, x, x + torch.inf)
+    with pytest.raises(UnsupportedError, match="MADE with a lattice"):
+        network(lattice=Lattice(4)).log_cells(x, x, x)
+    with pytest.raises(ArgumentError, match="n: got"):
+        made.sample_cells(-1, lambda _, drawn: drawn)
+
+
+def test_hidden_values_have_no_cells():
+    made = network(MarginalMADE)
+    x = torch.tensor([[0.2, 0.0, 0.4]], dtype=torch.float64)
+    mask = torch.tensor([[1.0, 0.0, 1.0]], dtype=torch.float64)
+    widths = torch.tensor([[0.1, 0.1, 0.1], [0.1, 9.0, 0.1], [0.1, 0.0, 0.1]], dtype=torch.float64)
+    found = [made.log_cells(x, x - width, x + width, 0.0, mask) for width in widths]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+# Tables.
+
+
+def small(shape, process):
+    return MADE(shape, process, hidden=(32,), components=4)
+
+
+def small_with_gaps(shape, process):
+    return MarginalMADE(shape, process, hidden=(32,), components=4)
+
+
+def trained(X, density=small, **settings):
+    return NCMLDensityEstimator(density, max_steps=60, learning_rate=1e-2, random_state=0, **settings).fit(X)
+
+
+RNG = np.random.default_rng(0)
+COUNTS = RNG.poisson(0.4, (800, 1)).astype(float)
+
+
+@pytest.mark.parametrize("dequantisations", [1, 4])
+def test_probabilities_of_integers_sum_to_one(dequantisations):
+    """To the last digits, however sharp the density; four points of a step gave up to 1.15."""
+    model = trained(COUNTS, dequantisations=dequantisations)
+    p = np.exp(model.score_samples(np.arange(-60.0, 90.0)[:, None]))
+    assert p.sum() == pytest.approx(1.0, abs=1e-12)
+    assert p[60] == pytest.approx((COUNTS == 0).mean(), abs=0.06)
+    drawn = model.sample(20_000, random_state=1)[:, 0].astype(int)
+    counts = torch.tensor([(drawn == k).sum() for k in range(-1, 4)] + [((drawn < -1) | (drawn > 3)).sum()])
+    assert_frequencies(counts, torch.from_numpy(np.append(p[59:64], 1.0 - p[59:64].sum())))
+
+
+def test_probabilities_under_bounds_with_gaps_and_of_categories():
+    bounded = trained(COUNTS, bounds={0: (0, None)})
+    assert np.exp(bounded.score_samples(np.arange(3000.0)[:, None])).sum() == pytest.approx(1.0, abs=1e-4)
+    assert bounded.score_samples([[-1.0]])[0] == -np.inf
+    assert bounded.sample(200, random_state=0).min() >= 0.0
+
+    both = trained(COUNTS, bounds={0: (0, 20)})
+    assert np.exp(both.score_samples(np.arange(21.0)[:, None])).sum() == pytest.approx(1.0, abs=1e-9)
+
+    frame = pd.DataFrame(RNG.integers(0, 3, (600, 3))).map(lambda k: "abc"[k])
+    coded = trained(frame, categories=[0, 1, 2])
+    rows = pd.DataFrame(list(itertools.product("abc", repeat=3)))
+    p = np.exp(coded.score_samples(rows))
+    assert p.sum() == pytest.approx(1.0, abs=1e-9)
+    drawn = coded.sample(20_000, random_state=0).value_counts().reindex(pd.MultiIndex.from_frame(rows), fill_value=0)
+    assert_frequencies(torch.from_numpy(drawn.to_numpy().copy()), torch.from_numpy(p))
+
+    gaps = np.column_stack([RNG.poisson(2.0, 800), RNG.normal(size=800)]).astype(float)
+    gaps[RNG.random(gaps.shape) < 0.1] = np.nan
+    model = trained(gaps, small_with_gaps)
+    alone = np.full((300, 2), np.nan)
+    alone[:, 0] = np.arange(-100.0, 200.0)
+    assert np.exp(model.score_samples(alone)).sum() == pytest.approx(1.0, abs=1e-9)
+
+
+def test_a_step_beside_a_real_column():
+    """Masses of the steps times densities: their sum over the steps and integral over the line is 1."""
+    X = np.column_stack([RNG.poisson(1.0, 600), RNG.normal(size=600)]).astype(float)
+    model = trained(X)
+    grid = np.linspace(-40.0, 40.0, 8001)
+    total = 0.0
+    for k in range(-12, 20):
+        total += integrate.trapezoid(np.exp(model.score_samples(np.column_stack([np.full_like(grid, k), grid]))), grid)
+    assert total == pytest.approx(1.0, abs=1e-4)
+
+
+def test_units_of_steps():
+    """The density over a step of a tenth is the probability over a tenth."""
+    tenths = trained(0.1 * COUNTS)
+    whole = trained(COUNTS)
+    np.testing.assert_allclose(
+        tenths.score_samples(0.1 * COUNTS[:20]), whole.score_samples(COUNTS[:20]) + np.log(10.0), atol=1e-3
+    )
+
+
+def test_other_densities_are_averaged_over_points():
+    from ncml.densities import MAF
+
+    model = trained(COUNTS, lambda shape, process: MAF(shape, process, transforms=1, hidden=(8,)), dequantisations=512)
+    assert np.exp(model.score_samples(np.arange(-60.0, 90.0)[:, None])).sum() == pytest.approx(1.0, abs=0.02)
+
+
+def test_detector_takes_the_probabilities():
+    detector = NCMLOutlierDetector(NCMLDensityEstimator(small, max_steps=20, process=LinearVESDE(2.0)), random_state=0)
+    detector.fit(COUNTS)
+    np.testing.assert_allclose(
+        detector.log_densities(COUNTS[:9])[:, 0], detector.estimator_.score_samples(COUNTS[:9]), rtol=1e-12
+    )
