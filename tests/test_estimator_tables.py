@@ -5,15 +5,17 @@ from __future__ import annotations
 import datetime
 import decimal
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+from sklearn.neighbors import KernelDensity
 
 from ncml.densities import MADE, MarginalMADE
-from ncml.errors import ArgumentError
+from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.estimator import FeatureShift, NCMLDensityEstimator, NCMLOutlierDetector
 from ncml.estimator.form import TableForm
 
@@ -98,6 +100,36 @@ def test_remedies_work(kind):
             exec(line, variables)
         rows = TableForm.of(variables["X"], None).encode(variables["X"])
         np.testing.assert_allclose(np.asarray(rows, float)[:, 1], numbers)
+
+
+def test_thousands_are_no_gaps():
+    """Commas between digits in threes, beside numbers without, with marks and with a gap: no amount is lost."""
+    amounts = np.round(np.geomspace(3.0, 2e6, N), 2)
+    text = [f"$ {v:,.2f}" for v in amounts]
+    for cells, odd in ((text, False), ([f"{v:,.0f}" for v in amounts], False), (["n/a", *text[1:]], True)):
+        X = frame_with(cells)
+        message = refusal(X)
+        assert ("make a gap (NaN) of 'n/a' in c" in message) == odd
+        variables = {"X": X, "np": np, "pd": pd}
+        for line in code_in(message):
+            exec(line, variables)
+        found = variables["X"]["c"]
+        assert found.isna().sum() == odd
+        np.testing.assert_allclose(found[int(odd) :], amounts[int(odd) :], atol=0.5)
+
+
+def test_days_beside_iso_dates():
+    """Which comes first, day or month, matters also where other dates leave no doubt."""
+    X = frame_with(["2024-03-04", "02/01/2024", "25/12/2024"] * (N // 3) + ["2024-05-06"] * (N % 3))
+    variables = {"X": X, "np": np, "pd": pd}
+    for line in code_in(refusal(X)):
+        exec(line, variables)
+    start = pd.Timestamp("2000-01-01")
+    assert (start + pd.to_timedelta(variables["X"]["c"][:3], unit="D")).dt.strftime("%Y-%m-%d").tolist() == [
+        "2024-03-04",
+        "2024-01-02",
+        "2024-12-25",
+    ]
 
 
 def test_remedies_that_leave_rows_out():
@@ -299,3 +331,20 @@ def test_columns_named_by_numbers_are_compared_by_name():
         ArgumentError, match=r"Y: got \[1, 3, 2\]; expected the columns of X, \[1, 2, 3\], in this order"
     ):
         shift.fit(pd.DataFrame(x, columns=[1, 2, 3]), pd.DataFrame(x, columns=[1, 3, 2]))
+
+
+@pytest.mark.parametrize("made", [NCMLOutlierDetector, FeatureShift])
+def test_estimators_of_another_kind(made):
+    X = np.random.default_rng(0).normal(size=(30, 2))
+    with pytest.raises(ArgumentTypeError, match="estimator: got KernelDensity; expected an NCMLDensityEstimator"):
+        made(KernelDensity()).fit(X, X)
+
+
+def test_shift_of_constants_says_nothing_of_columns_inside():
+    """Constant in each sample and not in both: the samples of a deal are nobody's tables."""
+    X, Y = np.random.default_rng(0).normal(size=(2, 30, 2))
+    X[:, 0], Y[:, 0] = 1.0, 2.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shift = FeatureShift(NCMLDensityEstimator(small, max_steps=2), resamples=3, steps=2, random_state=0).fit(X, Y)
+    assert shift.p_values_.shape == (2,)

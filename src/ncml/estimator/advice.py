@@ -14,6 +14,7 @@ __all__ = ["advice_on", "names_rows"]
 
 FEWEST = 20  # rows that can show that categories name them
 MARKS = "[%$€£ ]"  # beside a number in text
+GROUPED = r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?"  # 1,234.56
 DAY = r"(\d{1,2})([/.-])(\d{1,2})\2(?:\d{4}|\d{2})\b.*"  # 31/12/2020, or with the month first
 
 
@@ -28,7 +29,10 @@ def advice_on(label: Any, values: list[Any], place: str, *, gaps: bool) -> str |
     """
     if _all(values, (datetime.timedelta, np.timedelta64)):
         return f"make days of the durations in {label}: {place} = pd.to_timedelta({place}) / pd.Timedelta(days=1)"
-    for reads, make in ((_is_date, _days), (_is_number, _numbers)):
+    # Commas group thousands if one stands before a point, or beside numbers without any, and none stands elsewhere.
+    commas = [value for value in values if isinstance(value, str) and "," in value and re.search(r"\d", value)]
+    thousands = all(map(_is_grouped, commas)) and any("." in v for v in commas) | any(map(_is_number, values))
+    for reads, make in ((_is_date, _days), (_is_number_or_grouped if thousands else _is_number, _numbers)):
         read = [value for value in values if reads(value)]
         if 2 * len(read) <= len(values):
             continue
@@ -71,15 +75,20 @@ def _days(values: list[Any], place: str, coerce: str) -> tuple[str, str, str]:
     days = [found for value in text if (found := re.fullmatch(DAY, value))]
     moments = [value if isinstance(value, datetime.datetime) else _moment(str(value)) for value in values]
     zone = any(moment is not None and moment.tzinfo is not None for moment in moments)
-    options, cells = ", format='mixed'" if text else "", "dates"
-    if days and len(days) == len(text):
+    options, cells, column = ", format='mixed'" if text else "", "dates", place
+    if days:
         # With dots the day is first everywhere; otherwise either may be.
         first = any(int(found[1]) > 12 or found[2] == "." for found in days)
-        options += f", dayfirst={first}"
-        if not first and all(int(found[3]) <= 12 for found in days):
-            cells += " (month first, or else dayfirst=True)"
+        unsure = not first and all(int(found[3]) <= 12 for found in days)
+        if len(days) == len(text):
+            options += f", dayfirst={first}"
+            cells += " (month first, or else dayfirst=True)" if unsure else ""
+        else:  # dayfirst=True turns the others round as well
+            parts = r"\3-\2-\1" if first else r"\3-\1-\2"
+            cells += r" (month first, or else '\3-\2-\1')" if unsure else ""
+            column = rf"{place}.astype(str).str.replace(r'^(\d+)[/.-](\d+)[/.-](\d{{4}})', r'{parts}', regex=True)"
     options += ", utc=True" if zone else ""
-    dates = f"pd.to_datetime({place}{options}{coerce})"
+    dates = f"pd.to_datetime({column}{options}{coerce})"
     if all(map(_is_period, values)):
         dates = f"pd.PeriodIndex({place}).to_timestamp()"
     origin = "pd.Timestamp('2000-01-01', tz='UTC')" if zone else "pd.Timestamp('2000-01-01')"
@@ -92,7 +101,8 @@ def _numbers(values: list[Any], place: str, coerce: str) -> tuple[str, str, str]
     wanted, cells = ("floats", "decimals") if decimals else ("numbers", "text")
     code = f"{place} = {place}.astype(float)"
     if any(isinstance(value, str) and not _floats(value) for value in values):
-        code = f"{place} = pd.to_numeric(pd.Series({place}).replace('{MARKS}', '', regex=True){coerce})"
+        marks = f"{MARKS[:-1]},]" if any(map(_is_grouped, values)) else MARKS
+        code = f"{place} = pd.to_numeric(pd.Series({place}).replace('{marks}', '', regex=True){coerce})"
     elif coerce:
         code = f"{place} = pd.to_numeric({place}{coerce})"
     return wanted, cells, code
@@ -126,6 +136,15 @@ def _moment(cell: str) -> datetime.datetime | None:
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401 -- a cell
     return _floats(re.sub(MARKS, "", value) if isinstance(value, str) else value)
+
+
+def _is_grouped(value: Any) -> bool:  # noqa: ANN401 -- a cell
+    """Whether it is a number in text whose commas may group thousands."""
+    return isinstance(value, str) and re.fullmatch(GROUPED, re.sub(MARKS, "", value)) is not None
+
+
+def _is_number_or_grouped(value: Any) -> bool:  # noqa: ANN401 -- a cell
+    return _is_number(value) or _is_grouped(value)
 
 
 def _floats(value: Any) -> bool:  # noqa: ANN401 -- a cell

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.base import BaseEstimator, DensityMixin, clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -25,12 +25,19 @@ from ncml.noise import LinearVESDE, NoiseProcess
 from ncml.objective import LogUniformTimes, TimeSampler
 from ncml.training import EMA, fit
 
-__all__ = ["NCMLDensityEstimator"]
+__all__ = ["NCMLDensityEstimator", "unfitted"]
 
 EVERY = 25  # steps between two looks at the held-out rows
 DECAY = 0.99  # of the moving average: its memory of a hundred steps is short against the training
 MOST_HELD = 1000  # rows held out to stop early
 ROWS = 1024  # evaluated at once: what comes between stays in the cache
+
+
+def unfitted(estimator: NCMLDensityEstimator | None) -> NCMLDensityEstimator:
+    """A copy to fit of the parameter ``estimator`` of what is built on a density; the default if None."""
+    if not isinstance(estimator, NCMLDensityEstimator | None):
+        raise ArgumentTypeError(f"estimator: got {type(estimator).__name__}; expected an NCMLDensityEstimator, or None")
+    return NCMLDensityEstimator() if estimator is None else cast(NCMLDensityEstimator, clone(estimator))
 
 
 class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types

@@ -32,13 +32,13 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ncml.checks import check_count
 from ncml.errors import ArgumentError
-from ncml.estimator.density import NCMLDensityEstimator
+from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.form import TableForm, rows_of
 from ncml.estimator.neighbours import MOST, Neighbours
 from ncml.estimator.objective import times_of
@@ -135,7 +135,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
             UnsupportedError: The estimator's process is not Gaussian.
         """
         self._check_parameters()
-        estimator = NCMLDensityEstimator() if self.estimator is None else clone(self.estimator)
+        estimator = unfitted(self.estimator)
         self._times = times_of(estimator.process_or_default, self.levels, "levels")
         form = TableForm.of(X, estimator.categories)
         rows = self._validated(X, form, reset=True)

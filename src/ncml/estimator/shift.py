@@ -11,20 +11,21 @@ At t > 0 these are scores of smooth densities, which few rows determine better t
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 from typing import Any, cast
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_count
 from ncml.density import NoiseConditionalDensity, inner_density
-from ncml.errors import ArgumentError
-from ncml.estimator.density import NCMLDensityEstimator
+from ncml.errors import ArgumentError, ColumnScaleWarning, LatticeDataWarning
+from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.form import TableForm, is_frame
 from ncml.estimator.objective import TableObjective, seeded, times_of
 from ncml.estimator.traits import Array
@@ -128,7 +129,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         check_count(self.steps, "steps")
         if not self.noise >= 0.0:  # NaN fails too
             raise ArgumentError(f"noise: got {self.noise!r}; expected a noise level >= 0")
-        estimator = NCMLDensityEstimator() if self.estimator is None else clone(self.estimator)
+        estimator = unfitted(self.estimator)
         (t,) = times_of(estimator.process_or_default, (self.noise,), "noise")
         form = TableForm.of(X, estimator.categories)
         first = self._complete(form, X, "X")
@@ -197,7 +198,9 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         models, noisy = [], []
         for part in parts:
             model = deepcopy(density).float()
-            with seeded(seed):  # dropout
+            with seeded(seed), warnings.catch_warnings():  # dropout; and of both samples all has been said
+                warnings.simplefilter("ignore", ColumnScaleWarning)
+                warnings.simplefilter("ignore", LatticeDataWarning)
                 fit(
                     model,
                     objective,
