@@ -87,7 +87,7 @@ class Columns:
 
         Raises:
             ArgumentError: A column without a value; every column is constant; values too large, too small or too far
-                from the others; bounds that name no column, or that values reach.
+                from the others; bounds that name no column, or that real values reach.
         """
         there = ~np.isnan(X)
         if empty := [str(names[j]) for j in range(X.shape[1]) if not there[:, j].any()]:
