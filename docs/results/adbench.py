@@ -154,7 +154,7 @@ Livernoche et al. (2024), table 1, with another network and seed each; the first
 ## Paired differences
 
 95 % bootstrap intervals over test rows of NCML's AUROC less the other's, first seed, in points: the choice of rows, not
-that of the training run.
+that of the training run. The interval beside K-DSM is of NCML's scores before the probabilities of integers were exact.
 
 {table(["table", *(f"less {other}" for other in first["difference"])], against)}
 
