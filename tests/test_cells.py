@@ -178,6 +178,21 @@ def test_units_of_steps():
     )
 
 
+@pytest.mark.parametrize("bounds", [None, {0: (0, None)}])
+def test_large_counts_in_single_precision(bounds):
+    """Where cells are thinner than single precision the density takes their place: no value is off by the scale."""
+    X = np.round(np.exp(RNG.normal(11.0, 1.0, (300, 1))))
+    model = trained(X, bounds=bounds)
+    table = model.table_of(X)
+    exact = model.log_densities_of(table, 0.0)
+    model.density_.float()
+    np.testing.assert_allclose(model.log_densities_of(table, 0.0), exact, atol=0.02)
+    cells = [model.columns_.cells(table, None, dtype) for dtype in (torch.float32, torch.float64)]
+    left_out = [int((low == high).sum()) for _, low, high, _ in cells]
+    assert left_out[0] > 100
+    assert left_out[1] == 0
+
+
 def test_other_densities_are_averaged_over_points():
     from ncml.densities import MAF
 

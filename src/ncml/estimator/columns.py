@@ -35,6 +35,7 @@ TIES = 0.1  # a real column with more tied rows than this is jittered
 TIED_WIDTH = 0.01  # in scales of the column
 SHOWN = 8  # names in a message
 MARGIN = 1e-6  # keeps jittered values off the ends of their step
+THIN = 256.0  # roundings; the probability of a cell of fewer would be off by more than half a per cent
 ENDLESS = 1e30  # stands for infinity as the end of a cell
 FARTHEST = 1e15  # scales from the centre: farther is no number of the same kind, and too much for single precision
 
@@ -193,16 +194,19 @@ class Columns:
             log_det = log_det + (change if observed is None else change.where(observed[:, j], 0.0))
         return z, log_det
 
-    def cells(self, y: Tensor, observed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def cells(
+        self, y: Tensor, observed: Tensor | None = None, dtype: torch.dtype = torch.float64
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Standardised rows as the density sees them, with the cell of each value on a lattice, whole steps long.
 
         Args:
             y, observed: As for :meth:`to_model`.
+            dtype: That of the density. Cells whose ends it can hardly tell apart, such as those of large counts in
+                single precision, are left out: there the density at the middle is that of the cell.
 
         Returns:
-            The middles z and the cells' ends, ``(n, k)`` each, which are equal where a column lies on no lattice; and
-            what turns the log-probability of the cells, times the density of the rest, into the log-density of the
-            rows, ``(n,)``.
+            The middles z and the cells' ends, ``(n, k)`` each, equal where there is no cell; and what turns the
+            log-probability of the cells, times the density of the rest, into the log-density of the rows, ``(n,)``.
         """
         z, log_det = self.to_model(y, None, observed)
         low, high = z.clone(), z.clone()
@@ -215,9 +219,11 @@ class Columns:
             tolerance = MARGIN * float(half[j])
             low[:, j] = ends[0][:, j].where(y[:, j] - half[j] > first + tolerance, -ENDLESS)
             high[:, j] = ends[1][:, j].where(y[:, j] + half[j] < last - tolerance, ENDLESS)
+            thin = high[:, j] - low[:, j] <= THIN * torch.finfo(dtype).eps * (1.0 + z[:, j].abs())
+            low[thin, j] = high[thin, j] = z[thin, j]
             # Of to_model's log-determinant there stays what is infinite, beyond the bounds; for the rest, 1 / width.
             alone = self.one(int(j)).to_model(y[:, j : j + 1])[1]
-            change = -alone.where(alone.isfinite(), 0.0) - float(np.log(self.width[j]))
+            change = (-alone.where(alone.isfinite(), 0.0) - float(np.log(self.width[j]))).masked_fill(thin, 0.0)
             log_det = log_det + (change if observed is None else change.where(observed[:, j], 0.0))
         return z, low, high, log_det
 
