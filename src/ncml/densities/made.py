@@ -178,7 +178,7 @@ class MADE(CellDensity):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         t, context = check_draw(self, n, t, context, generator)
-        with evaluating(self):
+        with evaluating(self), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return self._drawn(n, t, context, generator, None, place)
 
     def _drawn(

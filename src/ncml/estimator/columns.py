@@ -115,7 +115,7 @@ class Columns:
         width[coded], origin[coded] = 1.0, 0.0
         tied = np.array([tied_share(column) > TIES for column in values]) & (width == 0.0)
         width = np.where(tied, TIED_WIDTH * scale, width)
-        low, high = _bounds(bounds, names, X, kept, duplicates, width)
+        low, high = _bounds(bounds, names, X, kept, duplicates, width, origin)
         low[coded], high[coded] = -0.5, np.array([codes.get(j, 0) for j in kept])[coded] - 0.5
         centre = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high, centre))
         _check_near(X[:, kept], centre, scale, [names[j] for j in kept])
@@ -358,6 +358,7 @@ def _bounds(
     kept: list[int],
     duplicates: Mapping[int, tuple[int, float, float]],
     width: Array,
+    origin: Array,
 ) -> tuple[Array, Array]:
     """Lower and upper bounds of the kept columns' jittered values; those of a copy are of the column that it copies."""
     low, high = np.full(len(kept), -np.inf), np.full(len(kept), np.inf)
@@ -381,4 +382,7 @@ def _bounds(
             )
         first, last = sorted(((a - intercept) / slope, (b - intercept) / slope))
         low[k], high[k] = max(low[k], first), min(high[k], last)
+    on = np.isfinite(origin)  # the first and last values of a lattice, so that the steps fill what lies between
+    low[on] = origin[on] + width[on] * np.ceil((low[on] - origin[on]) / width[on] - MARGIN)
+    high[on] = origin[on] + width[on] * np.floor((high[on] - origin[on]) / width[on] + MARGIN)
     return low - 0.5 * width, high + 0.5 * width

@@ -44,12 +44,14 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
     r"""The density of a table at every noise level, :math:`\log p_t(x)`.
 
     Integers and other columns on a lattice are spread by uniform noise within their step, afresh in every batch, so
-    that the density stays finite; :meth:`score_samples` averages it over the step,
+    that the density stays finite. :meth:`score_samples` then has the probability of the step over its width,
 
-    .. math:: \log p(x) = \log \frac1K \sum_k p(x + w (u_k - \tfrac12)) \approx \log \frac{P(x)}{w},
+    .. math:: \log p(x_i \mid x_{<i}) = \log \tfrac1w P(|X_i - x_i| < \tfrac w2 \mid x_{<i}),
 
-    which for integers (w = 1) is the log-probability of the value. Columns with one value, and affine copies of others,
-    are set aside with a warning: the density is that of the other columns.
+    given the values before as they are: for integers (w = 1) the probability of the value, and the law of
+    :meth:`sample`. A density that is no :class:`~ncml.density.CellDensity` is averaged over K points of the step,
+    :math:`\frac1K \sum_k p(x + w (u_k - \frac12))`. Columns with one value, and affine copies of others, are set aside
+    with a warning: the density is that of the other columns.
 
     Missing values, NaN, are left out: :meth:`score_samples` is the density of the values that are there, learned by
     hiding further ones at random (:class:`~ncml.densities.MarginalMADE`).

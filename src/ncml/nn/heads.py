@@ -239,7 +239,11 @@ class GaussianHead(MixtureHead):
         right = a + b > 0.0  # by symmetry work in the left tail
         a, b = torch.where(right, -b, a).double(), torch.where(right, -a, b).double()
         log_high = torch.special.log_ndtr(b)
-        return (log_high + torch.log(-torch.expm1(torch.special.log_ndtr(a) - log_high))).to(width.dtype)
+        between = log_high + torch.log(-torch.expm1(torch.special.log_ndtr(a) - log_high))
+        # Thin cells are their middle's density times the width: of two CDFs their difference would be rounding.
+        middle = 0.5 * (a + b)
+        thin = torch.log(width.double()) - 0.5 * (middle.square() + math.log(2.0 * math.pi))
+        return torch.where(width < 1e-4, thin, between).to(width.dtype)
 
     def _quantile(self, u: Tensor) -> Tensor:
         return torch.special.ndtri(u)
