@@ -44,8 +44,7 @@ Model = tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor],
 def reach(report: Report, rows: int, rounds: int) -> None:
     """Time to fit, and rows per second scored, on correlated normal columns.
 
-    Then with a tenth of the values missing and a third of the columns rounded, whose density is averaged over four
-    points of a step.
+    Then with a tenth of the values missing and a third of the columns rounded, whose steps have exact probabilities.
     """
     rng = np.random.default_rng(0)
     X = rng.normal(size=(rows, 20)) @ (np.eye(20) + 0.3 * rng.normal(size=(20, 20)))

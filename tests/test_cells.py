@@ -48,6 +48,20 @@ def test_cells_of_one_component(head, law):
         assert thin == pytest.approx(law.logpdf((7.0 - mean) / scale) + np.log(width / scale), abs=2e-3)
 
 
+@pytest.mark.parametrize("head", [LogisticHead(3), GaussianHead(3)])
+def test_an_interval_that_is_a_point_has_its_density(head):
+    """Beside intervals, with gradients that are finite."""
+    outputs = torch.randn(2, 4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.tensor([[-3.0, 0.1, 0.1, 40.0], [-1.0, 0.0, 2.0, -7.0]], dtype=torch.float64)
+    width = torch.tensor([0.0, 0.0, 0.2, 0.0], dtype=torch.float64)
+    found = head.log_cells(outputs, x, x + width)
+    expected = head.log_prob(outputs, x)
+    torch.testing.assert_close(found[:, [0, 1, 3]], expected[:, [0, 1, 3]], rtol=1e-12, atol=1e-12)
+    assert not torch.isclose(found[:, 2], expected[:, 2]).any()
+    found.sum().backward()
+    assert outputs.grad.isfinite().all()
+
+
 def network(kind=MADE, dims=3, **settings):
     made = kind((dims,), VPSDE.at_noise(0.5), hidden=(16,), components=3, **settings)
     return shaken(made, 0.5).double().eval()

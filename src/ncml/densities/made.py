@@ -143,8 +143,7 @@ class MADE(CellDensity):
             values = _zeroed(values, hidden)
             outputs = self.net(values, self.conditioning(t, context))
             cell = low < high
-            masses = self.head.log_cells(outputs, torch.where(cell, low, -1.0), torch.where(cell, high, 1.0))
-            terms = torch.where(cell, masses, self.head.log_prob(outputs, values))
+            terms = self.head.log_cells(outputs, torch.where(cell, low, values), torch.where(cell, high, values))
             return _zeroed(terms, hidden).sum(1)
 
     def draw_noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:

@@ -170,18 +170,20 @@ class Columns:
             ``(n, k)`` and ``(n,)``. Values at or beyond a bound are put just inside it, with a log-determinant of
             minus infinity.
         """
-        log_scale = self._as(np.log(self.scale), y)
+        z, terms = self._bent(y, u)
+        return z, (terms if observed is None else terms.where(observed, 0.0)).sum(1)
+
+    def _bent(self, y: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What :meth:`to_model` gives, the log-determinant column by column, ``(n, k)`` each."""
         if u is not None and self.jittered:
             y = y + self._as(self.width / self.scale, y) * (u.clamp(MARGIN, 1.0 - MARGIN) - 0.5)
-        log_det = -(log_scale if observed is None else observed * log_scale).expand(y.shape).sum(1)
+        terms = -self._as(np.log(self.scale), y).expand(y.shape)
         bounded = np.isfinite(self.low) | np.isfinite(self.high)
         if not bounded.any():
-            return y, log_det
-        z = y.clone()
+            return y, terms
+        z, terms = y.clone(), terms.clone()
         for j in np.flatnonzero(bounded):
-            low, high = (
-                (float(end[j]) - float(self.centre[j])) / float(self.scale[j]) for end in (self.low, self.high)
-            )
+            low, high = (float(end[j]) for end in self._ends())
             value = y[:, j]
             smallest = torch.finfo(y.dtype).tiny
             inside = (value > low) & (value < high)
@@ -190,9 +192,12 @@ class Columns:
             slope = -parts[0] - parts[1] + (float(np.log(high - low)) if np.isfinite(high - low) else 0.0)
             centre, scale = self.after[:, j].tolist()
             z[:, j] = (parts[0] - parts[1] - centre) / scale
-            change = torch.where(inside, slope - float(np.log(scale)), -torch.inf)
-            log_det = log_det + (change if observed is None else change.where(observed[:, j], 0.0))
-        return z, log_det
+            terms[:, j] += torch.where(inside, slope - float(np.log(scale)), -torch.inf)
+        return z, terms
+
+    def _ends(self) -> tuple[Array, Array]:
+        """The bounds in standardised units, ``(k,)`` each."""
+        return (self.low - self.centre) / self.scale, (self.high - self.centre) / self.scale
 
     def cells(
         self, y: Tensor, observed: Tensor | None = None, dtype: torch.dtype = torch.float64
@@ -208,24 +213,18 @@ class Columns:
             The middles z and the cells' ends, ``(n, k)`` each, equal where there is no cell; and what turns the
             log-probability of the cells, times the density of the rest, into the log-density of the rows, ``(n,)``.
         """
-        z, log_det = self.to_model(y, None, observed)
-        low, high = z.clone(), z.clone()
-        half = self._as(0.5 * self.width / self.scale, y)
-        ends = [self.to_model(y + side * half)[0] for side in (-1.0, 1.0)]
-        for j in np.flatnonzero(np.isfinite(self.origin)):
-            first, last = (
-                (float(end[j]) - float(self.centre[j])) / float(self.scale[j]) for end in (self.low, self.high)
-            )
-            tolerance = MARGIN * float(half[j])
-            low[:, j] = ends[0][:, j].where(y[:, j] - half[j] > first + tolerance, -ENDLESS)
-            high[:, j] = ends[1][:, j].where(y[:, j] + half[j] < last - tolerance, ENDLESS)
-            thin = high[:, j] - low[:, j] <= THIN * torch.finfo(dtype).eps * (1.0 + z[:, j].abs())
-            low[thin, j] = high[thin, j] = z[thin, j]
-            # Of to_model's log-determinant there stays what is infinite, beyond the bounds; for the rest, 1 / width.
-            alone = self.one(int(j)).to_model(y[:, j : j + 1])[1]
-            change = (-alone.where(alone.isfinite(), 0.0) - float(np.log(self.width[j]))).masked_fill(thin, 0.0)
-            log_det = log_det + (change if observed is None else change.where(observed[:, j], 0.0))
-        return z, low, high, log_det
+        z, terms = self._bent(y)
+        half, on = self._as(0.5 * self.width / self.scale, y), np.isfinite(self.origin)
+        first, last = (self._as(end, y) for end in self._ends())
+        low = self._bent(y - half)[0].where(y - half > first + MARGIN * half, -ENDLESS)
+        high = self._bent(y + half)[0].where(y + half < last - MARGIN * half, ENDLESS)
+        cell = high - low > THIN * torch.finfo(dtype).eps * (1.0 + z.abs())
+        cell &= torch.as_tensor(on, device=y.device)
+        # Of the log-determinant there stays what is infinite, beyond the bounds; the rest becomes 1 / width.
+        log_width = self._as(np.log(self.width, where=on, out=np.zeros_like(self.width)), y)
+        terms = torch.where(cell & terms.isfinite(), -log_width, terms)
+        log_det = (terms if observed is None else terms.where(observed, 0.0)).sum(1)
+        return z, torch.where(cell, low, z), torch.where(cell, high, z), log_det
 
     def middle(self, k: int, z: Tensor) -> Tensor:
         """Draws of one column put in the middle of their cell, ``(n,)``; as they are if it lies on no lattice."""
@@ -246,7 +245,7 @@ class Columns:
         """Rows of the user's table from draws of the density, ``(n, k)`` to ``(n, d)``."""
         y = z.double().cpu().numpy()
         y = y * self.after[1] + self.after[0]
-        low, high = (self.low - self.centre) / self.scale, (self.high - self.centre) / self.scale
+        low, high = self._ends()
         below, above = np.isfinite(low), np.isfinite(high)
         kept = np.empty_like(y)
         for j in range(y.shape[1]):

@@ -98,11 +98,11 @@ class MixtureHead(abc.ABC):
             return torch.logsumexp(logits + terms, dim=-1) - torch.logsumexp(logits, dim=-1)
 
     def log_cells(self, outputs: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Log-probability of an interval for each value; continuous data only.
+        """Log-probability of an interval for each value, or log-density where it is a point; continuous data only.
 
         Args:
             outputs: Network outputs, ``(B, D, 3K)``.
-            low, high: The intervals' ends, ``(B, D)``, float32 or float64, ``low < high``; finite, though as large as
+            low, high: The intervals' ends, ``(B, D)``, float32 or float64, ``low <= high``; finite, though as large as
                 the dtype allows.
 
         Returns:
@@ -110,8 +110,7 @@ class MixtureHead(abc.ABC):
         """
         with torch.autocast(outputs.device.type, enabled=False):
             logits, means, log_scales = self._unpack(outputs.to(low.dtype))
-            low, high, inverse = low.unsqueeze(-1), high.unsqueeze(-1), torch.exp(-log_scales)
-            terms = self._log_between((low - means) * inverse, (high - means) * inverse, (high - low) * inverse)
+            terms = self._log_between(low.unsqueeze(-1), high.unsqueeze(-1), means, log_scales)
             return torch.logsumexp(logits + terms, dim=-1) - torch.logsumexp(logits, dim=-1)
 
     def sample(self, outputs: Tensor, noise: Tensor, on_lattice: Tensor) -> Tensor:
@@ -170,8 +169,8 @@ class MixtureHead(abc.ABC):
         """Log-density of ``x``, ``(B, D, 1)``, under each component, ``(B, D, K)``."""
 
     @abc.abstractmethod
-    def _log_between(self, a: Tensor, b: Tensor, width: Tensor) -> Tensor:
-        """Log-mass of the standard component between a and b, which are ``width`` apart."""
+    def _log_between(self, low: Tensor, high: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+        """Log-mass between two ends, ``(B, D, 1)``, under each component; where they are equal, log-density there."""
 
     @abc.abstractmethod
     def _quantile(self, u: Tensor) -> Tensor:
@@ -209,8 +208,11 @@ class LogisticHead(MixtureHead):
             above, below, between = above * keep_above, below * keep_below, between * keep_between
         return above + below + between - math.log(self.lattice.width)
 
-    def _log_between(self, a: Tensor, b: Tensor, width: Tensor) -> Tensor:
-        return F.logsigmoid(b) + F.logsigmoid(-a) + torch.log(-torch.expm1(-width))
+    def _log_between(self, low: Tensor, high: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+        inverse, cell = torch.exp(-log_scales), low < high
+        width = torch.where(cell, high - low, 1.0) * inverse
+        between = torch.where(cell, torch.log(-torch.expm1(-width)), -log_scales)
+        return F.logsigmoid((high - means) * inverse) + F.logsigmoid((means - low) * inverse) + between
 
     def _quantile(self, u: Tensor) -> Tensor:
         return torch.logit(u)
@@ -235,15 +237,18 @@ class GaussianHead(MixtureHead):
         log_mass = self._with_edges(inside, below, above, x, edges)
         return (log_mass - math.log(self.lattice.width)).to(x.dtype)
 
-    def _log_between(self, a: Tensor, b: Tensor, width: Tensor) -> Tensor:
+    def _log_between(self, low: Tensor, high: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+        inverse, cell = torch.exp(-log_scales), low < high
+        a, b = ((torch.where(cell, end, at) - means) * inverse for end, at in ((low, -1.0), (high, 1.0)))
         right = a + b > 0.0  # by symmetry work in the left tail
         a, b = torch.where(right, -b, a).double(), torch.where(right, -a, b).double()
         log_high = torch.special.log_ndtr(b)
         between = log_high + torch.log(-torch.expm1(torch.special.log_ndtr(a) - log_high))
         # Thin cells are their middle's density times the width: of two CDFs their difference would be rounding.
-        middle = 0.5 * (a + b)
+        width, middle = torch.where(cell, high - low, 1.0) * inverse, 0.5 * (a + b)
         thin = torch.log(width.double()) - 0.5 * (middle.square() + math.log(2.0 * math.pi))
-        return torch.where(width < 1e-4, thin, between).to(width.dtype)
+        mass = torch.where(width < 1e-4, thin, between).to(low.dtype)
+        return torch.where(cell, mass, self._log_components(low, means, log_scales, None))
 
     def _quantile(self, u: Tensor) -> Tensor:
         return torch.special.ndtri(u)
