@@ -201,6 +201,14 @@ def test_bounds_between_the_values_of_a_lattice(low, high):
     assert_frequencies(counts, torch.from_numpy(np.append(p[shown], 1.0 - p[shown].sum())))
 
 
+def test_a_bound_far_from_the_values_of_a_lattice_in_single_precision():
+    """Their rounding adds up over a thousand steps: the bound is a value all the same."""
+    X = (np.round(np.random.default_rng(0).normal(1000.0, 10.0, (500, 1))) / 10).astype(np.float32)
+    model = trained(X, bounds={0: (0.0, None)})
+    assert model.columns_.low[0] == pytest.approx(-0.05, abs=1e-3)
+    assert np.isfinite(model.score_samples([[0.0]]))
+
+
 def test_a_step_beside_a_real_column():
     """Masses of the steps times densities: their sum over the steps and integral over the line is 1."""
     X = np.column_stack([RNG.poisson(1.0, 600), RNG.normal(size=600)]).astype(float)

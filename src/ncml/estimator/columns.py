@@ -23,17 +23,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncml.checks import is_whole
 from ncml.errors import ArgumentError
+from ncml.estimator.bounds import Bounds, bounds_of
 from ncml.estimator.traits import HUGE, Array, affine_copy, check_magnitudes, column_lattice, spread, tied_share
 
-__all__ = ["Bounds", "Columns"]
-
-Bounds = Mapping[Any, tuple[float | None, float | None]]
+__all__ = ["Columns"]
 
 TIES = 0.1  # a real column with more tied rows than this is jittered
 TIED_WIDTH = 0.01  # in scales of the column
-SHOWN = 8  # names in a message
 MARGIN = 1e-6  # keeps jittered values off the ends of their step
 THIN = 256.0  # roundings; the probability of a cell of fewer would be off by more than half a per cent
 ENDLESS = 1e30  # stands for infinity as the end of a cell
@@ -115,7 +112,7 @@ class Columns:
         width[coded], origin[coded] = 1.0, 0.0
         tied = np.array([tied_share(column) > TIES for column in values]) & (width == 0.0)
         width = np.where(tied, TIED_WIDTH * scale, width)
-        low, high = _bounds(bounds, names, X, kept, duplicates, width, origin)
+        low, high = bounds_of(bounds, names, X, kept, duplicates, width, origin)
         low[coded], high[coded] = -0.5, np.array([codes.get(j, 0) for j in kept])[coded] - 0.5
         centre = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high, centre))
         _check_near(X[:, kept], centre, scale, [names[j] for j in kept])
@@ -315,16 +312,6 @@ class Columns:
         return torch.as_tensor(values, dtype=like.dtype, device=like.device)
 
 
-def column_of(key: Any, labels: Sequence[Any], name: str) -> int:  # noqa: ANN401 -- a name or an index
-    """Index of the column that the parameter ``name`` gave by its name or index."""
-    if key in labels:
-        return list(labels).index(key)
-    if not is_whole(key) or not 0 <= key < len(labels):
-        known = ", ".join(map(repr, labels[:SHOWN])) + (", ..." if len(labels) > SHOWN else "")
-        raise ArgumentError(f"{name}: got {key!r}; expected names of columns ({known}), or indices below {len(labels)}")
-    return int(key)
-
-
 def _copies_apart(X: Array, indices: list[int]) -> tuple[list[int], dict[int, tuple[int, float, float]]]:
     """Which of some columns are kept, and which are an affine function of a kept one: (its index, slope, intercept)."""
     kept: list[int] = []
@@ -348,40 +335,3 @@ def _check_near(X: Array, centre: Array, scale: Array, names: Sequence[Any]) -> 
             f"X: got {ends[place]:g} in {names[int(place[1])]}, {far[place]:.1g} times its other values' spread from "
             f"them; expected numbers of one kind; make a gap (NaN) of a code for missing values"
         )
-
-
-def _bounds(
-    bounds: Bounds | None,
-    names: Sequence[Any],
-    X: Array,
-    kept: list[int],
-    duplicates: Mapping[int, tuple[int, float, float]],
-    width: Array,
-    origin: Array,
-) -> tuple[Array, Array]:
-    """Lower and upper bounds of the kept columns' jittered values; those of a copy are of the column that it copies."""
-    low, high = np.full(len(kept), -np.inf), np.full(len(kept), np.inf)
-    if bounds is not None and not isinstance(bounds, Mapping):
-        raise ArgumentError(f"bounds: got {bounds!r}; expected a mapping, {{column: (low, high)}}")
-    for key, ends in (bounds or {}).items():
-        j = column_of(key, names, "bounds")
-        i, slope, intercept = duplicates.get(j, (j, 1.0, 0.0))
-        if i not in kept:
-            continue
-        k = kept.index(i)
-        a, b = (-np.inf if ends[0] is None else ends[0]), (np.inf if ends[1] is None else ends[1])
-        values = np.where(np.isnan(X[:, j]), slope * X[:, i] + intercept, X[:, j])
-        values = values[~np.isnan(values)]
-        if not (values >= a).all() or not (values <= b).all():
-            raise ArgumentError(f"bounds: got {ends} for {names[j]}; expected an interval that its values lie in")
-        if width[k] == 0.0 and ((values == a).any() or (values == b).any()):
-            raise ArgumentError(
-                f"bounds: got {ends} for {names[j]}, some of whose values lie on a bound; expected them inside, where "
-                f"the logarithm is finite; widen the bounds"
-            )
-        first, last = sorted(((a - intercept) / slope, (b - intercept) / slope))
-        low[k], high[k] = max(low[k], first), min(high[k], last)
-    on = np.isfinite(origin)  # the first and last values of a lattice, so that the steps fill what lies between
-    low[on] = origin[on] + width[on] * np.ceil((low[on] - origin[on]) / width[on] - MARGIN)
-    high[on] = origin[on] + width[on] * np.floor((high[on] - origin[on]) / width[on] + MARGIN)
-    return low - 0.5 * width, high + 0.5 * width

@@ -14,10 +14,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from ncml.checks import check_count, check_positive
+from ncml.checks import check_count, check_positive, is_real
 from ncml.density import CellDensity, sampleable
 from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning
-from ncml.estimator.columns import Bounds, Columns
+from ncml.estimator.bounds import Bounds
+from ncml.estimator.columns import Columns
 from ncml.estimator.form import Categories, TableForm
 from ncml.estimator.objective import DensityFactory, TableObjective, seeded, untrained_density
 from ncml.estimator.traits import Array
@@ -353,7 +354,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         check_count(self.patience, "patience")
         check_count(self.dequantisations, "dequantisations")
         check_positive(self.learning_rate, "learning_rate")
-        if not 0.0 <= self.validation_fraction < 1.0:
+        if not is_real(self.validation_fraction) or not 0.0 <= self.validation_fraction < 1.0:
             raise ArgumentError(f"validation_fraction: got {self.validation_fraction!r}; expected a share, 0 <= . < 1")
         if self.density is not None and not callable(self.density):
             raise ArgumentTypeError(

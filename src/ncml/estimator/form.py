@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ncml.errors import ArgumentError
 from ncml.estimator.advice import advice_on, names_rows
-from ncml.estimator.columns import column_of
+from ncml.estimator.bounds import column_of
 from ncml.estimator.traits import Array
 
 __all__ = ["Categories", "TableForm", "is_frame", "rows_of"]
@@ -69,6 +69,8 @@ class TableForm:
             if values is None:
                 known.setdefault(j, _in_order(_distinct(_present(_column(X, j)), key)))
                 continue
+            if isinstance(values, str) or not isinstance(values, Iterable):
+                raise ArgumentError(f"categories: got {values!r} for {key!r}; expected a list of all its values")
             known[j] = list(values)
             if len(_distinct(known[j], key)) < len(known[j]):
                 raise ArgumentError(f"categories: got {known[j]!r} for {key!r}; expected every value once")
@@ -238,6 +240,8 @@ def rows_of(X: Any, index: NDArray[np.intp]) -> Any:  # noqa: ANN401 -- any tabl
 def _listed(categories: Categories | None) -> Iterable[Any]:
     if isinstance(categories, str):
         raise ArgumentError(f"categories: got {categories!r}; expected a list of columns, [{categories!r}]")
+    if not isinstance(categories, Iterable | None):
+        raise ArgumentError(f"categories: got {categories!r}; expected a list of columns, or {{column: values}}")
     return () if categories is None else categories
 
 

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 from ncml.errors import ArgumentError
 
-__all__ = ["HUGE", "Array", "affine_copy", "check_magnitudes", "column_lattice", "spread", "tied_share"]
+__all__ = [
+    "HUGE",
+    "MOST_ROUNDING",
+    "Array",
+    "affine_copy",
+    "check_magnitudes",
+    "column_lattice",
+    "spread",
+    "tied_share",
+]
 
 Array = NDArray[np.float64]
 
