@@ -331,12 +331,24 @@ def test_frames_keep_their_names():
         ({"n_neighbors": -1}, "n_neighbors"),
         ({"calibration": 1.0}, "calibration"),
         ({"contamination": 0.7}, "contamination"),
+        ({"levels": 0.5}, "levels: got 0.5; expected noise levels"),
+        ({"levels": ("low",)}, "levels"),
+        ({"calibration": "half"}, "calibration: got 'half'; expected a share"),
+        ({"contamination": "few"}, "contamination: got 'few'; expected 'auto'"),
+        ({"contamination": None}, "contamination: got None"),
     ],
 )
 def test_wrong_settings(settings, message):
     estimator = NCMLDensityEstimator(Correlated, max_steps=1)
     with pytest.raises(ArgumentError, match=message):
         NCMLOutlierDetector(estimator, **settings).fit(correlated(50))
+
+
+@pytest.mark.parametrize("noise", [-1.0, float("nan"), "much", None])
+def test_noise_that_is_no_level(noise):
+    shift = FeatureShift(NCMLDensityEstimator(Correlated, max_steps=1), noise=noise)
+    with pytest.raises(ArgumentError, match=f"^noise: got {noise!r}; expected a noise level >= 0$"):
+        shift.fit(correlated(50), correlated(50))
 
 
 @pytest.mark.parametrize("name", ["levels", "noise"])

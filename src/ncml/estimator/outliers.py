@@ -36,7 +36,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ncml.checks import check_count
+from ncml.checks import check_count, is_real
 from ncml.errors import ArgumentError
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.form import TableForm, rows_of
@@ -325,13 +325,14 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
             )
 
     def _check_parameters(self) -> None:
-        levels = list(self.levels)
-        if not levels or not all(0.0 <= level < math.inf for level in levels) or max(levels) == 0.0:
+        levels = list(self.levels) if isinstance(self.levels, (Sequence, np.ndarray)) else []
+        if not levels or not all(is_real(level) and 0.0 <= level < math.inf for level in levels) or max(levels) == 0.0:
             raise ArgumentError(f"levels: got {self.levels!r}; expected noise levels >= 0, one of them positive")
         check_count(self.n_neighbors, "n_neighbors", 0)
-        if not 0.0 <= self.calibration < 1.0:
+        if not is_real(self.calibration) or not 0.0 <= self.calibration < 1.0:
             raise ArgumentError(f"calibration: got {self.calibration!r}; expected a share, 0 <= calibration < 1")
-        if self.contamination != "auto" and not 0.0 < self.contamination <= 0.5:
+        share = self.contamination
+        if share != "auto" and not (is_real(share) and 0.0 < share <= 0.5):
             raise ArgumentError(f"contamination: got {self.contamination!r}; expected 'auto' or a share in (0, 0.5]")
 
 

@@ -22,7 +22,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_count
+from ncml.checks import Time, check_count, check_nonnegative
 from ncml.density import NoiseConditionalDensity, inner_density
 from ncml.errors import ArgumentError, ColumnScaleWarning, LatticeDataWarning
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
@@ -127,8 +127,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         """
         check_count(self.resamples, "resamples")
         check_count(self.steps, "steps")
-        if not self.noise >= 0.0:  # NaN fails too
-            raise ArgumentError(f"noise: got {self.noise!r}; expected a noise level >= 0")
+        check_nonnegative(self.noise, "noise", "a noise level >= 0")
         estimator = unfitted(self.estimator)
         (t,) = times_of(estimator.process_or_default, (self.noise,), "noise")
         form = TableForm.of(X, estimator.categories)
