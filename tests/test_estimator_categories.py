@@ -238,6 +238,36 @@ def test_wrong_categories(case):
         call(frame)
 
 
+CELLWISE = {
+    "floats": (np.column_stack([np.arange(300.0), np.arange(300) % 3]), [1]),
+    "objects": (np.column_stack([np.arange(300.0).astype(object), colours(300)]), [1]),
+    "numbers as objects": (np.random.default_rng(0).normal(size=(300, 2)).astype(object), None),
+    "a frame": (pd.DataFrame({"x": np.arange(300.0), "kind": colours(300)}), ["kind"]),
+}
+
+
+@pytest.mark.parametrize("case", CELLWISE)
+def test_cells_are_not_looked_at_one_by_one(case, monkeypatch):
+    """Of a table without gaps: that would take longer than its density."""
+    X, categories = CELLWISE[case]
+    form, looked = TableForm.of(X, categories), []
+    monkeypatch.setattr("ncml.estimator.form._missing", lambda value: looked.append(value) or value is None)
+    found = np.asarray(form.encode(X), float)
+    assert len(looked) <= 3
+    if categories is None:
+        assert (found == X).all()
+    else:
+        np.testing.assert_array_equal(found[:, 0], np.arange(300.0))
+        assert (np.array(form.categories[1], object)[found[:, 1].astype(int)] == np.asarray(X)[:, 1]).all()
+
+
+def test_a_gap_among_the_values_of_categories():
+    """None has no code, whatever was declared."""
+    X = pd.DataFrame({"x": np.arange(30.0), "kind": ["a", None, "b"] * 10})
+    codes = TableForm.of(X, {"kind": [None, "a", "b"]}).encode(X)["kind"]
+    np.testing.assert_array_equal(codes[:3], [1.0, np.nan, 2.0])
+
+
 def test_keys_are_named():
     """A column whose values hardly repeat is named by a warning; one that rows share, or a gap, is none."""
     X = mixed(60)

@@ -121,12 +121,10 @@ class TableForm:
             column = _column(X, j)
             if j in self.categories:
                 columns[j] = self._codes(column, j, name, gaps=gaps)
-            elif not all(
-                isinstance(v, (numbers.Real, np.bool_)) and not isinstance(v, CELLS) for v in _present(column)
-            ):
-                wrong.append(j)
+            elif (found := _numbers(column)) is not None:
+                columns[j] = found
             else:
-                columns[j] = np.array([np.nan if _missing(v) else v for v in column], np.float64)
+                wrong.append(j)
         if not is_frame(X):
             if not self.categories and not any(isinstance(v, CELLS) for j in wrong for v in _column(X, j)):
                 return X  # odd objects, which scikit-learn names
@@ -211,8 +209,13 @@ class TableForm:
         return named and list(X.columns) != self.labels
 
     def _codes(self, column: Objects, j: int, name: str, *, gaps: bool) -> Array:
-        code_of = {value: float(code) for code, value in enumerate(self.categories[j])}
-        unknown = [v for v in _distinct(_present(column), self.labels[j]) if v not in code_of]
+        code_of = {value: float(code) for code, value in enumerate(self.categories[j]) if not _missing(value)}
+        try:
+            codes = np.array(list(map(code_of.get, column)), np.float64)  # NaN where there is none
+        except TypeError:  # unhashable, about which there is a message
+            _distinct(_present(column), self.labels[j])
+            raise
+        unknown = _present(column[np.isnan(codes)])
         if unknown:
             known = ", ".join(repr(v) for v in self.categories[j][:SHOWN])
             more = ", ..." if len(self.categories[j]) > SHOWN else ""
@@ -222,7 +225,7 @@ class TableForm:
                 f"({known}{more}); expected one of these; leave such rows out, {gap}or fit with "
                 f"categories={{{self.labels[j]!r}: [...]}}, all values that can come"
             )
-        return np.array([np.nan if _missing(v) else code_of[v] for v in column], np.float64)
+        return codes
 
 
 def is_frame(X: Any) -> bool:  # noqa: ANN401 -- any table
@@ -322,7 +325,19 @@ def _held(column: Array, dtype: Any) -> Array:  # noqa: ANN401 -- a type of nump
     return np.rint(column.clip(float(whole.min), high))
 
 
+def _numbers(column: Objects) -> Array | None:
+    """Floats, NaN for gaps; None if there is anything but numbers."""
+    kinds = set(map(type, column))
+    if all(issubclass(kind, (numbers.Real, np.bool_)) and not issubclass(kind, CELLS) for kind in kinds):
+        return column.astype(np.float64)
+    if all(isinstance(v, (numbers.Real, np.bool_)) and not isinstance(v, CELLS) for v in _present(column)):
+        return np.array([np.nan if _missing(v) else v for v in column], np.float64)
+    return None
+
+
 def _missing(value: Any) -> bool:  # noqa: ANN401 -- a cell
+    if isinstance(value, (str, int)):  # most cells of columns of objects
+        return False
     if type(value).__name__ in ("NAType", "NaTType"):  # pandas', which need not be installed
         return True
     if isinstance(value, (np.datetime64, np.timedelta64)):
