@@ -104,7 +104,7 @@ epochs, hours of a core."""
 
 `python benchmarks/adbench.py --published CSV`. Semi-supervised: train on the first half of the normal rows *in file
 order*, test on the others and all anomalies. AUROC in percent, mean over the seeds that ran. One configuration for all
-tables, the detector as it is without a setting ({record["steps"]} steps at most).
+tables, the detector as it is but for `calibration=0`: all of these rows train ({record["steps"]} steps at most).
 
 **What came out.** In the mean over the nine tables of 1,000 rows or more NCML comes to {mean_of("NCML"):.2f},
 {gain:+.1f} points from the same network by maximum likelihood ({mean_of("maximum likelihood"):.2f}), all of it on
