@@ -217,6 +217,10 @@ WRONG = {
     "a number": (lambda f: fitted(f, categories=3), "categories: got 3; expected a list of columns, or {column"),
     "values in a string": (lambda f: fitted(f, categories={"kind": "abc"}), "got 'abc' for 'kind'; expected a list"),
     "a number for values": (lambda f: fitted(f, categories={"kind": 3}), "got 3 for 'kind'; expected a list"),
+    "bounds": (
+        lambda f: fitted(f, categories=["kind"], bounds={"kind": (0, 2)}),
+        r"bounds: got \(0, 2\) for kind, which is of categories",
+    ),
     "a value twice": (lambda f: fitted(f, categories={"kind": ["a", "a"]}), "every value once"),
     "not all values": (lambda f: fitted(f, categories={"kind": ["blue"]}), "in kind, which was not among"),
     "unseen": (

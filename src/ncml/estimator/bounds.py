@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ def bounds_of(
     duplicates: Mapping[int, tuple[int, float, float]],
     width: Array,
     origin: Array,
+    codes: Container[int],
 ) -> tuple[Array, Array]:
     """Lower and upper bounds of the kept columns' jittered values; those of a copy are of the column that it copies.
 
@@ -46,6 +47,10 @@ def bounds_of(
         raise ArgumentError(f"bounds: got {bounds!r}; expected a mapping, {{column: (low, high)}}")
     for key, ends in (bounds or {}).items():
         j, (a, b) = column_of(key, names, "bounds"), _interval(key, ends)
+        if j in codes:
+            raise ArgumentError(
+                f"bounds: got {ends} for {names[j]}, which is of categories; expected columns of numbers; leave it out"
+            )
         i, slope, intercept = duplicates.get(j, (j, 1.0, 0.0))
         if i not in kept:
             continue

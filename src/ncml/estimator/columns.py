@@ -112,7 +112,7 @@ class Columns:
         width[coded], origin[coded] = 1.0, 0.0
         tied = np.array([tied_share(column) > TIES for column in values]) & (width == 0.0)
         width = np.where(tied, TIED_WIDTH * scale, width)
-        low, high = bounds_of(bounds, names, X, kept, duplicates, width, origin)
+        low, high = bounds_of(bounds, names, X, kept, duplicates, width, origin, codes)
         low[coded], high[coded] = -0.5, np.array([codes.get(j, 0) for j in kept])[coded] - 0.5
         centre = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high, centre))
         _check_near(X[:, kept], centre, scale, [names[j] for j in kept])
