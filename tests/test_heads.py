@@ -575,3 +575,12 @@ def test_noise_is_reproducible_and_uses_only_the_given_generator():
     first, second = (head.draw_noise(5, 3, F64, device, seeded(4)) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("head", [LogisticHead(2), GaussianHead(2)])
+@pytest.mark.parametrize("value", [-3e38, -1e37, 1e37, 3e38])
+def test_values_that_overflow_are_impossible_not_undefined(head, value):
+    """Single precision has no number for their distance in narrow scales: minus infinity, on both sides."""
+    outputs = torch.zeros(1, 1, head.outputs)
+    outputs[..., 4:] = -6.0
+    assert head.log_prob(outputs, torch.tensor([[value]])).item() == -torch.inf
