@@ -5,9 +5,11 @@ normal rows in file order, test rows the others and all anomalies. There, tables
 the split, and are not comparable. One configuration serves all tables; it was chosen on the five small ones.
 
     python benchmarks/adbench.py --data FOLDER --published CSV --seeds 5
-    python benchmarks/adbench.py --data FOLDER --flow --seeds 5 --only
+    python benchmarks/adbench.py --data FOLDER --flow --rates
+    python benchmarks/adbench.py --data FOLDER --flow --seeds 5 --only --resume
 
-The second line trains a masked autoregressive flow in place of the estimator's own network.
+The last line trains a masked autoregressive flow in place of the estimator's own network; the line before records how
+well learning rates suit it, by held-out training rows.
 Results are written after every table; ``--resume`` adds to them. ECOD runs where PyOD is installed, and K-DSM
 (https://github.com/vicliv/K-DSM) with ``--kdsm CHECKOUT``, at its own settings of 500 epochs, hours of a core, unless
 ``--kdsm-steps`` says less.
@@ -54,7 +56,8 @@ LARGE = (
 )
 STEPS = 2000  # the estimator's own
 FLOW = {"transforms": 5, "hidden": (128, 128), "data_std": 1.0}
-FLOW_RATES = {"NCML": 1e-2, "maximum likelihood": 1e-2}  # of 1e-3, 3e-3, 1e-2, 3e-2, by held-out training rows
+RATES_TRIED = (1e-3, 3e-3, 1e-2, 3e-2)  # of the flow
+FLOW_RATE = 1e-2
 KDSM_EPOCHS, KDSM_BATCH = 500, 128
 RATES = (0.01, 0.05, 0.1)
 RESAMPLES = 1000
@@ -164,10 +167,25 @@ def flow(event_shape, process) -> MAF:
     return MAF(event_shape, process, **FLOW)
 
 
-def network(options, way: str) -> dict:
-    """What an estimator is made with, trained by NCML or by maximum likelihood."""
-    chosen = {"density": flow, "learning_rate": FLOW_RATES[way]} if options.flow else {}
+def network(options) -> dict:
+    """What an estimator is made with."""
+    chosen = {"density": flow, "learning_rate": FLOW_RATE} if options.flow else {}
     return {"max_steps": options.steps} | chosen
+
+
+def rates(X: np.ndarray, y: np.ndarray, options) -> dict[str, list[float]]:
+    """Log-likelihood at t = 0 of held-out training rows at every rate, of the flow trained in either way."""
+    train, _, _ = split(X, y)
+    ways = {"NCML": None, "maximum likelihood": AtZero()}
+    return {
+        way: [
+            NCMLDensityEstimator(**network(options) | {"learning_rate": rate}, times=times, random_state=0)
+            .fit(train)
+            .validation_score_
+            for rate in RATES_TRIED
+        ]
+        for way, times in ways.items()
+    }
 
 
 def ours(train, test, labels, seed, options) -> tuple[dict, dict[str, np.ndarray]]:
@@ -176,7 +194,7 @@ def ours(train, test, labels, seed, options) -> tuple[dict, dict[str, np.ndarray
     The latter by its log-density, and with a neighbour in the values and the log-density, constant columns apart.
     """
     start = time.process_time()
-    estimator = NCMLDensityEstimator(**network(options, "NCML"), random_state=seed)
+    estimator = NCMLDensityEstimator(**network(options), random_state=seed)
     model = NCMLOutlierDetector(estimator, calibration=0.0, random_state=seed).fit(train)
     trained = time.process_time()
     scores = {"NCML": model.score_samples(test)}
@@ -185,7 +203,7 @@ def ours(train, test, labels, seed, options) -> tuple[dict, dict[str, np.ndarray
     scores["NCML, ladder alone"] = ((log_p - model.mean_) / model.std_).min(1)
     record["NCML"]["levels"] = [measured(column, labels)["auroc"] for column in log_p.T]
     start = time.process_time()
-    likely = NCMLDensityEstimator(**network(options, "maximum likelihood"), random_state=seed, times=AtZero())
+    likely = NCMLDensityEstimator(**network(options), random_state=seed, times=AtZero())
     likely.fit(train)
     trained = time.process_time()
     scores["maximum likelihood"] = likely.score_samples(test)
@@ -226,7 +244,7 @@ def false_alarms(X: np.ndarray, y: np.ndarray, seed: int, options) -> dict[str, 
     normal = X[y == 0]
     normal = normal[np.random.default_rng(seed).permutation(len(normal))][:4000]
     half = len(normal) // 2
-    estimator = NCMLDensityEstimator(**network(options, "NCML") | {"max_steps": 200})
+    estimator = NCMLDensityEstimator(**network(options) | {"max_steps": 200})
     model = NCMLOutlierDetector(estimator, calibration=0.5, random_state=seed).fit(normal[:half])
     p, n, m = model.p_values(normal[half:]), len(model.calibration_scores_), len(normal) - half
     out = {}
@@ -249,6 +267,7 @@ def main() -> None:
     parser.add_argument(
         "--flow", action="store_true", help="a masked autoregressive flow in place of the estimator's network"
     )
+    parser.add_argument("--rates", action="store_true", help="with --flow: only compare learning rates")
     parser.add_argument("--kdsm", type=Path, help="a checkout of K-DSM")
     parser.add_argument("--kdsm-steps", type=int, help="of its training, instead of its 500 epochs")
     parser.add_argument("--steps", type=int, default=STEPS, help="of training, at most")
@@ -257,6 +276,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.out is None:
         options.out = Path(__file__).parent / "results" / ("adbench-flow.json" if options.flow else "adbench.json")
+    if options.rates and not options.flow:
+        parser.error("--rates: got no --flow, whose rates they are; expected both")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     names = options.tables
@@ -279,13 +300,17 @@ def main() -> None:
         "steps": options.steps,
         "tables": {},
     }
-    if options.resume and options.out.exists():
+    if (options.resume or options.rates) and options.out.exists():
         report = json.loads(options.out.read_text())
         again = options.kdsm and report.get("kdsm_steps", options.kdsm_steps) != options.kdsm_steps
         if again or report["steps"] != options.steps:
             parser.error(f"--resume: got other steps than those of {options.out}; expected the same, or another --out")
     if options.kdsm:
         report["kdsm_steps"] = options.kdsm_steps
+    if options.rates:
+        found = {name.split("_", 1)[1]: rates(*read(options.data, name), options) for name in names}
+        write_report(options.out, report | {"rates": {"tried": RATES_TRIED, "held_out": found}})
+        return
     for seed in range(options.seeds):
         for name in names:
             X, y = read(options.data, name)

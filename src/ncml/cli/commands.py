@@ -130,7 +130,8 @@ def _train_command(before: TrainConfig) -> Callable[..., int]:
             config: A TOML file with a configuration; other options override it.
             out: Folder of the run.
             resume: Continue from the latest checkpoint in the folder, with its configuration.
-                Options and the file may only change settings that do not affect what is learned.
+                Options and the file may only change how the run is carried out, where the data are, and of optim the
+                steps, learning_rate, clip_norm and accumulate.
         """
         settings = TrainConfig(data, model_config(model), noise, optim, run)
         if resume and (out / SETTINGS).exists():

@@ -162,9 +162,10 @@ def complete(
         rows: Number of rows of each image, or positions of each sequence, to keep; half if not given.
         images: Number of test images or sequences.
         draws: Number of completions of each.
-        noise: Noise to draw at, in levels of the data; 0 draws from the model of the data themselves, exactly.
-            Above 0, noise is added to the kept rows, the rest is drawn below them, all of it is refined,
-            and the kept rows are put back: what is drawn then fits their noisy version.
+        noise: Noise to draw at, in levels if the data have a lattice, else in data units.
+            0 draws from the model of the data themselves, exactly. Above 0, noise is added to the kept rows,
+            the rest is drawn below them, all of it is refined, and the kept rows are put back:
+            what is drawn then fits their noisy version.
         steps: Steps of refinement, not counting a last one by Tweedie's formula.
         length: Positions of each completed sequence, as for ncml sample; a window if not given.
         seconds: The same in seconds, for recordings.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_choice
-from ncml.density import CellDensity, check_arguments, check_draw, check_given, check_noise, eval_mode, evaluating
+from ncml.density import CellDensity, check_arguments, check_given, check_noise, eval_mode
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.nn.conditioning import Conditioning
 from ncml.nn.heads import HEADS
@@ -139,12 +139,9 @@ class MADE(CellDensity):
         check_given(high, x, "high")
         low, high = self.ordered(low), self.ordered(high)
         with eval_mode(self):
-            values, hidden = self.ordered(x), self._hidden(context)
-            values = _zeroed(values, hidden)
-            outputs = self.net(values, self.conditioning(t, context))
-            cell = low < high
-            terms = self.head.log_cells(outputs, torch.where(cell, low, values), torch.where(cell, high, values))
-            return _zeroed(terms, hidden).sum(1)
+            hidden = self._hidden(context)
+            outputs = self.net(_zeroed(self.ordered(x), hidden), self.conditioning(t, context))
+            return _zeroed(self.head.log_cells(outputs, low, high), hidden).sum(1)
 
     def draw_noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Uniforms ``(n, D, 3)``: component, quantile, and position in the window."""
@@ -164,29 +161,6 @@ class MADE(CellDensity):
         *,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
-    ) -> Tensor:
-        return self._drawn(n, t, context, generator, noise)
-
-    def sample_cells(
-        self,
-        n: int,
-        place: Callable[[int, Tensor], Tensor],
-        t: Time = 0.0,
-        context: Tensor | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        t, context = check_draw(self, n, t, context, generator)
-        with evaluating(self), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return self._drawn(n, t, context, generator, None, place)
-
-    def _drawn(
-        self,
-        n: int,
-        t: Time,
-        context: Tensor | None,
-        generator: torch.Generator | None,
-        noise: Tensor | None,
         place: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Tensor:
         features, on_lattice = self.conditioning(t, context), self.process.on_lattice(t)

@@ -24,11 +24,11 @@ class CellDensity(AutoregressiveDensity):
         .. math:: \sum_{i \in I} \log P_t(l_i < X_i < h_i \mid x_{<i}) + \sum_{i \notin I} \log p_t(x_i \mid x_{<i})
 
         with I the values for which :math:`l_i < h_i`. If every cell has one x, such as its middle, this is the law of
-        :meth:`sample_cells`, normalised exactly: the probabilities of cells that cover the line sum to 1.
+        :meth:`sample` with ``place``, normalised exactly: the probabilities of cells that cover the line sum to 1.
 
         Args:
             x: The values, ``(B, *event_shape)``.
-            low, high: The ends of their cells, as ``x``: finite, equal for values without a cell.
+            low, high: The ends of their cells, as ``x``: finite; both are x for values without a cell.
             t, context: As for :meth:`ncml.NoiseConditionalDensity.log_prob`.
 
         Returns:
@@ -36,19 +36,20 @@ class CellDensity(AutoregressiveDensity):
         """
 
     @abc.abstractmethod
-    def sample_cells(
+    def sample(
         self,
         n: int,
-        place: Callable[[int, Tensor], Tensor],
         t: Time = 0.0,
         context: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        place: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Draw samples, putting each value in its place before the next is drawn.
+        """Draw samples, putting each value in its place, if there is one, before the next is drawn.
 
         Args:
-            n, t, context, generator: As for :meth:`ncml.SampleableDensity.sample`.
+            n, t, context, generator, noise: As for :meth:`ncml.AutoregressiveDensity.sample`.
             place: Takes a flat index of the event and the values drawn there, ``(n,)``, and returns the values to go
                 on with, such as the middles of their cells.
 

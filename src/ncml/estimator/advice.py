@@ -14,6 +14,7 @@ __all__ = ["advice_on", "names_rows"]
 
 FEWEST = 20  # rows that can show that categories name them
 MARKS = "[%$€£ ]"  # beside a number in text
+WITH_COMMAS = "[%$€£ ,]"
 GROUPED = r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?"  # 1,234.56
 DAY = r"(\d{1,2})([/.-])(\d{1,2})\2(?:\d{4}|\d{2})\b.*"  # 31/12/2020, or with the month first
 
@@ -31,7 +32,8 @@ def advice_on(label: Any, values: list[Any], place: str, *, gaps: bool) -> str |
         return f"make days of the durations in {label}: {place} = pd.to_timedelta({place}) / pd.Timedelta(days=1)"
     # Commas group thousands if one stands before a point, or beside numbers without any, and none stands elsewhere.
     commas = [value for value in values if isinstance(value, str) and "," in value and re.search(r"\d", value)]
-    thousands = all(map(_is_grouped, commas)) and any("." in v for v in commas) | any(map(_is_number, values))
+    decided = any("." in value for value in commas) or any(map(_is_number, values))
+    thousands = decided and all(map(_is_grouped, commas))
     for reads, make in ((_is_date, _days), (_is_number_or_grouped if thousands else _is_number, _numbers)):
         read = [value for value in values if reads(value)]
         if 2 * len(read) <= len(values):
@@ -47,7 +49,7 @@ def advice_on(label: Any, values: list[Any], place: str, *, gaps: bool) -> str |
         return f"make two columns of the complex numbers in {label}: the real and the imaginary parts"
     if _all(values, str) and all(_is_number(value.replace(",", "")) for value in values):
         if any(re.search(MARKS, value) for value in values):
-            code = f"pd.to_numeric(pd.Series({place}).replace('{MARKS[:-1]},]', '', regex=True))"
+            code = f"pd.to_numeric(pd.Series({place}).replace('{WITH_COMMAS}', '', regex=True))"
             return f"make numbers of the text in {label}: {place} = {code}"
         return (
             f"make numbers of the text in {label}: read it by pd.read_csv with thousands=',', or with decimal=',' and "
@@ -101,7 +103,7 @@ def _numbers(values: list[Any], place: str, coerce: str) -> tuple[str, str, str]
     wanted, cells = ("floats", "decimals") if decimals else ("numbers", "text")
     code = f"{place} = {place}.astype(float)"
     if any(isinstance(value, str) and not _floats(value) for value in values):
-        marks = f"{MARKS[:-1]},]" if any(map(_is_grouped, values)) else MARKS
+        marks = WITH_COMMAS if any(map(_is_grouped, values)) else MARKS
         code = f"{place} = pd.to_numeric(pd.Series({place}).replace('{marks}', '', regex=True){coerce})"
     elif coerce:
         code = f"{place} = pd.to_numeric({place}{coerce})"

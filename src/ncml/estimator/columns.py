@@ -179,8 +179,9 @@ class Columns:
         if not bounded.any():
             return y, terms
         z, terms = y.clone(), terms.clone()
+        ends = np.stack(self._ends(), 1)
         for j in np.flatnonzero(bounded):
-            low, high = (float(end[j]) for end in self._ends())
+            low, high = ends[j].tolist()
             value = y[:, j]
             smallest = torch.finfo(y.dtype).tiny
             inside = (value > low) & (value < high)
@@ -227,10 +228,10 @@ class Columns:
         """Draws of one column put in the middle of their cell, ``(n,)``; as they are if it lies on no lattice."""
         if not np.isfinite(self.origin[k]):
             return z
-        one = self.one(k)
+        one = self._one(k)
         return one.to_model(torch.from_numpy(one.standardise(one.from_model(z[:, None]))))[0][:, 0].to(z)
 
-    def one(self, k: int) -> Columns:
+    def _one(self, k: int) -> Columns:
         """The kept column with that number, as a table of its own."""
         parts = {name: getattr(self, name)[[k]] for name in ("centre", "scale", "width", "origin", "low", "high")}
         names = (self.names[self.kept[k]],)

@@ -263,7 +263,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         if self.marginal_:
             mask = torch.ones(n_samples, *density.event_shape, dtype=density.dtype, device=density.device)
         if isinstance(density, CellDensity):
-            z = density.sample_cells(n_samples, self.columns_.middle, 0.0, mask, generator=generator)
+            z = density.sample(n_samples, 0.0, mask, generator=generator, place=self.columns_.middle)
         else:
             z = density.sample(n_samples, 0.0, mask, generator=generator)
         return self._form.decode(self.columns_.from_model(z))
