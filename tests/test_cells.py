@@ -7,13 +7,15 @@ import pandas as pd
 import pytest
 import torch
 from scipy import integrate
-from scipy.stats import logistic, norm
+from scipy.stats import logistic, nbinom, norm
 
-from ncml import VPSDE, Lattice, LinearVESDE
+from ncml import VPSDE, Lattice, LinearVESDE, NCMLObjective
 from ncml.densities import MADE, MarginalMADE
 from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
-from ncml.estimator import NCMLDensityEstimator, NCMLOutlierDetector
+from ncml.estimator import Columns, NCMLDensityEstimator, NCMLOutlierDetector
+from ncml.estimator.objective import TableObjective
 from ncml.nn.heads import GaussianHead, LogisticHead
+from ncml.objective import AtZero, UniformTimes
 from tests.problems import shaken
 from tests.statistics import assert_frequencies
 
@@ -244,18 +246,56 @@ def test_large_counts_in_single_precision(bounds):
     assert left_out[1] == 0
 
 
-def test_bounds_help_counts_with_many_zeros():
-    """As the how-to on tables says: zeros as frequent as in the data, nothing below, and a better likelihood."""
-    rng = np.random.default_rng(0)
-    counts = np.where(rng.random(3000) < 0.7, 0, rng.negative_binomial(1, 0.005, 3000))
-    X = np.column_stack([counts, rng.normal(size=3000)])
-    plain, bounded = (
-        NCMLDensityEstimator(max_steps=300, random_state=0, bounds=bounds).fit(X) for bounds in (None, {0: (0, None)})
-    )
-    drawn = bounded.sample(5000, random_state=0)[:, 0]
-    assert drawn.min() == 0.0
-    assert (drawn == 0).mean() == pytest.approx((counts == 0).mean(), abs=0.06)
-    assert bounded.score(X) > plain.score(X) + 0.2
+def many_zeros(n, seed):
+    """Counts of which seven tenths are zero, beside a real column; and the mean of their log-density."""
+    rng = np.random.default_rng(seed)
+    counts = np.where(rng.random(n) < 0.7, 0, rng.negative_binomial(1, 0.005, n))
+    p = 0.7 * (counts == 0) + 0.3 * nbinom.pmf(counts, 1, 0.005)
+    real = rng.normal(size=n)
+    return np.column_stack([counts, real]), float((np.log(p) + norm.logpdf(real)).mean())
+
+
+def test_counts_with_many_zeros():
+    """Values spread within the step of zero hide it: a network that learned from such drew .3 of zeros, and lost .6."""
+    X, _ = many_zeros(3000, 0)
+    new, best = many_zeros(3000, 1)
+    plain, bounded = (NCMLDensityEstimator(random_state=0, bounds=b).fit(X) for b in (None, {0: (0, None)}))
+    assert plain.score(new) > best - 0.1
+    assert bounded.score(new) > best - 0.05
+    drawn = [model.sample(5000, random_state=0)[:, 0] for model in (plain, bounded)]
+    for counts in drawn:
+        assert (counts == 0).mean() == pytest.approx(0.7, abs=0.1)
+    assert drawn[1].min() == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("head", ["logistic", "gaussian"])
+@pytest.mark.parametrize("bounds", [None, {0: (0, None)}, {0: (0, 9)}])
+def test_the_objective_at_zero_is_the_probability_of_the_steps(bounds, head, dtype):
+    """Whatever the uniforms, which spread values at t > 0 only; and its gradients are finite at endless cells."""
+    X = np.column_stack([RNG.integers(0, 10, 64), RNG.normal(size=64)]).astype(float)
+    columns, process = Columns.of(X, ["count", "real"], bounds), LinearVESDE(2.0)
+    density = shaken(MADE((2,), process, hidden=(32,), components=4, head=head), 0.5).to(dtype).train()
+    table = torch.from_numpy(columns.standardise(X))
+    z, low, high, _ = columns.cells(table, None, dtype)
+    exact = density.log_cells(*(part.to(dtype) for part in (z, low, high)))
+    at_zero = TableObjective(process, AtZero(), reduction="none", columns=columns)
+    loss = at_zero(density, table, generator=generator(0))
+    torch.testing.assert_close(loss, -exact, rtol=1e-5, atol=1e-5)
+    loss.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in density.parameters())
+
+    # With noise it is the plain objective on spread rows.
+    noisy = {"times": UniformTimes(p_zero=0.0, t_min=0.5), "reduction": "none"}
+    found = TableObjective(process, **noisy, columns=columns)(density, table, generator=generator(1))
+    draws = generator(1)
+    u = torch.rand(table.shape, dtype=dtype, generator=draws)
+    spread = columns.to_model(table, u)[0].to(dtype)
+    torch.testing.assert_close(found, NCMLObjective(process, **noisy)(density, spread, generator=draws))
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def test_other_densities_are_averaged_over_points():

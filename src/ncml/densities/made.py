@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ncml.checks import Time, check_choice
 from ncml.density import CellDensity, check_arguments, check_given, check_noise, eval_mode
-from ncml.errors import ArgumentError, UnsupportedError
+from ncml.errors import ArgumentError
 from ncml.nn.conditioning import Conditioning
 from ncml.nn.heads import HEADS
 from ncml.nn.masked import MaskedMLP
@@ -107,8 +107,15 @@ class MADE(CellDensity):
         *,
         edges: bool = True,
         given: Tensor | None = None,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
     ) -> Tensor:
         """Log-likelihood ``(B,)`` in nats; ``given`` as for :meth:`log_conditionals`, to train with."""
+        if low is not None and high is not None:
+            hidden = self._hidden(context)
+            outputs = self.net(_zeroed(self.ordered(x), hidden), self.conditioning(t, context))
+            terms = self.head.log_cells(outputs, self.ordered(low), self.ordered(high))
+            return _zeroed(terms, hidden).sum(1)
         on_lattice = self.process.on_lattice(t) if edges and self.lattice is not None else None
         return self._terms(x, given, t, context, on_lattice).sum(1)
 
@@ -130,18 +137,6 @@ class MADE(CellDensity):
             self.lattice.check(x[on_lattice])
         with eval_mode(self):
             return self._restored(self._terms(x, given, t, context, on_lattice))
-
-    def log_cells(self, x: Tensor, low: Tensor, high: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
-        x, t, context = check_arguments(self, x, t, context)
-        if self.lattice is not None:
-            raise UnsupportedError("log_cells: got a MADE with a lattice, whose cells log_prob has; expected none")
-        check_given(low, x, "low")
-        check_given(high, x, "high")
-        low, high = self.ordered(low), self.ordered(high)
-        with eval_mode(self):
-            hidden = self._hidden(context)
-            outputs = self.net(_zeroed(self.ordered(x), hidden), self.conditioning(t, context))
-            return _zeroed(self.head.log_cells(outputs, low, high), hidden).sum(1)
 
     def draw_noise(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Uniforms ``(n, D, 3)``: component, quantile, and position in the window."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ncml.checks import Time
+from ncml.density.checks import check_arguments, check_given
 from ncml.density.interface import AutoregressiveDensity
+from ncml.density.modes import eval_mode
+from ncml.errors import UnsupportedError
 
 __all__ = ["CellDensity"]
 
@@ -18,6 +22,18 @@ class CellDensity(AutoregressiveDensity):
     """An autoregressive density that has the exact probabilities of cells, such as the steps of an integer column."""
 
     @abc.abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        *,
+        edges: bool = True,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
+    ) -> Tensor:
+        """As :meth:`ncml.NoiseConditionalDensity.forward`; with ``low`` and ``high`` what :meth:`log_cells` has."""
+
     def log_cells(self, x: Tensor, low: Tensor, high: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
         r"""Log-probability of the cells of some values times the density of the others.
 
@@ -25,6 +41,7 @@ class CellDensity(AutoregressiveDensity):
 
         with I the values for which :math:`l_i < h_i`. If every cell has one x, such as its middle, this is the law of
         :meth:`sample` with ``place``, normalised exactly: the probabilities of cells that cover the line sum to 1.
+        The call of the density, which takes ``low`` and ``high`` too, trains it.
 
         Args:
             x: The values, ``(B, *event_shape)``.
@@ -33,7 +50,18 @@ class CellDensity(AutoregressiveDensity):
 
         Returns:
             ``(B,)`` nats.
+
+        Raises:
+            UnsupportedError: The density has a lattice, whose cells ``log_prob`` has.
         """
+        x, t, context = check_arguments(self, x, t, context)
+        if self.lattice is not None:
+            name = type(self).__name__
+            raise UnsupportedError(f"log_cells: got a {name} with a lattice, whose cells log_prob has; expected none")
+        check_given(low, x, "low")
+        check_given(high, x, "high")
+        with eval_mode(self):
+            return cast(Tensor, self(x, t, context, low=low, high=high))
 
     @abc.abstractmethod
     def sample(

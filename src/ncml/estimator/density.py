@@ -45,14 +45,15 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
     r"""The density of a table at every noise level, :math:`\log p_t(x)`.
 
     Integers and other columns on a lattice are spread by uniform noise within their step, afresh in every batch, so
-    that the density stays finite. :meth:`score_samples` then has the probability of the step over its width,
+    that the density stays finite. At t = 0 the probability of the step itself is learned instead, and
+    :meth:`score_samples` has it over the step's width,
 
     .. math:: \log p(x_i \mid x_{<i}) = \log \tfrac1w P(|X_i - x_i| < \tfrac w2 \mid x_{<i}),
 
     given the values before as they are: for integers (w = 1) the probability of the value, and the law of
-    :meth:`sample`. A density that is no :class:`~ncml.density.CellDensity` is averaged over K points of the step,
-    :math:`\frac1K \sum_k p(x + w (u_k - \frac12))`. Columns with one value, and affine copies of others, are set aside
-    with a warning: the density is that of the other columns.
+    :meth:`sample`. A density that is no :class:`~ncml.density.CellDensity` learns spread values at t = 0 too, and is
+    averaged over K points of the step, :math:`\frac1K \sum_k p(x + w (u_k - \frac12))`. Columns with one value, and
+    affine copies of others, are set aside with a warning: the density is that of the other columns.
 
     Missing values, NaN, are left out: :meth:`score_samples` is the density of the values that are there, learned by
     hiding further ones at random (:class:`~ncml.densities.MarginalMADE`).
@@ -117,7 +118,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         batch_size: int = 128,
         learning_rate: float = 3e-3,
         validation_fraction: float = 0.1,
-        patience: int = 10,
+        patience: int = 20,
         dequantisations: int = 4,
         random_state: Any = None,  # noqa: ANN401 -- whatever check_random_state takes
         device: str | None = None,
@@ -228,6 +229,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         r"""The score :math:`\partial_j \log p_t` in units of the columns' scales, ``(n_samples, n_features)``.
 
         It is taken where the density lives: behind the logarithm or logit of a bounded column, and at the middle of a
+        step. Of columns on a lattice take it at t > 0: at t = 0 their probabilities are learned, not slopes within a
         step. It is 0 for columns that were set aside and for missing values.
         """
         check_is_fitted(self)

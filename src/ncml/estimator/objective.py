@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncml.checks import kind_of
 from ncml.densities import MADE, MarginalMADE
-from ncml.density import NoiseConditionalDensity
+from ncml.density import CellDensity, NoiseConditionalDensity, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.estimator.columns import Columns
 from ncml.noise import GaussianProcess, NoiseProcess
@@ -51,6 +51,9 @@ def marginal_density(event_shape: Sequence[int], process: NoiseProcess) -> Margi
 class TableObjective(NCMLObjective):
     """The objective on standardised rows, float64, whose lattice columns are spread afresh in every batch.
 
+    At t = 0 a :class:`~ncml.density.CellDensity` learns the probabilities of the steps themselves: of spread values it
+    would have to learn to be flat within them, which a spike of many equal values does not let it.
+
     A context is the mask of observed values. In half of the rows of a batch further values are hidden, each with a
     probability that is uniform from row to row, so that every set of observed values is trained.
 
@@ -62,7 +65,7 @@ class TableObjective(NCMLObjective):
 
     def __call__(
         self,
-        density: torch.nn.Module,
+        density: nn.Module,
         x: Tensor,
         context: Tensor | None = None,
         *,
@@ -70,13 +73,32 @@ class TableObjective(NCMLObjective):
         **options: Any,  # noqa: ANN401
     ) -> Tensor:
         assert self.columns is not None
-        u, dtype = None, cast(NoiseConditionalDensity, density).dtype
+        u, inner = None, cast(NoiseConditionalDensity, unwrapped(density))
         if self.columns.jittered:
-            u = torch.rand(x.shape, dtype=dtype, device=x.device, generator=generator)
+            u = torch.rand(x.shape, dtype=inner.dtype, device=x.device, generator=generator)
         if context is not None:
             context = _hide_more(context, generator)
-        z = self.columns.to_model(x, u)[0].to(dtype)  # beside a bound single precision would lose all digits
+        z = self.columns.to_model(x, u)[0].to(inner.dtype)  # beside a bound single precision would lose all digits
+        if self.columns.jittered and isinstance(inner, CellDensity):
+            t, weight = self.draw_times(len(x), generator=generator, device=x.device, dtype=inner.dtype)
+            middle, low, high = (part.to(inner.dtype) for part in self.columns.cells(x, None, inner.dtype)[:3])
+            on_cell = (t == 0.0)[:, None] & (low < high)
+            z = torch.where(on_cell, middle, z)
+            density, options = _OnCells(density, low, high, on_cell), {**options, "t": t, "weight": weight}
         return super().__call__(density, z, context, generator=generator, **options)
+
+
+class _OnCells(nn.Module):
+    """The call of a density on rows of which some values are cells, :meth:`ncml.density.CellDensity.log_cells`."""
+
+    def __init__(self, density: nn.Module, low: Tensor, high: Tensor, on_cell: Tensor) -> None:
+        super().__init__()
+        self.module = density
+        self.low, self.high, self.on_cell = low, high, on_cell
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        low, high = (torch.where(self.on_cell, end, x) for end in (self.low, self.high))
+        return cast(Tensor, self.module(x, t, context, low=low, high=high))
 
 
 def _hide_more(mask: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -242,12 +242,16 @@ class GaussianHead(MixtureHead):
         a, b = ((torch.where(cell, end, at) - means) * inverse for end, at in ((low, -1.0), (high, 1.0)))
         right = a + b > 0.0  # by symmetry work in the left tail
         a, b = torch.where(right, -b, a).double(), torch.where(right, -a, b).double()
+        width, middle = torch.where(cell, high - low, 1.0) * inverse, 0.5 * (a + b)
+        # Thin cells are their middle's density times the width: of two CDFs their difference would be rounding.
+        is_thin = width < 1e-4
+        thin = torch.log(width.double()) - 0.5 * (middle.square() + math.log(2.0 * math.pi))
+        # Beyond b - 80 there is no mass left beside that below b, and torch has no gradients far out.
+        b = b.clamp(max=40.0)
+        a = torch.where(is_thin, b - 1.0, torch.maximum(a, b - 80.0))
         log_high = torch.special.log_ndtr(b)
         between = log_high + torch.log(-torch.expm1(torch.special.log_ndtr(a) - log_high))
-        # Thin cells are their middle's density times the width: of two CDFs their difference would be rounding.
-        width, middle = torch.where(cell, high - low, 1.0) * inverse, 0.5 * (a + b)
-        thin = torch.log(width.double()) - 0.5 * (middle.square() + math.log(2.0 * math.pi))
-        mass = torch.where(width < 1e-4, thin, between).to(low.dtype)
+        mass = torch.where(is_thin, thin, between).to(low.dtype)
         return torch.where(cell, mass, self._log_components(low, means, log_scales, None))
 
     def _quantile(self, u: Tensor) -> Tensor:
