@@ -315,8 +315,9 @@ def span(values: list[float], form: str) -> str:
 def summary(data: dict[str, Any]) -> list[str]:
     """The table in short, for the README too: one row for each problem, length and model, of ranges over seeds."""
     lines = [
-        "| | at t = 0: ML / NCML | % of windows that leave the data: ML / NCML / in two parts | "
-        "energy distance from test windows: ML / NCML / in two parts |",
+        "| | negative log-likelihood of a value at t = 0: ML / NCML "
+        "| % of windows that leave the data: ML / NCML / in two parts "
+        "| energy distance from test windows: ML / NCML / in two parts |",
         "| --- | --- | --- | --- |",
     ]
     order = list(SHORT)
