@@ -188,8 +188,21 @@ def test_shift_of_a_category():
         random_state=0,
     ).fit(X, Y)
     assert shift.p_values_[1] == 0.1
-    with pytest.raises(ArgumentError, match="'teal' in kind"):
-        shift.fit(X, Y.assign(kind="teal"))
+
+
+@pytest.mark.parametrize("dtype", [object, pd.CategoricalDtype(COLOURS[::-1], ordered=True)])
+def test_a_category_that_only_the_second_sample_has(dtype):
+    """It is a shift, and no mistake, unless all categories were named."""
+    X = pd.DataFrame({"x": np.random.default_rng(0).normal(size=300), "kind": colours(300)}).astype({"kind": dtype})
+    kinds = np.where(np.random.default_rng(1).random(300) < 0.3, "teal", colours(300))
+    Y = pd.DataFrame({"x": np.random.default_rng(2).normal(size=300), "kind": kinds}).astype({"kind": object})
+    estimator = NCMLDensityEstimator(small, categories=["kind"], max_steps=60, learning_rate=1e-2)
+    shift = FeatureShift(estimator, resamples=19, steps=30, random_state=0).fit(X, Y)
+    assert shift.p_values_[1] == 0.05 < shift.p_values_[0]
+    assert shift.estimator_.columns_.high[1] == len(COLOURS) + 0.5
+    if dtype is object:
+        with pytest.raises(ArgumentError, match="'teal' in kind"):
+            shift.set_params(estimator__categories={"kind": COLOURS}).fit(X, Y)
 
 
 WRONG = {

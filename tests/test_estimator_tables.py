@@ -198,7 +198,7 @@ def test_unknown_categories_where_gaps_are_refused():
     with pytest.raises(ArgumentError, match="make a gap of it"):
         gappy.score_samples(odd)
     with pytest.raises(ArgumentError, match=r"Y: got 'w' in c.*leave such rows out, or fit"):
-        FeatureShift(plain, resamples=1, steps=1).fit(X, odd)
+        FeatureShift(plain.set_params(categories={"c": ["u", "v"]}), resamples=1, steps=1).fit(X, odd)
     detector = NCMLOutlierDetector(NCMLDensityEstimator(small, categories=["c"], max_steps=1), calibration=0.0).fit(X)
     with pytest.raises(ArgumentError, match=r"X: got 'w' in c.*leave such rows out, or fit"):
         detector.score_samples(odd)

@@ -6,7 +6,7 @@ import datetime
 import numbers
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,21 @@ class TableForm:
         if is_frame(X):
             return cls(labels, known, X.iloc[:0].copy(), None, held)
         return cls(labels, known, None, getattr(X, "dtype", None), held)
+
+    def joined(self, X: Any, categories: Categories | None) -> TableForm:  # noqa: ANN401 -- any table
+        """The form with the categories of further rows too, in columns whose values ``categories`` left open."""
+        X = X if is_frame(X) else _objects(X)
+        if self.differs(X):  # which encode refuses
+            return self
+        given = categories if isinstance(categories, Mapping) else {}
+        closed = {column_of(key, self.labels, "categories") for key, values in given.items() if values is not None}
+        known = dict(self.categories)
+        for j, values in self.categories.items():
+            if j in closed:
+                continue
+            new = [v for v in _in_order(_distinct(_present(_column(X, j)), self.labels[j])) if v not in values]
+            known[j] = _in_order(values + new) if values == _in_order(values) else values + new
+        return replace(self, categories=known)
 
     @property
     def declared(self) -> dict[Any, list[Any]]:

@@ -119,7 +119,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
 
         Args:
             X, Y: Complete rows, ``(n, n_features)`` and ``(m, n_features)``: with gaps, where they are would be part of
-                what has changed.
+                what has changed. Categories may be in one of them only, unless the estimator names them all.
 
         Raises:
             ArgumentError: A parameter out of range, or what the estimator refuses.
@@ -130,7 +130,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         check_nonnegative(self.noise, "noise", "a noise level >= 0")
         estimator = unfitted(self.estimator)
         (t,) = times_of(estimator.process_or_default, (self.noise,), "noise")
-        form = TableForm.of(X, estimator.categories)
+        form = TableForm.of(X, estimator.categories).joined(Y, estimator.categories)
         first = self._complete(form, X, "X")
         rows = np.concatenate([first, self._complete(form, Y, "Y")])
         random = check_random_state(self.random_state)
