@@ -278,12 +278,14 @@ def test_the_objective_at_zero_is_the_probability_of_the_steps(bounds, head, dty
     density = shaken(MADE((2,), process, hidden=(32,), components=4, head=head), 0.5).to(dtype).train()
     table = torch.from_numpy(columns.standardise(X))
     z, low, high, _ = columns.cells(table, None, dtype)
-    exact = density.log_cells(*(part.to(dtype) for part in (z, low, high)))
+    exact = density.log_cells(z, low, high)
     at_zero = TableObjective(process, AtZero(), reduction="none", columns=columns)
     loss = at_zero(density, table, generator=generator(0))
     torch.testing.assert_close(loss, -exact, rtol=1e-5, atol=1e-5)
     loss.sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in density.parameters())
+    given = TableObjective(process, reduction="none", columns=columns)(density, table, t=0.0, generator=generator(0))
+    assert torch.equal(given, loss)
 
     # With noise it is the plain objective on spread rows.
     noisy = {"times": UniformTimes(p_zero=0.0, t_min=0.5), "reduction": "none"}

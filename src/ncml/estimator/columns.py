@@ -208,8 +208,9 @@ class Columns:
                 single precision, are left out: there the density at the middle is that of the cell.
 
         Returns:
-            The middles z and the cells' ends, ``(n, k)`` each, equal where there is no cell; and what turns the
-            log-probability of the cells, times the density of the rest, into the log-density of the rows, ``(n,)``.
+            The middles z and the cells' ends, ``(n, k)`` each, of that dtype, equal where there is no cell; and what
+            turns the log-probability of the cells, times the density of the rest, into the log-density of the rows,
+            ``(n,)``.
         """
         z, terms = self._bent(y)
         half, on = self._as(0.5 * self.width / self.scale, y), np.isfinite(self.origin)
@@ -222,7 +223,8 @@ class Columns:
         log_width = self._as(np.log(self.width, where=on, out=np.zeros_like(self.width)), y)
         terms = torch.where(cell & terms.isfinite(), -log_width, terms)
         log_det = (terms if observed is None else terms.where(observed, 0.0)).sum(1)
-        return z, torch.where(cell, low, z), torch.where(cell, high, z), log_det
+        low, high = (torch.where(cell, end, z).to(dtype) for end in (low, high))
+        return z.to(dtype), low, high, log_det
 
     def middle(self, k: int, z: Tensor) -> Tensor:
         """Draws of one column put in the middle of their cell, ``(n,)``; as they are if it lies on no lattice."""

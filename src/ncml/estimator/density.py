@@ -285,9 +285,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         observed = None if mask is None else mask.bool()
         if self.columns_.jittered and t == 0.0:
             if isinstance(self.density_, CellDensity):
-                *rows, log_det = self.columns_.cells(filled, observed, self.density_.dtype)
+                z, low, high, log_det = self.columns_.cells(filled, observed, self.density_.dtype)
                 with torch.no_grad():
-                    z, low, high = (part.to(self.density_.dtype) for part in rows)
                     return self.density_.log_cells(z, low, high, t, mask) + log_det
             points = list(self._points.to(table))
         terms = []

@@ -80,24 +80,22 @@ class TableObjective(NCMLObjective):
             context = _hide_more(context, generator)
         z = self.columns.to_model(x, u)[0].to(inner.dtype)  # beside a bound single precision would lose all digits
         if self.columns.jittered and isinstance(inner, CellDensity):
-            t, weight = self.draw_times(len(x), generator=generator, device=x.device, dtype=inner.dtype)
-            middle, low, high = (part.to(inner.dtype) for part in self.columns.cells(x, None, inner.dtype)[:3])
-            on_cell = (t == 0.0)[:, None] & (low < high)
-            z = torch.where(on_cell, middle, z)
-            density, options = _OnCells(density, low, high, on_cell), {**options, "t": t, "weight": weight}
+            density = _OnCells(density, *self.columns.cells(x, None, inner.dtype)[:3])
         return super().__call__(density, z, context, generator=generator, **options)
 
 
 class _OnCells(nn.Module):
-    """The call of a density on rows of which some values are cells, :meth:`ncml.density.CellDensity.log_cells`."""
+    """The call of a density on a batch whose rows at t = 0 are in cells, :meth:`ncml.density.CellDensity.log_cells`."""
 
-    def __init__(self, density: nn.Module, low: Tensor, high: Tensor, on_cell: Tensor) -> None:
+    def __init__(self, density: nn.Module, middle: Tensor, low: Tensor, high: Tensor) -> None:
         super().__init__()
         self.module = density
-        self.low, self.high, self.on_cell = low, high, on_cell
+        self.cells = middle, low, high
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        low, high = (torch.where(self.on_cell, end, x) for end in (self.low, self.high))
+        _, low, high = self.cells
+        on_cell = (t == 0.0)[:, None] & (low < high)
+        x, low, high = (torch.where(on_cell, part, x) for part in self.cells)
         return cast(Tensor, self.module(x, t, context, low=low, high=high))
 
 
