@@ -107,6 +107,22 @@ def test_samples_of_cells_have_their_probabilities():
     assert_frequencies(found, p)
 
 
+@pytest.mark.parametrize("head", ["logistic", "gaussian"])
+def test_the_score_beside_cells(head):
+    """By central differences of ``log_cells``, 0 where there is a cell; under inference mode too."""
+    made = network(head=head)
+    x = torch.tensor([[0.2, -0.5, 0.4], [1.2, 0.3, -0.1]], dtype=torch.float64)
+    half = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    with torch.inference_mode():
+        found = made.score_cells(x, x - half, x + half)
+    step = torch.eye(3, dtype=torch.float64)[:, None] * 1e-5
+    low, high = x - half, x + half
+    up, down = (made.log_cells(x + s, low + (half == 0) * s, high + (half == 0) * s) for s in (step[0], -step[0]))
+    assert (found[:, 1] == 0.0).all()
+    torch.testing.assert_close(found[:, 0], ((up - down) / 2e-5).detach(), rtol=1e-7, atol=1e-7)
+    assert not torch.allclose(found[:, 0], made.score(x)[:, 0], rtol=1e-6)
+
+
 def test_what_cells_refuse():
     made = network()
     x = torch.zeros(2, 3, dtype=torch.float64)
@@ -294,6 +310,21 @@ def test_the_objective_at_zero_is_the_probability_of_the_steps(bounds, head, dty
     u = torch.rand(table.shape, dtype=dtype, generator=draws)
     spread = columns.to_model(table, u)[0].to(dtype)
     torch.testing.assert_close(found, NCMLObjective(process, **noisy)(density, spread, generator=draws))
+
+
+def test_gradient_at_zero_is_that_of_the_log_probability():
+    """Of a real column before one on a lattice: the density in the middle of a step is anything, and so was its slope.
+
+    By central differences of ``score_samples``.
+    """
+    real = RNG.normal(size=500)
+    model = trained(np.column_stack([real, RNG.random(500) < 1.0 / (1.0 + np.exp(-2.0 * real))]).astype(float))
+    rows, step = np.array([[-1.0, 0.0], [0.3, 1.0], [2.0, 0.0]]), np.array([1e-5, 0.0])
+    slope = (model.score_samples(rows + step) - model.score_samples(rows - step)) / 2e-5
+    found = model.gradient(rows)
+    np.testing.assert_allclose(found[:, 0], slope * model.columns_.scale[0], rtol=1e-6, atol=1e-6)
+    assert (found[:, 1] == 0.0).all()
+    assert (model.gradient(rows, 0.1)[:, 1] != 0.0).all()
 
 
 def generator(seed):

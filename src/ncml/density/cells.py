@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ncml.checks import Time
 from ncml.density.checks import check_arguments, check_given
+from ncml.density.gradient import derivative
 from ncml.density.interface import AutoregressiveDensity
-from ncml.density.modes import eval_mode
+from ncml.density.modes import eval_mode, evaluating, usable
 from ncml.errors import UnsupportedError
 
 __all__ = ["CellDensity"]
@@ -62,6 +63,24 @@ class CellDensity(AutoregressiveDensity):
         check_given(high, x, "high")
         with eval_mode(self):
             return cast(Tensor, self(x, t, context, low=low, high=high))
+
+    def score_cells(self, x: Tensor, low: Tensor, high: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
+        """The gradient of :meth:`log_cells` in the values without a cell; 0 for the others, whose cells stay.
+
+        Beside cells :meth:`ncml.NoiseConditionalDensity.score` is another: that of their density at x, which training
+        on probabilities leaves open.
+
+        Args:
+            x, low, high, t, context: As for :meth:`log_cells`.
+
+        Returns:
+            Tensor with the shape of ``x``, detached.
+        """
+        with evaluating(self), torch.enable_grad():
+            x, cell = usable(x).detach().requires_grad_(), low < high
+            low, high = (torch.where(cell, usable(end), x) for end in (low, high))
+            log_p = self.log_cells(x, low, high, t, None if context is None else usable(context))
+            return derivative(log_p.sum(), x).masked_fill(cell, 0.0)
 
     @abc.abstractmethod
     def sample(

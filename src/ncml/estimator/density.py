@@ -20,7 +20,7 @@ from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning
 from ncml.estimator.bounds import Bounds
 from ncml.estimator.columns import Columns
 from ncml.estimator.form import Categories, TableForm
-from ncml.estimator.objective import DensityFactory, TableObjective, seeded, untrained_density
+from ncml.estimator.objective import DensityFactory, TableObjective, score_of_rows, seeded, untrained_density
 from ncml.estimator.traits import Array
 from ncml.noise import LinearVESDE, NoiseProcess
 from ncml.objective import LogUniformTimes, TimeSampler
@@ -230,7 +230,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
 
         It is taken where the density lives: behind the logarithm or logit of a bounded column, and at the middle of a
         step. Of columns on a lattice take it at t > 0: at t = 0 their probabilities are learned, not slopes within a
-        step. It is 0 for columns that were set aside and for missing values.
+        step, and it is 0 (under a :class:`~ncml.density.CellDensity`). So it is for columns that were set aside and for
+        missing values.
         """
         check_is_fitted(self)
         return self.gradient_of(self._table(X), t)
@@ -240,8 +241,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         scores = []
         for part in table.split(ROWS):
             filled, mask = self._split(part)
-            z = self.columns_.to_model(filled)[0].to(self.density_.dtype)
-            scores.append(self.density_.score(z, t, mask))
+            scores.append(score_of_rows(self.density_, self.columns_, filled, t, mask))
         out = np.zeros((len(table), self.n_features_in_))
         out[:, self.columns_.kept] = torch.cat(scores).double().cpu().numpy()
         return out

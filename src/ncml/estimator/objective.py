@@ -24,6 +24,7 @@ __all__ = [
     "TableObjective",
     "default_density",
     "marginal_density",
+    "score_of_rows",
     "seeded",
     "times_of",
     "untrained_density",
@@ -97,6 +98,20 @@ class _OnCells(nn.Module):
         on_cell = (t == 0.0)[:, None] & (low < high)
         x, low, high = (torch.where(on_cell, part, x) for part in self.cells)
         return cast(Tensor, self.module(x, t, context, low=low, high=high))
+
+
+def score_of_rows(
+    density: NoiseConditionalDensity, columns: Columns, y: Tensor, t: float, mask: Tensor | None = None
+) -> Tensor:
+    """The score of standardised rows in what the density sees, values on lattices in the middle of their steps.
+
+    At t = 0 a :class:`~ncml.density.CellDensity` has learned the probabilities of steps: the score is theirs, and 0 for
+    the columns on lattices themselves.
+    """
+    if t == 0.0 and columns.jittered and isinstance(density, CellDensity):
+        z, low, high, _ = columns.cells(y, None, density.dtype)
+        return density.score_cells(z, low, high, t, mask)
+    return density.score(columns.to_model(y)[0].to(density.dtype), t, mask)
 
 
 def _hide_more(mask: Tensor, generator: torch.Generator | None) -> Tensor:
