@@ -12,7 +12,7 @@ from scipy.stats import logistic, nbinom, norm
 from ncml import VPSDE, Lattice, LinearVESDE, NCMLObjective
 from ncml.densities import MADE, MarginalMADE
 from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
-from ncml.estimator import Columns, NCMLDensityEstimator, NCMLOutlierDetector
+from ncml.estimator import Columns, FeatureShift, NCMLDensityEstimator, NCMLOutlierDetector
 from ncml.estimator.objective import TableObjective
 from ncml.nn.heads import GaussianHead, LogisticHead
 from ncml.objective import AtZero, UniformTimes
@@ -325,6 +325,25 @@ def test_gradient_at_zero_is_that_of_the_log_probability():
     np.testing.assert_allclose(found[:, 0], slope * model.columns_.scale[0], rtol=1e-6, atol=1e-6)
     assert (found[:, 1] == 0.0).all()
     assert (model.gradient(rows, 0.1)[:, 1] != 0.0).all()
+
+
+def test_shift_without_noise_of_columns_on_lattices():
+    """A shuffled real column is found among them; they themselves have no scores."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 300, 1))
+    tables = np.concatenate(
+        [x, x + rng.normal(size=x.shape), rng.poisson(np.exp(0.5 * x)), rng.random(x.shape) < 0.5], 2
+    )
+    X, Y = tables
+    Y[:, 1] = rng.permutation(Y[:, 1])
+    estimator = NCMLDensityEstimator(small, max_steps=100, learning_rate=1e-2)
+    shift = FeatureShift(estimator, noise=0.0, resamples=9, steps=40, random_state=0)
+    shift.fit(X, Y)
+    assert shift.statistic_[2:].tolist() == [0.0, 0.0]
+    assert shift.p_values_[2:].tolist() == [1.0, 1.0]
+    assert shift.p_values_[1] == 0.1
+    with pytest.raises(ArgumentError, match="noise: got 0 and only columns on lattices"):
+        shift.fit(X[:, 2:], Y[:, 2:])
 
 
 def generator(seed):

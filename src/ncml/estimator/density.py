@@ -241,7 +241,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         scores = []
         for part in table.split(ROWS):
             filled, mask = self._split(part)
-            scores.append(score_of_rows(self.density_, self.columns_, filled, t, mask))
+            scores.append(score_of_rows(self.density_, self.columns_, filled, None, t, mask))
         out = np.zeros((len(table), self.n_features_in_))
         out[:, self.columns_.kept] = torch.cat(scores).double().cpu().numpy()
         return out

@@ -101,17 +101,24 @@ class _OnCells(nn.Module):
 
 
 def score_of_rows(
-    density: NoiseConditionalDensity, columns: Columns, y: Tensor, t: float, mask: Tensor | None = None
+    density: NoiseConditionalDensity,
+    columns: Columns,
+    y: Tensor,
+    u: Tensor | None,
+    t: float,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """The score of standardised rows in what the density sees, values on lattices in the middle of their steps.
+    """The score of standardised rows in what the density sees, spread by ``u`` as for :meth:`Columns.to_model`.
 
     At t = 0 a :class:`~ncml.density.CellDensity` has learned the probabilities of steps: the score is theirs, and 0 for
     the columns on lattices themselves.
     """
+    z = columns.to_model(y, u)[0].to(density.dtype)
     if t == 0.0 and columns.jittered and isinstance(density, CellDensity):
-        z, low, high, _ = columns.cells(y, None, density.dtype)
+        middle, low, high, _ = columns.cells(y, None, density.dtype)
+        z, low, high = (torch.where(low < high, part, z) for part in (middle, low, high))
         return density.score_cells(z, low, high, t, mask)
-    return density.score(columns.to_model(y)[0].to(density.dtype), t, mask)
+    return density.score(z, t, mask)
 
 
 def _hide_more(mask: Tensor, generator: torch.Generator | None) -> Tensor:

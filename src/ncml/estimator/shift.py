@@ -23,11 +23,11 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_count, check_nonnegative
-from ncml.density import NoiseConditionalDensity, inner_density
+from ncml.density import CellDensity, NoiseConditionalDensity, inner_density
 from ncml.errors import ArgumentError, ColumnScaleWarning, LatticeDataWarning
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.form import TableForm, is_frame
-from ncml.estimator.objective import TableObjective, seeded, times_of
+from ncml.estimator.objective import TableObjective, score_of_rows, seeded, times_of
 from ncml.estimator.traits import Array
 from ncml.objective import LadderTimes
 from ncml.progress import progress_bar
@@ -75,7 +75,8 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
 
     Args:
         estimator: The density, unfitted. Default ``NCMLDensityEstimator()``.
-        noise: Noise level of the comparison, in units of the columns' scales; 0 compares the data themselves.
+        noise: Noise level of the comparison, in units of the columns' scales; 0 compares the data themselves, but for
+            columns on a lattice, such as integers, whose probabilities have no slope: their statistics are then 0.
         resamples: How often the rows are dealt at random; no p-value is below 1 / (resamples + 1).
         steps: Steps on each sample.
         random_state: Seed.
@@ -122,7 +123,8 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
                 what has changed. Categories may be in one of them only, unless the estimator names them all.
 
         Raises:
-            ArgumentError: A parameter out of range, or what the estimator refuses.
+            ArgumentError: A parameter out of range, or what the estimator refuses; no noise, and every column is on a
+                lattice.
             UnsupportedError: The estimator's process is not Gaussian.
         """
         check_count(self.resamples, "resamples")
@@ -143,6 +145,11 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
             table = type(form.frame)(table, columns=form.frame.columns)
         self.estimator_: NCMLDensityEstimator = estimator.fit(table)
         columns, density = self.estimator_.columns_, self.estimator_.density_
+        if t == 0.0 and isinstance(density, CellDensity) and np.isfinite(columns.origin).all():
+            raise ArgumentError(
+                "noise: got 0 and only columns on lattices, such as integers, whose probabilities have no slope; "
+                "expected noise > 0"
+            )
         self.names_ = tuple(getattr(self, "feature_names_in_", columns.names))
         objective = TableObjective(estimator.process_or_default, LadderTimes((t,)), columns=columns)
         standard = torch.from_numpy(columns.standardise(rows)).to(density.device)
@@ -194,7 +201,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         """The statistic of two samples of standardised rows."""
         generator = torch.Generator(density.device).manual_seed(seed)
         columns = cast(Any, objective.columns)
-        models, noisy = [], []
+        models, noisy, uniforms = [], [], []
         for part in parts:
             model = deepcopy(density).float()
             with seeded(seed), warnings.catch_warnings():  # dropout; and of both samples all has been said
@@ -213,4 +220,11 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
             u = torch.rand(part.shape, dtype=model.dtype, device=part.device, generator=generator)
             z = columns.to_model(part, u)[0].to(model.dtype)
             noisy.append(objective.process.perturb(z, t, generator=generator))
+            uniforms.append(u)
+        if t == 0.0:
+            scores = [
+                [score_of_rows(m, columns, *rows, t) for m in models] for rows in zip(parts, uniforms, strict=True)
+            ]
+            squared = torch.stack([(first - second).square().mean(0) for first, second in scores])
+            return cast(Array, squared.mean(0).double().cpu().numpy())
         return cast(Array, shift_statistic(models[0], models[1], noisy[0], noisy[1], t).double().cpu().numpy())
