@@ -77,7 +77,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         missing: Whether rows may have gaps; None: if those given to ``fit`` do. True also prepares for gaps to come.
         max_steps: Largest number of optimizer steps; the learning rate falls to zero over them.
         batch_size: Rows per step.
-        learning_rate: Adam's learning rate at the start.
+        learning_rate: Adam's learning rate at the start. Default: the best of four on most of fourteen tables, by
+            held-out rows.
         validation_fraction: Share of the rows held out, 1,000 at most, to stop early by their exact log-likelihood at
             t = 0 under the moving average of the weights; 0 takes all steps.
         patience: Looks at the held-out rows (one every 25 steps) without a better likelihood before stopping.
@@ -116,7 +117,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         missing: bool | None = None,
         max_steps: int = 2000,
         batch_size: int = 128,
-        learning_rate: float = 3e-3,
+        learning_rate: float = 1e-2,
         validation_fraction: float = 0.1,
         patience: int = 20,
         dequantisations: int = 4,
