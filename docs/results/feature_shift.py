@@ -52,6 +52,8 @@ One-sided Wilcoxon tests of the paired ranks: {tests}.
 *maximum likelihood* is that network trained on the rows alone. Scores at t = 0 follow the finest detail of the density,
 which 284 rows do not determine; scores at noise are those of a smooth density, which they do determine.
 
+With the smaller learning rate of .003 it came first in 17, 4 and 6 of the same 20 cases.
+
 {power()}"""
 
 
