@@ -28,9 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adbench import LARGE, SMALL, read, write_report
+from adbench import LARGE, SMALL, STEPS, read, write_report
 from ncml.densities import MADE
 from ncml.estimator import NCMLDensityEstimator
+from ncml.estimator.objective import SIZE
 from ncml.evaluation import energy_distance
 from ncml.objective import AtZero
 
@@ -44,7 +45,7 @@ FARTHEST = 20.0
 
 def network(event_shape, process, dropout: float) -> MADE:
     """The estimator's own, with another dropout."""
-    return MADE(event_shape, process, hidden=(128, 128), components=8, dropout=dropout)
+    return MADE(event_shape, process, **SIZE | {"dropout": dropout})
 
 
 def halves(X: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,6 +59,7 @@ def compared(X: np.ndarray, seeds: int, settings: list[tuple[float, float]], ste
     """What is recorded of a table."""
     record: dict[str, Any] = {"rows": len(X), "columns": X.shape[1]}
     rows: dict[str, list[np.ndarray]] = {}
+    trained, others = zip(*(halves(X, seed) for seed in range(seeds)), strict=True)
     for way, times in WAYS.items():
         fitted = [
             [
@@ -67,19 +69,20 @@ def compared(X: np.ndarray, seeds: int, settings: list[tuple[float, float]], ste
                     learning_rate=rate,
                     max_steps=steps,
                     random_state=seed,
-                ).fit(halves(X, seed)[0])
-                for seed in range(seeds)
+                ).fit(train)
+                for seed, train in enumerate(trained)
             ]
             for rate, dropout in settings
         ]
         held_out = [float(np.mean([model.validation_score_ for model in models])) for models in fitted]
         best = int(np.argmax(held_out))
-        rows[way] = [model.score_samples(halves(X, seed)[1]) for seed, model in enumerate(fitted[best])]
+        pairs = list(zip(fitted[best], others, strict=True))
+        rows[way] = [model.score_samples(other) for model, other in pairs]
         record[way] = {
             "held_out": held_out,
             "chosen": settings[best],
             "log_likelihood": [float(log_p.mean()) for log_p in rows[way]],
-            "energy": [distance(model, halves(X, seed)[1], seed) for seed, model in enumerate(fitted[best])],
+            "energy": [distance(model, other, seed) for seed, (model, other) in enumerate(pairs)],
         }
     ahead = [a - b for a, b in zip(*rows.values(), strict=True)]
     record["ahead"] = {
@@ -110,7 +113,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    names, seeds, steps, settings = options.tables, options.seeds, 2000, list(itertools.product(RATES, DROPOUTS))
+    names, seeds, steps, settings = options.tables, options.seeds, STEPS, list(itertools.product(RATES, DROPOUTS))
     if options.quick:
         names, seeds, steps, settings = ["45_wine"], 1, 20, settings[:2]
     names = [name for name in names if (options.data / f"{name}.npz").exists()]

@@ -301,6 +301,27 @@ def test_what_is_said_of_the_detector_is_what_was_recorded():
     assert gain.pop("cardio") > 4.0 * sum(gain.values())  # most of it
 
 
+def test_what_is_said_of_tables_is_what_was_recorded():
+    """How often the shuffled column came first, and on how many tables noise helps and costs."""
+    results = ROOT / "benchmarks" / "results"
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    page = " ".join((ROOT / "docs" / "howto" / "tables.md").read_text().split())
+    ranks = json.loads((results / "feature_shift.json").read_text())["ranks"]
+    noisy, plain, likely = (found.count(1) for found in ranks.values())
+    seeds = len(ranks["sigma 0.5"])
+    assert f"[{noisy} cases of {seeds}](docs/results/feature_shift.md), maximum likelihood in {likely}." in readme
+    times = {1: "once", 2: "twice"}
+    assert f"comes first {noisy} times of {seeds} by scores at half a standard deviation of noise" in page
+    assert f"{times[plain]} by scores of the rows themselves, and {times[likely]} after maximum likelihood" in page
+    script = runpy.run_path(str(ROOT / "docs" / "results" / "table_likelihood.py"))
+    tables = json.loads((results / "table_likelihood.json").read_text())["tables"]
+    verdicts = [script["verdict"](table) for table in tables.values()]
+    words = {3: "three", 4: "four", 14: "fourteen"}
+    better, worse = (words[verdicts.count(which)] for which in ("ahead", "behind"))
+    assert f"of [{words[len(tables)]} tables](docs/results/table_likelihood.md)" in readme
+    assert f"both tuned alike, on {better} better, on {worse} worse." in readme
+
+
 def test_records_have_no_folders_of_a_machine():
     folders = (ROOT / "docs" / "results", ROOT / "benchmarks" / "results")
     records = [path for folder in folders for path in folder.glob("*.json")]

@@ -111,13 +111,9 @@ class MADE(CellDensity):
         high: Tensor | None = None,
     ) -> Tensor:
         """Log-likelihood ``(B,)`` in nats; ``given`` as for :meth:`log_conditionals`, to train with."""
-        if low is not None and high is not None:
-            hidden = self._hidden(context)
-            outputs = self.net(_zeroed(self.ordered(x), hidden), self.conditioning(t, context))
-            terms = self.head.log_cells(outputs, self.ordered(low), self.ordered(high))
-            return _zeroed(terms, hidden).sum(1)
         on_lattice = self.process.on_lattice(t) if edges and self.lattice is not None else None
-        return self._terms(x, given, t, context, on_lattice).sum(1)
+        cells = None if low is None or high is None else (low, high)
+        return self._terms(x, given, t, context, on_lattice, cells).sum(1)
 
     def log_conditionals(
         self, x: Tensor, t: Time = 0.0, context: Tensor | None = None, *, given: Tensor | None = None
@@ -175,13 +171,23 @@ class MADE(CellDensity):
         return self._restored(pass_.x.t().clone())  # an ordinary tensor again
 
     def _terms(
-        self, x: Tensor, given: Tensor | None, t: Tensor, context: Tensor | None, on_lattice: Tensor | None
+        self,
+        x: Tensor,
+        given: Tensor | None,
+        t: Tensor,
+        context: Tensor | None,
+        on_lattice: Tensor | None,
+        cells: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Of each value of ``x`` given those before it in ``given``, ``(B, D)`` in the order of sampling."""
+        """Of each value of ``x``, or of its cell, given those before it in ``given``; ``(B, D)``, ordered."""
         features, hidden = self.conditioning(t, context), self._hidden(context)
         values = _zeroed(self.ordered(x), hidden)
         seen = values if given is None else _zeroed(self.ordered(given), hidden)
-        return _zeroed(self.head.log_prob(self.net(seen, features), values, on_lattice), hidden)
+        outputs = self.net(seen, features)
+        if cells is None:
+            return _zeroed(self.head.log_prob(outputs, values, on_lattice), hidden)
+        low, high = map(self.ordered, cells)
+        return _zeroed(self.head.log_cells(outputs, low, high), hidden)
 
     def _hidden(self, context: Tensor | None) -> Tensor | None:
         """Which values, in the order of sampling, are no part of the event, bool ``(B, D)``; None if all are."""

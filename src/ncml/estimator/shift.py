@@ -48,7 +48,12 @@ def shift_statistic(p: nn.Module, q: nn.Module, x: Tensor, y: Tensor, t: Time = 
         :math:`\phi_j(t)`, ``(D,)``, in squared nats per squared unit: 0 where the conditional distributions agree.
     """
     first, second = inner_density(p), inner_density(q)
-    means = [(first.score(rows, t) - second.score(rows, t)).square().mean(0) for rows in (x, y)]
+    return _mean_squares([(first.score(rows, t), second.score(rows, t)) for rows in (x, y)])
+
+
+def _mean_squares(scores: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The statistic from both densities' scores on either sample."""
+    means = [(first - second).square().mean(0) for first, second in scores]
     return 0.5 * (means[0] + means[1])
 
 
@@ -143,13 +148,13 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         table = rows[random.permutation(len(rows))]
         if form.frame is not None:
             table = type(form.frame)(table, columns=form.frame.columns)
-        self.estimator_: NCMLDensityEstimator = estimator.fit(table)
-        columns, density = self.estimator_.columns_, self.estimator_.density_
+        columns, density = estimator.fit(table).columns_, estimator.density_
         if t == 0.0 and isinstance(density, CellDensity) and np.isfinite(columns.origin).all():
             raise ArgumentError(
                 "noise: got 0 and only columns on lattices, such as integers, whose probabilities have no slope; "
                 "expected noise > 0"
             )
+        self.estimator_: NCMLDensityEstimator = estimator
         self.names_ = tuple(getattr(self, "feature_names_in_", columns.names))
         objective = TableObjective(estimator.process_or_default, LadderTimes((t,)), columns=columns)
         standard = torch.from_numpy(columns.standardise(rows)).to(density.device)
@@ -221,10 +226,14 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
             z = columns.to_model(part, u)[0].to(model.dtype)
             noisy.append(objective.process.perturb(z, t, generator=generator))
             uniforms.append(u)
+        first, second = models
         if t == 0.0:
-            scores = [
-                [score_of_rows(m, columns, *rows, t) for m in models] for rows in zip(parts, uniforms, strict=True)
-            ]
-            squared = torch.stack([(first - second).square().mean(0) for first, second in scores])
-            return cast(Array, squared.mean(0).double().cpu().numpy())
-        return cast(Array, shift_statistic(models[0], models[1], noisy[0], noisy[1], t).double().cpu().numpy())
+            found = _mean_squares(
+                [
+                    (score_of_rows(first, columns, rows, u, t), score_of_rows(second, columns, rows, u, t))
+                    for rows, u in zip(parts, uniforms, strict=True)
+                ]
+            )
+        else:
+            found = shift_statistic(first, second, noisy[0], noisy[1], t)
+        return cast(Array, found.double().cpu().numpy())
