@@ -1243,6 +1243,18 @@ for _std in (0.0, -1.0, NAN, True):
         r"data_std: got",
         lambda w, std=_std: MAF((3,), VP, data_std=std),
     )
+    row(
+        f"made-data_std-{_std}",
+        ArgumentError,
+        r"data_std: got",
+        lambda w, std=_std: MADE((3,), VP, hidden=(8,), data_std=std),
+    )
+row(
+    "made-data_std-lattice",
+    ArgumentError,
+    r"data_std: got 0.5 with a lattice.*; expected None",
+    lambda w: MADE((3,), VP, hidden=(8,), lattice=Lattice(4), data_std=0.5),
+)
 row(
     "maf-data_std-levels",
     UnsupportedError,

@@ -70,8 +70,9 @@ def network(kind=MADE, dims=3, **settings):
 
 
 @pytest.mark.parametrize("head", ["logistic", "gaussian"])
-def test_cells_are_the_integrals_of_the_conditionals(head):
-    made = network(head=head, order=[2, 0, 1])
+@pytest.mark.parametrize("data_std", [None, 0.4])
+def test_cells_are_the_integrals_of_the_conditionals(head, data_std):
+    made = network(head=head, order=[2, 0, 1], data_std=data_std)
     x = torch.tensor([[0.2, -0.5, 0.4]], dtype=torch.float64)
     half = torch.tensor([[0.3, 0.0, 0.1]], dtype=torch.float64)
     low, high = x - half, x + half
@@ -89,9 +90,10 @@ def test_cells_are_the_integrals_of_the_conditionals(head):
         assert float(made.log_cells(x, low, high, t).detach()) == pytest.approx(expected, abs=1e-9)
 
 
-def test_samples_of_cells_have_their_probabilities():
+@pytest.mark.parametrize("data_std", [None, 0.4])
+def test_samples_of_cells_have_their_probabilities(data_std):
     """Two values in four cells each: sixteen probabilities, which sum to 1, and the frequencies of 20,000 draws."""
-    made = network(dims=2)
+    made = network(dims=2, data_std=data_std)
     ends = torch.tensor([-ENDLESS, -0.8, 0.1, 0.9, ENDLESS], dtype=torch.float64)
     middles = torch.tensor([-1.2, -0.3, 0.5, 1.4], dtype=torch.float64)
     states = torch.tensor(list(itertools.product(range(4), repeat=2)))

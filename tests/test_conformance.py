@@ -146,6 +146,7 @@ DENSITIES = {
     "made": (lambda: MADE((2,), VP, hidden=(8,), components=2), {}),
     "made, one value": (lambda: MADE((1,), VP, hidden=(4, 4), components=3), {}),
     "made, gaussian head": (lambda: MADE((2,), VP, hidden=(8,), components=2, head="gaussian"), {}),
+    "made, scaled": (lambda: MADE((2,), VP, hidden=(8,), components=2, data_std=0.5), {}),
     "made, lattice": (lambda: MADE((1, 3, 1), ON_FIVE, lattice=FIVE, hidden=(8,), components=2, order=[2, 0, 1]), {}),
     "made, lattice, gaussian head": (
         lambda: MADE((1,), ON_FIVE, lattice=FIVE, hidden=(8,), components=2, head="gaussian"),

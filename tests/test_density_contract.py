@@ -63,6 +63,7 @@ BUILDERS = {
     "toy-lattice": lambda: ToyLattice(VP, torch.stack([PMF, PMF.flip(0) + 0.01])),
     "made": lambda: MADE((2,), VP, hidden=(16,), components=3),
     "made-gaussian": lambda: MADE((2,), VP, hidden=(16,), components=3, head="gaussian", order=[1, 0]),
+    "made-scaled": lambda: MADE((2,), VP, hidden=(16,), components=3, data_std=0.5),
     "made-lattice": lambda: MADE((2,), VP, lattice=LATTICE, hidden=(16,), components=3),
     "made-levels": lambda: MADE((2,), LevelNoise(17), lattice=LATTICE, hidden=(16,), components=3),
     "maf": lambda: MAF((2,), VP, transforms=2, hidden=(16,), data_std=0.5),

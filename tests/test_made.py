@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from ncml import VPSDE, Lattice, LevelNoise, NCMLObjective
+from ncml import VESDE, VPSDE, Lattice, LevelNoise, NCMLObjective
 from ncml.densities import MADE, ToyLattice
 from ncml.errors import ArgumentError
 from ncml.objective import AtZero, LadderTimes
@@ -40,6 +40,26 @@ def masses(made: MADE, t, context=None) -> torch.Tensor:
     rows = None if context is None else context.expand(len(states), *context.shape)
     log_p = made.log_prob(states, t, rows) + math.prod(made.event_shape) * math.log(made.lattice.width)
     return log_p.exp().detach()
+
+
+# Scaling.
+
+
+@heads
+@pytest.mark.parametrize("process", [VP, VESDE.at_noise(0.2)], ids=["vp", "ve"])
+def test_data_std_scales_values_at_every_noise_level(head, process):
+    """The density of c x plus D log c, draws over c, and conditionals likewise, given others too."""
+    plain, scaled = (strong((4,), process, head=head, order=ORDER, data_std=std) for std in (None, 0.4))
+    x, given = torch.randn(2, 5, 4, dtype=F64, generator=seeded(0))
+    t = torch.linspace(0.0, process.T, 5, dtype=F64)
+    c = ((process.alpha(t) * 0.4) ** 2 + process.sigma(t) ** 2).rsqrt()[:, None]
+    close = {"rtol": 0.0, "atol": 1e-12}
+    torch.testing.assert_close(scaled.log_prob(x, t), plain.log_prob(c * x, t) + 4.0 * c[:, 0].log(), **close)
+    expected = plain.log_conditionals(c * x, t, given=c * given) + c.log()
+    torch.testing.assert_close(scaled.log_conditionals(x, t, given=given), expected, **close)
+    noise = plain.draw_noise(5, generator=seeded(1))
+    torch.testing.assert_close(scaled.sample(5, t, noise=noise), plain.sample(5, t, noise=noise) / c, **close)
+    torch.testing.assert_close(scaled.resample(x, noise, t), plain.resample(c * x, noise, t) / c, **close)
 
 
 # Causality.

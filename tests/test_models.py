@@ -413,7 +413,7 @@ def test_every_setting_reaches_the_model(model):
         },
     }
     changes = other[model]
-    assert changes.keys() == set(MODELS[model].__dataclass_fields__)
+    assert changes.keys() == set(MODELS[model].__dataclass_fields__) - ({"data_std"} if model == "made" else set())
     small = {"width": 16, "layers": 2, "heads": 2} if "transformer" in model else {}
     shape = (8, 8) if model == "causal-transformer" else (1, 8, 8)
 
@@ -432,6 +432,14 @@ def test_every_setting_reaches_the_model(model):
     for setting, value in changes.items():
         other_plain, other_names = said(**{setting: value})
         assert other_names != names or not torch.equal(other_plain, plain), setting
+
+
+def test_data_std_reaches_made():
+    """A setting for data on no lattice alone."""
+    config = ModelConfig("made", settings=MODELS["made"](hidden=(4,), data_std=3.0))
+    assert build_model(config, (2,), PROCESS, None, 0, 0).scaling.data_std == 3.0
+    with pytest.raises(ArgumentError, match=r"data_std: got 3\.0 with a lattice"):
+        build_model(config, (2,), PROCESS, LATTICE, 0, 0)
 
 
 KINDS = {"maf": MAF, "made": MADE, "causal-transformer": CausalTransformer, "transformer-flow": TransformerFlow}

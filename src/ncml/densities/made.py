@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ncml.checks import Time, check_choice
 from ncml.density import CellDensity, check_arguments, check_given, check_noise, eval_mode
 from ncml.errors import ArgumentError
-from ncml.nn.conditioning import Conditioning
+from ncml.nn.conditioning import Conditioning, NoiseScaling
 from ncml.nn.heads import HEADS
 from ncml.nn.masked import MaskedMLP
 from ncml.noise import Lattice, NoiseProcess
@@ -39,13 +39,15 @@ class MADE(CellDensity):
         components: Mixture components per value.
         head: ``"logistic"`` (default: heavier tails, closed-form window) or ``"gaussian"``.
         dropout: Probability of dropping a hidden unit in training mode (sampling and scores never do).
+        data_std: For continuous data: if given, data are first scaled by ``1 / sqrt(alpha(t)^2 data_std^2 +
+            sigma(t)^2)``, so that they look alike to the network at every noise level.
         order: A permutation of the flat indices; row-major if None.
         noise_features: Number of noise features.
         context_features: Width of a floating context, 0 for none.
         classes: Number of classes of an integer context, 0 for none; the label -1 is "no label".
 
     Raises:
-        ArgumentError: An unknown head, an order that is not a permutation, bad sizes.
+        ArgumentError: An unknown head, an order that is not a permutation, bad sizes, ``data_std`` with a lattice.
 
     Example:
         >>> process = VPSDE.at_noise(2 * Lattice(17).width)
@@ -64,6 +66,7 @@ class MADE(CellDensity):
         components: int = 10,
         head: Literal["logistic", "gaussian"] = "logistic",
         dropout: float = 0.0,
+        data_std: float | None = None,
         order: Sequence[int] | Tensor | None = None,
         noise_features: int = 16,
         context_features: int = 0,
@@ -71,6 +74,8 @@ class MADE(CellDensity):
     ) -> None:
         super().__init__(event_shape, process, lattice)
         check_choice(head, "head", HEADS)
+        if lattice is not None and data_std is not None:
+            raise ArgumentError(f"data_std: got {data_std} with a lattice, whose steps stay as they are; expected None")
         dims = math.prod(self.event_shape)
         permutation = torch.arange(dims) if order is None else torch.as_tensor(order).detach().cpu().long()
         if permutation.shape != (dims,) or permutation.sort().values.tolist() != list(range(dims)):
@@ -79,6 +84,7 @@ class MADE(CellDensity):
             )
         self._head = head
         self.head = HEADS[head](components, lattice)
+        self.scaling = NoiseScaling(process, data_std)
         self.conditioning = Conditioning(process, noise_features, context_features, classes)
         self.net = MaskedMLP(dims, self.head.outputs, hidden, self.conditioning.features, dropout)
         with torch.no_grad():
@@ -92,7 +98,11 @@ class MADE(CellDensity):
     _order: Tensor
 
     def hidden_settings(self) -> dict[str, Any]:
-        return {"head": self._head, "noise_features": self.conditioning.noise.features}
+        return {
+            "head": self._head,
+            "data_std": self.scaling.data_std,
+            "noise_features": self.conditioning.noise.features,
+        }
 
     @property
     def order(self) -> Tensor:
@@ -141,8 +151,10 @@ class MADE(CellDensity):
     def resample(self, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
         check_noise(self, noise, x.shape[0])
         features, hidden = self.conditioning(t, context), self._hidden(context)
-        outputs = self.net(_zeroed(self.ordered(x), hidden), features)
-        return self._restored(_zeroed(self.head.sample(outputs, noise, self.process.on_lattice(t)), hidden))
+        log_c = self._log_scale(t, x.dtype)
+        outputs = self.net(_zeroed(_scaled(self.ordered(x), log_c), hidden), features)
+        drawn = self.head.sample(outputs, noise, self.process.on_lattice(t))
+        return self._restored(_zeroed(_scaled(drawn, log_c, -1.0), hidden))
 
     def sample(
         self,
@@ -159,16 +171,18 @@ class MADE(CellDensity):
         if noise is None:
             noise = self.draw_noise(n, generator=generator)
         check_noise(self, noise, n)
+        x, log_c = noise.new_empty(n, len(self._order)), self._log_scale(t, self.dtype)
         # The pass writes into tensors of one dtype; inference mode cheapens its many small operations.
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             pass_ = self.net.incremental(features)
             for i, index in enumerate(self._order.tolist()):
                 outputs = pass_.outputs().t().unsqueeze(1)
-                drawn = self.head.sample(outputs, noise[:, i : i + 1], on_lattice)[:, 0]
+                drawn = _scaled(self.head.sample(outputs, noise[:, i : i + 1], on_lattice), log_c, -1.0)[:, 0]
                 if place is not None:
                     drawn = place(index, drawn)
-                pass_.push(_zeroed(drawn, None if hidden is None else hidden[:, i]))
-        return self._restored(pass_.x.t().clone())  # an ordinary tensor again
+                x[:, i] = _zeroed(drawn, None if hidden is None else hidden[:, i])
+                pass_.push(_scaled(x[:, i : i + 1], log_c)[:, 0])
+        return self._restored(x)
 
     def _terms(
         self,
@@ -181,13 +195,24 @@ class MADE(CellDensity):
     ) -> Tensor:
         """Of each value of ``x``, or of its cell, given those before it in ``given``; ``(B, D)``, ordered."""
         features, hidden = self.conditioning(t, context), self._hidden(context)
-        values = _zeroed(self.ordered(x), hidden)
-        seen = values if given is None else _zeroed(self.ordered(given), hidden)
+        log_c = self._log_scale(t, x.dtype)
+        values = _zeroed(_scaled(self.ordered(x), log_c), hidden)
+        seen = values if given is None else _zeroed(_scaled(self.ordered(given), log_c), hidden)
         outputs = self.net(seen, features)
         if cells is None:
-            return _zeroed(self.head.log_prob(outputs, values, on_lattice), hidden)
-        low, high = map(self.ordered, cells)
-        return _zeroed(self.head.log_cells(outputs, low, high), hidden)
+            terms = self.head.log_prob(outputs, values, on_lattice)
+            return _zeroed(terms if log_c is None else terms + log_c, hidden)
+        low, high = (_scaled(self.ordered(end), log_c) for end in cells)
+        terms = self.head.log_cells(outputs, low, high)
+        # The probability of a cell is the same in any units; a density is not.
+        return _zeroed(terms if log_c is None else torch.where(low < high, terms, terms + log_c), hidden)
+
+    def _log_scale(self, t: Time, dtype: torch.dtype) -> Tensor | None:
+        """Logarithm of the factor by which values at t are scaled, ``(B, 1)`` or a scalar; None if they are not."""
+        if self.scaling.data_std is None:
+            return None
+        log_c = self.scaling.log_scale(t).to(dtype)
+        return log_c[:, None] if log_c.ndim else log_c
 
     def _hidden(self, context: Tensor | None) -> Tensor | None:
         """Which values, in the order of sampling, are no part of the event, bool ``(B, D)``; None if all are."""
@@ -202,6 +227,10 @@ class MADE(CellDensity):
         if not self._row_major:
             values = values[:, self._order.argsort()]
         return values.reshape(-1, *self.event_shape).contiguous()
+
+
+def _scaled(values: Tensor, log_c: Tensor | None, power: float = 1.0) -> Tensor:
+    return values if log_c is None else values * (power * log_c).exp()
 
 
 def _zeroed(values: Tensor, hidden: Tensor | None) -> Tensor:
@@ -227,6 +256,8 @@ class MADESettings:
         components: Mixture components per value.
         head: Distribution of the components, logistic or gaussian.
         dropout: Probability of dropping a hidden unit in training.
+        data_std: Standard deviation of data on no lattice, by which they are scaled at every noise level; no scaling
+            if not given.
         noise_features: Number of features that encode the noise level.
     """
 
@@ -234,6 +265,7 @@ class MADESettings:
     components: int = 10
     head: Literal["logistic", "gaussian"] = "logistic"
     dropout: float = 0.0
+    data_std: float | None = None
     noise_features: int = 16
 
     def build(
@@ -255,6 +287,7 @@ class MADESettings:
             components=self.components,
             head=self.head,
             dropout=self.dropout,
+            data_std=self.data_std,
             noise_features=self.noise_features,
             classes=classes,
         )

@@ -33,7 +33,7 @@ class MarginalMADE(MADE):
     have nothing to do with the values; if they do, the density is that of rows with such gaps.
 
     Args:
-        event_shape, process, hidden, components, head, dropout, order, noise_features: As for
+        event_shape, process, hidden, components, head, dropout, data_std, order, noise_features: As for
             :class:`~ncml.densities.MADE`.
 
     Example:
@@ -52,6 +52,7 @@ class MarginalMADE(MADE):
         components: int = 10,
         head: Literal["logistic", "gaussian"] = "logistic",
         dropout: float = 0.0,
+        data_std: float | None = None,
         order: Sequence[int] | Tensor | None = None,
         noise_features: int = 16,
     ) -> None:
@@ -62,6 +63,7 @@ class MarginalMADE(MADE):
             components=components,
             head=head,
             dropout=dropout,
+            data_std=data_std,
             order=order,
             noise_features=noise_features,
             context_features=math.prod(event_shape),
