@@ -27,7 +27,7 @@ from ncml.errors import ArgumentError
 from ncml.estimator.bounds import Bounds, bounds_of
 from ncml.estimator.traits import HUGE, Array, affine_copy, check_magnitudes, column_lattice, spread, tied_share
 
-__all__ = ["Columns"]
+__all__ = ["ENDLESS", "Columns"]
 
 TIES = 0.1  # a real column with more tied rows than this is jittered
 TIED_WIDTH = 0.01  # in scales of the column

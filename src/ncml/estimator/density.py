@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -16,20 +16,20 @@ from torch import Tensor
 
 from ncml.checks import check_count, check_positive, is_real
 from ncml.density import CellDensity, sampleable
-from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning
+from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, UnsupportedError
 from ncml.estimator.bounds import Bounds
 from ncml.estimator.columns import Columns
-from ncml.estimator.form import Categories, TableForm
+from ncml.estimator.completion import completed
+from ncml.estimator.form import Categories, TableForm, is_frame
 from ncml.estimator.objective import DensityFactory, TableObjective, score_of_rows, seeded, untrained_density
+from ncml.estimator.stopping import Watch
 from ncml.estimator.traits import Array
 from ncml.noise import LinearVESDE, NoiseProcess
 from ncml.objective import LogUniformTimes, TimeSampler
-from ncml.training import EMA, fit
+from ncml.training import fit
 
 __all__ = ["NCMLDensityEstimator", "unfitted"]
 
-EVERY = 25  # steps between two looks at the held-out rows
-DECAY = 0.99  # of the moving average: its memory of a hundred steps is short against the training
 MOST_HELD = 1000  # rows held out to stop early
 ROWS = 1024  # evaluated at once: what comes between stays in the cache
 
@@ -175,7 +175,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         held = min(int(self.validation_fraction * len(rows)), MOST_HELD)
         order = random.permutation(len(rows))
         table = torch.from_numpy(self.columns_.standardise(rows))
-        seed = int(random.randint(2**31 - 1))
+        seed = _seed(random)
         with seeded(seed):
             density, self.marginal_ = untrained_density(self.density, (table.shape[1],), process, gaps=wanted)
             density = density.to(self.device or "cpu")
@@ -184,7 +184,10 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             sobol = torch.quasirandom.SobolEngine(table.shape[1], scramble=True, seed=seed)
             self._points = sobol.draw(self.dequantisations)
             generator = torch.Generator(table.device).manual_seed(seed)
-            watch = _Watch(self, table[order[:held]]) if held else None
+            watch = None
+            if held:
+                look = partial(self.log_density_of, table[order[:held]], 0.0)
+                watch = Watch(density, look, steps=self.max_steps, patience=self.patience)
             filled, mask = self._split(table[order[held:]])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", LatticeDataWarning)  # the objective spreads such columns
@@ -260,16 +263,47 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         check_is_fitted(self)
         check_count(n_samples, "n_samples")
         density = sampleable(self.density_, "fit with another one to sample")
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
-        generator = torch.Generator(density.device).manual_seed(seed)
-        mask = None
-        if self.marginal_:
-            mask = torch.ones(n_samples, *density.event_shape, dtype=density.dtype, device=density.device)
+        generator = torch.Generator(density.device).manual_seed(_seed(random_state))
+        whole = self._whole(n_samples)
         if isinstance(density, CellDensity):
-            z = density.sample(n_samples, 0.0, mask, generator=generator, place=self.columns_.middle)
+            z = density.sample(n_samples, 0.0, whole, generator=generator, place=self.columns_.middle)
         else:
-            z = density.sample(n_samples, 0.0, mask, generator=generator)
+            z = density.sample(n_samples, 0.0, whole, generator=generator)
         return self._form.decode(self.columns_.from_model(z))
+
+    def complete(self, X: Any, random_state: Any = None, *, rounds: int = 10) -> Any:  # noqa: ANN401 -- any table
+        r"""Fill gaps: one draw of what is missing given all that is there, :math:`p(x_{mis} | x_{obs})` at t = 0.
+
+        Draws, not means: completed rows vary as whole ones do, and several calls with other seeds show how far a result
+        depends on what was missing (multiple imputation). How it works: :mod:`ncml.estimator.completion`.
+
+        Args:
+            X: Rows, ``(n_samples, n_features)``, NaN where a value is missing, whether the training table had gaps or
+                not. That it is missing is taken to say nothing of the value.
+            random_state: Seed.
+            rounds: How often missing values are drawn anew, in part and given the others. More come nearer to the
+                density where many values are missing, and take longer: each is 16 draws of every row.
+
+        Returns:
+            All rows, of the types of the training table; values that are there stay as they are.
+
+        Raises:
+            UnsupportedError: The density is no :class:`~ncml.density.CellDensity`, as the default ones are.
+        """
+        check_is_fitted(self)
+        check_count(rounds, "rounds", minimum=0)
+        if not isinstance(self.density_, CellDensity):
+            name = type(self.density_).__name__
+            raise UnsupportedError(f"complete: got a {name}; expected a CellDensity, as the default density is")
+        seed, rows, show = _seed(random_state), self._validated(X, reset=False), bool(self.verbose)
+        rows = completed(self.density_, self.columns_, rows, self._whole(1), rounds=rounds, seed=seed, progress=show)
+        filled = self._form.decode(rows)
+        return filled.set_axis(X.index) if is_frame(filled) and is_frame(X) else filled
+
+    def _whole(self, n: int) -> Tensor | None:
+        """The context of n rows without gaps: a mask of ones if the density takes one."""
+        shape = (n, *self.density_.event_shape)
+        return torch.ones(shape, dtype=self.density_.dtype, device=self.density_.device) if self.marginal_ else None
 
     def log_densities_of(self, table: Tensor, t: float) -> Array:
         """:meth:`score_samples` of standardised rows."""
@@ -351,10 +385,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             )
 
     def _check_parameters(self) -> None:
-        check_count(self.max_steps, "max_steps")
-        check_count(self.batch_size, "batch_size")
-        check_count(self.patience, "patience")
-        check_count(self.dequantisations, "dequantisations")
+        for name in ("max_steps", "batch_size", "patience", "dequantisations"):
+            check_count(getattr(self, name), name)
         check_positive(self.learning_rate, "learning_rate")
         if not is_real(self.validation_fraction) or not 0.0 <= self.validation_fraction < 1.0:
             raise ArgumentError(f"validation_fraction: got {self.validation_fraction!r}; expected a share, 0 <= . < 1")
@@ -364,35 +396,5 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             )
 
 
-class _Watch:
-    """Averages the weights, looks at the held-out rows, and keeps the best."""
-
-    def __init__(self, estimator: NCMLDensityEstimator, held_out: Tensor) -> None:
-        self.estimator, self.rows = estimator, held_out
-        self.density = estimator.density_
-        self.average = EMA(self.density.parameters(), DECAY)
-        self.best, self.at, self.bad = (0.0, -math.inf), 0, 0  # share of rows with a density, and its logarithm's mean
-        self.weights = [p.detach().clone() for p in self.average.average]
-
-    def __call__(self, step: int) -> bool:
-        self.average.update()
-        if step % EVERY and step != self.estimator.max_steps:
-            return False
-        with self.average.applied():
-            log_p = self.estimator.log_density_of(self.rows, 0.0)
-        # A row that has no density yet must not decide alone.
-        finite = log_p.isfinite()
-        value = float(finite.double().mean()), float(log_p[finite].mean())
-        self.bad += 1
-        if value > self.best or self.at == 0:
-            self.best, self.at, self.bad = value, step, 0
-            self.weights = [p.clone() for p in self.average.average]
-        return self.bad >= self.estimator.patience
-
-    def finish(self) -> tuple[int, float]:
-        """Put the best weights in place; the step they are of, and their likelihood."""
-        with torch.no_grad():
-            for p, best in zip(self.average.parameters, self.weights, strict=True):
-                p.copy_(best)
-        share, mean = self.best
-        return self.at, mean if share == 1.0 else -math.inf
+def _seed(random_state: Any) -> int:  # noqa: ANN401 -- whatever check_random_state takes
+    return int(check_random_state(random_state).randint(2**31 - 1))

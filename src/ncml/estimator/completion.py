@@ -1,0 +1,101 @@
+r"""What is missing in rows of a table, drawn given all that is there.
+
+An autoregressive density draws a value given those before it, which is not enough where later ones are known. So for
+every row K candidates are drawn: the values that are there are kept, each missing one is drawn given all before it, and
+with S the missing ones a candidate weighs what the others say of it,
+
+.. math:: w = \prod_{i \notin S} p(x_i \mid x_{<i}) \propto \frac{p(x_S \mid x_{\setminus S})}{q(x_S)}.
+
+One candidate is picked in proportion to its weight, which is a draw from the conditional law as K grows (sampling
+importance resampling). Then it is mended in rounds: for a random part S of a row's missing values new candidates are
+drawn, all others staying as they are, and what the row has now is one of them. Such a round leaves the conditional law
+as it is, whatever K, so that the rows come to it (iterated sampling importance resampling, `Andrieu, Lee and Vihola,
+2018 <https://arxiv.org/abs/1312.6432>`_).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ncml.density import CellDensity
+from ncml.estimator.columns import ENDLESS, Columns
+from ncml.estimator.traits import Array
+from ncml.progress import progress_counter
+
+__all__ = ["completed"]
+
+CANDIDATES = 16  # K
+AT_ONCE = 512  # rows
+
+
+def completed(
+    density: CellDensity,
+    columns: Columns,
+    rows: Array,
+    context: Tensor | None,
+    *,
+    rounds: int,
+    seed: int,
+    progress: bool = False,
+) -> Array:
+    """Rows of the user's table, ``(n, d)``, with a draw of the missing values in place of NaN.
+
+    Args:
+        density: That of whole rows, under its context.
+        columns: The columns.
+        rows: The rows.
+        context: Of a single row, ``(1, ...)``, or None.
+        rounds: How often values are drawn anew after the first time.
+        seed: Of what is drawn.
+        progress: Show a progress bar.
+    """
+    y = torch.from_numpy(columns.standardise(rows))
+    incomplete = y.isnan().any(1)
+    parts = y[incomplete].to(density.device).split(AT_ONCE) if incomplete.any() else ()
+    generator, filled = torch.Generator(density.device).manual_seed(seed), []
+    with progress_counter(progress, "complete", len(parts) * (1 + rounds)) as counter:
+        for part in parts:
+            gaps, part = part.isnan(), part.nan_to_num()
+            for step in range(1 + rounds):
+                u = torch.rand(gaps.shape, device=part.device, generator=generator).masked_fill(~gaps, 1.0)
+                some = gaps & ((u < 0.5) | (u == u.amin(1, keepdim=True))) if step else gaps
+                part = _redrawn(density, columns, part, some, context, generator, first=step == 0)
+                counter.update()
+            filled.append(part.cpu())
+    if filled:
+        y[incomplete] = torch.cat(filled)
+    return np.where(np.isnan(rows), columns.from_model(columns.to_model(y)[0]), rows)
+
+
+@torch.no_grad()
+def _redrawn(
+    density: CellDensity,
+    columns: Columns,
+    y: Tensor,
+    redraw: Tensor,
+    context: Tensor | None,
+    generator: torch.Generator,
+    *,
+    first: bool,
+) -> Tensor:
+    """Rows with some of their values drawn anew given the others; unless they are the first, they are candidates."""
+    z, low, high, _ = columns.cells(y, None, density.dtype)
+    # A cell without ends has the probability 1: what is drawn has no weight of its own.
+    low, high = low.masked_fill(redraw, -ENDLESS), high.masked_fill(redraw, ENDLESS)
+    kept = redraw.logical_not().repeat_interleave(CANDIDATES, 0)
+    if not first:
+        kept[::CANDIDATES] = True
+    z, low, high = (part.repeat_interleave(CANDIDATES, 0) for part in (z, low, high))
+    context = None if context is None else context.expand(len(z), *context.shape[1:])
+
+    def place(j: int, drawn: Tensor) -> Tensor:
+        return torch.where(kept[:, j], z[:, j], columns.middle(j, drawn))
+
+    drawn = density.sample(len(z), 0.0, context, generator=generator, place=place)
+    log_w = density.log_cells(drawn, low, high, 0.0, context).view(len(y), CANDIDATES)
+    picked = torch.multinomial(log_w.double().softmax(1), 1, generator=generator)[:, 0]
+    picked += torch.arange(0, len(z), CANDIDATES, device=z.device)
+    new = columns.standardise(columns.from_model(drawn[picked]))
+    return torch.where(redraw, torch.from_numpy(new).to(y), y)

@@ -1,0 +1,205 @@
+"""What is missing in a table, drawn given all that is there: against probabilities by quadrature, and closed forms."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+
+from ncml import LinearVESDE
+from ncml.densities import MADE, MAF, MarginalMADE
+from ncml.errors import ArgumentError, UnsupportedError
+from ncml.estimator import Columns, NCMLDensityEstimator
+from ncml.estimator import completion as module
+from ncml.estimator.completion import completed
+from tests.problems import shaken
+from tests.statistics import assert_frequencies
+
+F64 = torch.float64
+NAN = np.nan
+RNG = np.random.default_rng(0)
+
+
+def network(kind, dims, **settings):
+    """One whose values depend strongly on one another, at t = 0 too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = kind((dims,), LinearVESDE(2.0), hidden=(24, 24), components=2, **settings)
+    return shaken(made, 0.8, seed=1).eval()
+
+
+def drawn(made, columns, row, n, *, rounds=10):
+    rows = np.tile(np.asarray(row, float), (n, 1))
+    context = torch.ones(1, *made.event_shape, dtype=F64) if isinstance(made, MarginalMADE) else None
+    found = completed(made, columns, rows, context, rounds=rounds, seed=0)
+    there = ~np.isnan(rows)
+    assert np.array_equal(found[there], rows[there])
+    return found
+
+
+REAL = Columns.of(RNG.normal(size=(400, 3)), ["a", "b", "c"])
+EDGES = np.linspace(-6.0, 6.0, 9)  # in scales
+
+
+def typical(made, columns):
+    """A row that the density draws."""
+    whole = torch.ones(1, *made.event_shape, dtype=F64) if isinstance(made, MarginalMADE) else None
+    z = made.sample(1, 0.0, whole, generator=torch.Generator().manual_seed(5), place=columns.middle)
+    return columns.from_model(z)[0]
+
+
+def cells_of_pairs(made, row, i, j):
+    """Probabilities of a grid of cells of two missing values of a real row, by the midpoint rule."""
+    fine = 40
+    points = np.linspace(EDGES[0], EDGES[-1], (len(EDGES) - 1) * fine + 1)
+    middles = 0.5 * (points[1:] + points[:-1])
+    z = torch.from_numpy(REAL.standardise(row[None])).repeat(len(middles) ** 2, 1)
+    z[:, [i, j]] = torch.from_numpy(np.array(list(itertools.product(middles, middles))))
+    with torch.no_grad():
+        log_p = made.log_prob(z, 0.0, torch.ones_like(z) if isinstance(made, MarginalMADE) else None)
+    p = log_p.exp().view(len(EDGES) - 1, fine, len(EDGES) - 1, fine).sum((1, 3))
+    return p / p.sum()
+
+
+def frequencies_of_pairs(made, i, j, *, off=2.0, **settings):
+    """Of 3,000 completions of a row, in the cells, and their probabilities; what is known is off, so that it tells."""
+    row = typical(made, REAL) + off
+    p = cells_of_pairs(made, row, i, j)
+    row[[i, j]] = NAN
+    found = REAL.standardise(drawn(made, REAL, row, 3000, **settings))[:, [i, j]]
+    inside = (np.abs(found) < EDGES[-1]).all(1)
+    assert inside.mean() > 0.98
+    counts = np.histogram2d(*found[inside].T, bins=[EDGES, EDGES])[0]
+    return torch.from_numpy(counts).long().flatten(), p.flatten()
+
+
+@pytest.mark.parametrize(("i", "j"), [(0, 1), (0, 2), (1, 2)])
+@pytest.mark.parametrize("kind", [MADE, MarginalMADE])
+def test_two_missing_values_have_their_joint_law(kind, i, j):
+    assert_frequencies(*frequencies_of_pairs(network(kind, 3), i, j))
+
+
+@pytest.mark.parametrize("bug", ["weights", "current"])
+def test_the_law_sees_a_wrong_draw(bug, monkeypatch):
+    """Planted: candidates that all weigh the same; what a row has now is left out, with two candidates."""
+    made = network(MADE, 3)
+    if bug == "weights":
+        monkeypatch.setattr(made, "log_cells", lambda x, *_: torch.zeros(len(x), dtype=F64))
+    else:
+        monkeypatch.setattr(module, "CANDIDATES", 2)
+        plain = module._redrawn
+        monkeypatch.setattr(module, "_redrawn", lambda *args, first: plain(*args, first=True))
+    with pytest.raises(AssertionError):
+        assert_frequencies(*frequencies_of_pairs(made, 0, 1))
+
+
+def test_rounds_reach_the_law_from_two_candidates(monkeypatch):
+    """Any number of candidates leaves the law as it is; only the first draw needs many."""
+    monkeypatch.setattr(module, "CANDIDATES", 2)
+    made = network(MADE, 3)
+    assert_frequencies(*frequencies_of_pairs(made, 0, 1, off=1.0, rounds=60))
+    with pytest.raises(AssertionError):
+        assert_frequencies(*frequencies_of_pairs(made, 0, 1, off=1.0, rounds=0))
+
+
+def test_integers_and_categories_have_their_probabilities():
+    """A count and a category together, given the real number between them; the count alone, given both."""
+    X = np.column_stack([RNG.poisson(2.0, 400), RNG.normal(size=400), RNG.integers(0, 3, 400)]).astype(float)
+    columns = Columns.of(X, ["count", "x", "kind"], codes={2: 3})
+    made, row = network(MADE, 3), X[0].copy()
+    whole = np.array([[count, row[1], kind] for count in range(-60, 61) for kind in range(3)])
+    z, low, high, _ = columns.cells(torch.from_numpy(columns.standardise(whole)))
+    p = made.log_cells(z, low, high).exp().detach()
+    p = (p / p.sum()).view(-1, 3)
+    row[[0, 2]] = NAN
+    codes = torch.from_numpy(drawn(made, columns, row, 3000)).long()
+    counts = torch.bincount(3 * (codes[:, 0] + 60) + codes[:, 2], minlength=p.numel())
+    assert_frequencies(counts, p.flatten())
+    row[2] = 1.0
+    found = torch.from_numpy(drawn(made, columns, row, 3000)[:, 0]).long() + 60
+    assert_frequencies(torch.bincount(found, minlength=len(p)), p[:, 1] / p[:, 1].sum())
+
+
+# Estimators.
+
+
+def mixed(n=300):
+    rng = np.random.default_rng(1)
+    size = rng.lognormal(size=n)
+    kind = pd.Categorical(np.where(size > 1.0, "bolt", "nut"), categories=["bolt", "nut", "washer"])
+    table = pd.DataFrame({"size": size, "weight": 2.0 * size, "count": rng.poisson(3.0, n), "kind": kind, "unit": "mm"})
+    table["unit"] = table["unit"].astype("category")
+    return table.set_axis(np.arange(n) * 10), pd.DataFrame(rng.random((n, 5)) < 0.3, columns=table.columns)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_tables_are_completed_in_their_types(complete):
+    table, gone = mixed()
+    gone.index = table.index
+    gaps = table.mask(gone)
+    gaps["kind"], gaps["unit"] = gaps["kind"].astype("category"), gaps["unit"].astype("category")
+    options = {"bounds": {"size": (0, None)}, "categories": {"kind": ["bolt", "nut", "washer"]}}
+    with pytest.warns(UserWarning, match="set aside"):
+        model = NCMLDensityEstimator(max_steps=50, random_state=0, **options).fit(table if complete else gaps)
+    filled = model.complete(gaps, 0, rounds=2)
+    assert filled.notna().all(axis=None)
+    assert filled.index.equals(gaps.index)
+    assert filled.columns.equals(gaps.columns)
+    for name in table:
+        there = ~gone[name]
+        assert (filled.loc[there, name].astype(object) == table.loc[there, name].astype(object)).all(), name
+    assert filled.dtypes.astype(str).equals((table if complete else gaps).dtypes.astype(str))
+    np.testing.assert_allclose(filled["weight"], 2.0 * filled["size"], rtol=1e-9)  # a copy
+    assert (filled["unit"] == "mm").all()
+    assert (filled["size"] > 0.0).all()
+    assert (filled["count"] == filled["count"].round()).all()
+    assert model.complete(gaps, 0, rounds=2).equals(filled)
+    assert not model.complete(gaps, 1, rounds=2).equals(filled)
+    assert model.complete(table, 0).astype(object).eq(table.astype(object)).all(axis=None)
+
+
+def small(shape, process):
+    return MarginalMADE(shape, process, hidden=(32, 32), components=4, data_std=1.0)
+
+
+def test_completions_of_a_gaussian():
+    """Means and variances given what is there, of a density trained on rows with gaps: within a tenth of the scale."""
+    root = np.array([[1.0, 0.0, 0.0], [0.9, 0.3, 0.0], [-0.6, 0.2, 0.7]])
+    X = np.random.default_rng(0).normal(size=(3000, 3)) @ root.T
+    gone = np.random.default_rng(1).random(X.shape) < 0.2
+    model = NCMLDensityEstimator(small, max_steps=600, random_state=0).fit(np.where(gone, NAN, X))
+    covariance = root @ root.T
+    filled = model.complete(np.tile([[NAN, 0.5, NAN]], (1000, 1)), 0)
+    slope = covariance[[0, 2], 1] / covariance[1, 1]
+    rest = covariance[np.ix_([0, 2], [0, 2])] - np.outer(slope, covariance[1, [0, 2]])
+    np.testing.assert_allclose(filled[:, [0, 2]].mean(0), 0.5 * slope, atol=0.1)
+    np.testing.assert_allclose(np.cov(filled[:, [0, 2]].T), rest, atol=0.1)
+    empty = model.complete(np.full((1000, 3), NAN), 0)
+    np.testing.assert_allclose(np.cov(empty.T), covariance, atol=0.15)
+
+
+def test_shows_its_progress(capsys):
+    model = NCMLDensityEstimator(max_steps=5, random_state=0, verbose=1).fit(RNG.normal(size=(50, 2)))
+    capsys.readouterr()
+    model.complete([[NAN, 0.0]], 0)
+    assert "complete" in capsys.readouterr().err
+
+
+def test_what_completion_refuses():
+    X = RNG.normal(size=(50, 2))
+    with pytest.raises(NotFittedError):
+        NCMLDensityEstimator().complete(X)
+    model = NCMLDensityEstimator(max_steps=5, random_state=0).fit(X)
+    with pytest.raises(ArgumentError, match="rounds: got -1"):
+        model.complete(X, rounds=-1)
+    with pytest.raises(ValueError, match="infinity"):
+        model.complete([[np.inf, NAN]])
+    with pytest.raises(ValueError, match="3 features"):
+        model.complete(np.ones((2, 3)))
+    flow = NCMLDensityEstimator(lambda shape, process: MAF(shape, process, hidden=(8,)), max_steps=5).fit(X)
+    with pytest.raises(UnsupportedError, match="complete: got a MAF; expected a CellDensity"):
+        flow.complete([[NAN, 0.0]])
