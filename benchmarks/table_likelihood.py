@@ -45,7 +45,7 @@ FARTHEST = 20.0
 
 def network(event_shape, process, dropout: float) -> MADE:
     """The estimator's own, with another dropout."""
-    return MADE(event_shape, process, **SIZE | {"dropout": dropout})
+    return MADE(event_shape, process, data_std=1.0, **SIZE | {"dropout": dropout})
 
 
 def halves(X: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,9 +27,8 @@ from torch import Tensor, nn
 
 from common import Figure, Report, optional, parser, recorded, settle_heap, show
 from ncml import NCMLObjective
-from ncml.densities import MAF
+from ncml.densities import MADE, MAF
 from ncml.estimator import Columns, NCMLDensityEstimator, NCMLOutlierDetector
-from ncml.estimator.objective import default_density
 from ncml.noise import LinearVESDE
 from ncml.objective import LogUniformTimes
 from ncml.training import EMA
@@ -118,7 +117,7 @@ def nflows_flow(d: int, *, spline: bool) -> nn.Module:
 
 def models(d: int) -> dict[str, Callable[[], Model]]:
     found: dict[str, Callable[[], Model]] = {
-        "ncml's default MADE": lambda: ours(default_density((d,), PROCESS), 3e-3),
+        "ncml's MADE": lambda: ours(MADE((d,), PROCESS, hidden=HIDDEN, components=8, dropout=0.1), 3e-3),
         "ncml's MAF": lambda: ours(MAF((d,), PROCESS, transforms=TRANSFORMS, hidden=HIDDEN), 1e-3),
     }
     if zuko := optional("zuko"):

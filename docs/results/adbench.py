@@ -113,16 +113,16 @@ order*, test on the others and all anomalies. AUROC in percent, mean over the se
 tables, the detector as it is but for `calibration=0`: all of these rows train ({record["steps"]} steps at most).
 
 **What came out.** In the mean over the nine tables of 1,000 rows or more NCML comes to {mean_of("NCML"):.2f},
-{gain:+.1f} points from the same network by maximum likelihood ({mean_of("maximum likelihood"):.2f}), most of it on
+{gain:+.1f} points from the same network by maximum likelihood ({mean_of("maximum likelihood"):.2f}), all of it on
 cardio: the mean of the other eight is {others("NCML"):.2f} against {others("maximum likelihood"):.2f}. (A column of
 cardio is constant in training, which some of its anomalies break; the detector minds, the log-density at t = 0 does
-not.) The nearest neighbours' {mean_of("k-NN"):.2f} are reached, not passed. Where the gain comes from:
+not.) The nearest neighbours' {mean_of("k-NN"):.2f} are reached, hardly passed. Where the gain comes from:
 
 - a neighbour beside a maximum-likelihood density: {mean_of("maximum likelihood and neighbours"):.2f};
 - the ladder without neighbours: {mean_of("NCML, ladder alone"):.2f};
 - neighbours without a density: {mean_of("1-NN"):.2f} (one), {mean_of("k-NN"):.2f} (five).
 
-The ladder and the neighbours each make up for what the other does not see, but on these tables both together are no
+The ladder and the neighbours each make up for what the other does not see, but on these tables both together are hardly
 better than neighbours alone. What NCML has beyond them is the density, p-values, `explain`, and columns as they are.
 The aim was two points over maximum likelihood. Even if each table's labels chose between the detector's statistic, its
 ladder and its single levels, the best would come to {best:.2f}, {best - mean_of("maximum likelihood"):+.1f} points.

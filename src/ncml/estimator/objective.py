@@ -32,7 +32,7 @@ __all__ = [
 
 DensityFactory = Callable[[Sequence[int], NoiseProcess], NoiseConditionalDensity]
 
-SIZE: dict[str, Any] = {"hidden": (128, 128), "components": 8, "dropout": 0.1}  # of the default densities
+SIZE: dict[str, Any] = {"hidden": (256, 256), "components": 8, "dropout": 0.1}  # of the default densities
 
 
 def default_density(event_shape: Sequence[int], process: NoiseProcess) -> MADE:
@@ -40,12 +40,17 @@ def default_density(event_shape: Sequence[int], process: NoiseProcess) -> MADE:
 
     Mixtures of logistics have several modes in every column, as columns of integers and codes do, and heavy tails.
     """
-    return MADE(event_shape, process, **SIZE)
+    return MADE(event_shape, process, data_std=_data_std(process), **SIZE)
 
 
 def marginal_density(event_shape: Sequence[int], process: NoiseProcess) -> MarginalMADE:
     """The density of a table with gaps unless another is asked for, of the same size."""
-    return MarginalMADE(event_shape, process, **SIZE)
+    return MarginalMADE(event_shape, process, data_std=_data_std(process), **SIZE)
+
+
+def _data_std(process: NoiseProcess) -> float | None:
+    """That of columns in their scales, where the process has a standard deviation for the noise beside it."""
+    return 1.0 if isinstance(process, GaussianProcess) else None
 
 
 @dataclass(frozen=True)
