@@ -208,11 +208,8 @@ class MADE(CellDensity):
         return _zeroed(terms if log_c is None else torch.where(low < high, terms, terms + log_c), hidden)
 
     def _log_scale(self, t: Time, dtype: torch.dtype) -> Tensor | None:
-        """Logarithm of the factor by which values at t are scaled, ``(B, 1)`` or a scalar; None if they are not."""
-        if self.scaling.data_std is None:
-            return None
-        log_c = self.scaling.log_scale(t).to(dtype)
-        return log_c[:, None] if log_c.ndim else log_c
+        """Logarithm of the factor by which values at t are scaled, ``(B, 1)``; None if they are not."""
+        return None if self.scaling.data_std is None else self.scaling.log_scale(t).to(dtype)[:, None]
 
     def _hidden(self, context: Tensor | None) -> Tensor | None:
         """Which values, in the order of sampling, are no part of the event, bool ``(B, D)``; None if all are."""
