@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -187,6 +188,25 @@ def test_tables_are_completed_in_their_types(complete):
     assert model.complete(gaps, 0, rounds=2).equals(filled)
     assert not model.complete(gaps, 1, rounds=2).equals(filled)
     assert model.complete(table, 0).astype(object).eq(table.astype(object)).all(axis=None)
+
+
+def short(table, **options):
+    """An estimator after hardly any training."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "X: .*set aside")
+        return NCMLDensityEstimator(max_steps=5, random_state=0, **options).fit(table)
+
+
+def test_categories_that_copy_numbers_have_a_last_one():
+    """The numbers are drawn without bounds, their names are not."""
+    number = RNG.integers(0, 3, 50)
+    kind = pd.Categorical(np.array(["a", "b", "c"])[number])
+    model = short(pd.DataFrame({"number": number, "x": RNG.normal(size=50), "kind": kind}))
+    X = pd.DataFrame({"number": [7, -1, 1], "x": 0.0, "kind": pd.Categorical([None] * 3, categories=["a", "b", "c"])})
+    assert model.complete(X, 0)["kind"].tolist() == ["c", "a", "b"]
+    draws = model.form.decode(model.columns_.from_model(torch.tensor([[5.0, 0.0], [-5.0, 0.0]])))  # as sample has it
+    assert draws["kind"].tolist() == ["c", "a"]
+    assert not draws["number"].between(0, 2).any()
 
 
 def small(shape, process):

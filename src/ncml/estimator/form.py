@@ -182,7 +182,7 @@ class TableForm:
         """Rows of numbers as a table of this form."""
         columns: dict[int, Any] = {j: rows[:, j] for j in range(rows.shape[1])}
         for j, values in self.categories.items():
-            codes = np.rint(rows[:, j]).astype(int)
+            codes = np.rint(rows[:, j].clip(0, len(values) - 1)).astype(int)  # a copy of numbers has no last one
             columns[j] = np.fromiter((values[code] for code in codes), dtype=object, count=len(codes))
         for j, kind in self.kinds.items():
             columns[j] = _held(columns[j], np.dtype(kind)).astype(kind).astype(object)
