@@ -209,6 +209,20 @@ def test_categories_that_copy_numbers_have_a_last_one():
     assert not draws["number"].between(0, 2).any()
 
 
+@pytest.mark.parametrize("head", ["logistic", "gaussian"])
+def test_rows_far_from_all_others_are_filled(head):
+    """With finite numbers, though no candidate has a weight, and without a warning, beyond the bounds too."""
+    X = np.column_stack([RNG.uniform(size=50), RNG.lognormal(size=50), RNG.normal(size=50)])
+    density = lambda shape, process: MADE(shape, process, hidden=(8,), components=2, head=head)  # noqa: E731
+    model = short(X, density=density, bounds={0: (0, 1), 1: (0, None)})
+    rows = np.array([[-1.0, NAN, NAN], [NAN, -1.0, NAN], [NAN, NAN, 1e12], [NAN, NAN, -1e308], [2.0, 1e300, NAN]])
+    filled = model.complete(rows, 0)
+    assert np.isfinite(filled).all()
+    assert np.array_equal(filled[~np.isnan(rows)], rows[~np.isnan(rows)])
+    far = short(X[:, [2]] + X, density=density)
+    assert np.isfinite(far.complete([[NAN, 1e150, NAN]], 0)).all()
+
+
 def small(shape, process):
     return MarginalMADE(shape, process, hidden=(32, 32), components=4, data_std=1.0)
 

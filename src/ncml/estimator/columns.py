@@ -248,15 +248,16 @@ class Columns:
         low, high = self._ends()
         below, above = np.isfinite(low), np.isfinite(high)
         kept = np.empty_like(y)
-        for j in range(y.shape[1]):
-            if below[j] and above[j]:
-                kept[:, j] = low[j] + (high[j] - low[j]) / (1.0 + np.exp(-y[:, j]))
-            elif below[j]:
-                kept[:, j] = low[j] + np.exp(y[:, j])
-            elif above[j]:
-                kept[:, j] = high[j] - np.exp(-y[:, j])
-            else:
-                kept[:, j] = y[:, j]
+        with np.errstate(over="ignore"):  # the limit, a bound or infinity, is right
+            for j in range(y.shape[1]):
+                if below[j] and above[j]:
+                    kept[:, j] = low[j] + (high[j] - low[j]) / (1.0 + np.exp(-y[:, j]))
+                elif below[j]:
+                    kept[:, j] = low[j] + np.exp(y[:, j])
+                elif above[j]:
+                    kept[:, j] = high[j] - np.exp(-y[:, j])
+                else:
+                    kept[:, j] = y[:, j]
         kept = kept * self.scale + self.centre
         on = np.isfinite(self.origin)
         step, start = self.width[on], self.origin[on]

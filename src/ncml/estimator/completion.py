@@ -95,7 +95,8 @@ def _redrawn(
 
     drawn = density.sample(len(z), 0.0, context, generator=generator, place=place)
     log_w = density.log_cells(drawn, low, high, 0.0, context).view(len(y), CANDIDATES)
-    picked = torch.multinomial(log_w.double().softmax(1), 1, generator=generator)[:, 0]
+    log_w = log_w.double().clamp(min=-1e300)  # all candidates alike if what is there is so far off that each weighs 0
+    picked = torch.multinomial(log_w.softmax(1), 1, generator=generator)[:, 0]
     picked += torch.arange(0, len(z), CANDIDATES, device=z.device)
     new = columns.standardise(columns.from_model(drawn[picked]))
     return torch.where(redraw, torch.from_numpy(new).to(y), y)
