@@ -197,6 +197,75 @@ def short(table, **options):
         return NCMLDensityEstimator(max_steps=5, random_state=0, **options).fit(table)
 
 
+KEPT = {
+    "a fraction among integers": (RNG.integers(0, 9, (50, 3)), [[2.5, NAN, 1.0], [3.0, NAN, 1.0]], np.float64),
+    "more than a byte": (RNG.integers(0, 9, (50, 3)).astype(np.int8), [[300.0, NAN, 1.0]], np.float64),
+    "float64 among float32": (RNG.normal(size=(50, 3)).astype(np.float32), [[0.1, NAN, 1e300]], np.float64),
+    "float32": (RNG.normal(size=(50, 3)).astype(np.float32), [[0.5, NAN, 0.25]], np.float32),
+    "integers": (RNG.integers(0, 9, (50, 3)), [[2.0, NAN, 1.0]], np.int64),
+    "integers that are no floats": (RNG.integers(0, 9, (50, 3)), np.array([[2**53 + 1, 2, 3]]), np.int64),
+    "a fraction among objects": (RNG.integers(0, 9, (50, 3)).astype(object), [[2.5, None, 1]], object),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_cells_that_are_there_stay_as_they_are(case):
+    """In floats where the type of the training table could not hold them."""
+    table, X, dtype = KEPT[case]
+    filled = short(table).complete(X, 0, rounds=1)
+    assert filled.dtype == dtype
+    X = np.asarray(X, dtype=object)
+    there = ~pd.isna(X)
+    assert filled[there].tolist() == X[there].tolist()
+    assert np.isfinite(filled.astype(float)).all()
+    if "float32" not in case:
+        assert (filled[~there].astype(float) % 1.0 == 0.0).all()
+
+
+def test_cells_of_data_frames_stay_as_they_are(monkeypatch):
+    """Column by column: the type changes only where it could not hold a value; what is drawn is within its range."""
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    table = pd.DataFrame(
+        {
+            "count": RNG.integers(0, 9, 50),
+            "id": pd.array(RNG.integers(0, 9, 50), dtype="Int64"),
+            "flag": RNG.random(50) < 0.5,
+            "other": RNG.integers(0, 9, 50),
+            "kind": pd.Categorical(RNG.choice(["bolt", "nut"], 50)),
+        }
+    )
+    X = pd.DataFrame(
+        {
+            "count": [2.5, NAN, NAN, 1.0, NAN],
+            "id": pd.array([2**53 + 1, None, None, 3, 4], dtype="Int64"),
+            "flag": [0.25, NAN, NAN, NAN, NAN],
+            "other": [1.0, NAN, NAN, 2.0, 5.0],
+            "kind": pd.Categorical([None, "nut", None, "nut", "bolt"]),
+        },
+        index=[3, 1, 1, 0, 2],
+    )
+    filled = short(table).complete(X, 0, rounds=1)
+    assert filled.index.equals(X.index)
+    assert filled.dtypes.astype(str).tolist() == ["float64", "Int64", "float64", "int64", "category"]
+    for name in X:
+        there = X[name].notna().to_numpy()
+        assert filled[name][there].tolist() == X[name][there].tolist(), name
+    assert filled.notna().all(axis=None)
+    assert filled["flag"][1:].isin([0.0, 1.0]).all()
+    assert (filled["count"][1:] % 1.0 == 0.0).all()
+
+
+def test_copies_are_of_what_is_there():
+    """Also where that is off the lattice or beyond the bounds; equal columns to the last digit."""
+    X = np.column_stack([RNG.poisson(4.0, 50), RNG.lognormal(size=50), RNG.normal(size=50)])
+    table = np.column_stack([X, 2.0 * X[:, 0] + 1.0, 3.0 * X[:, 1], X[:, 2]])
+    model = short(table, bounds={1: (0, None)})
+    filled = model.complete([[2.5, -1.0, 0.1, NAN, NAN, NAN], [NAN, NAN, NAN, 9.0, 3.0, 0.1]], 0, rounds=1)
+    assert filled[0, [0, 1, 2, 3, 5]].tolist() == [2.5, -1.0, 0.1, 6.0, 0.1]
+    assert filled[0, 4] == pytest.approx(-3.0)
+    np.testing.assert_allclose(filled[1], [4.0, 1.0, 0.1, 9.0, 3.0, 0.1])
+
+
 def test_categories_that_copy_numbers_have_a_last_one():
     """The numbers are drawn without bounds, their names are not."""
     number = RNG.integers(0, 3, 50)

@@ -7,7 +7,7 @@ with S the missing ones a candidate weighs what the others say of it,
 .. math:: w = \prod_{i \notin S} p(x_i \mid x_{<i}) \propto \frac{p(x_S \mid x_{\setminus S})}{q(x_S)}.
 
 One candidate is picked in proportion to its weight, which is a draw from the conditional law as K grows (sampling
-importance resampling). Then it is mended in rounds: for a random part S of a row's missing values new candidates are
+importance resampling). Rounds then bring it closer: for a random part S of a row's missing values new candidates are
 drawn, all others staying as they are, and what the row has now is one of them. Such a round leaves the conditional law
 as it is, whatever K, so that the rows come to it (iterated sampling importance resampling, `Andrieu, Lee and Vihola,
 2018 <https://arxiv.org/abs/1312.6432>`_).
@@ -15,16 +15,20 @@ as it is, whatever K, so that the rows come to it (iterated sampling importance 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ncml.density import CellDensity
 from ncml.estimator.columns import ENDLESS, Columns
+from ncml.estimator.form import TableForm, is_frame
 from ncml.estimator.traits import Array
 from ncml.progress import progress_counter
 
-__all__ = ["completed"]
+__all__ = ["completed", "table_of"]
 
 CANDIDATES = 16  # K
 AT_ONCE = 512  # rows
@@ -66,7 +70,44 @@ def completed(
             filled.append(part.cpu())
     if filled:
         y[incomplete] = torch.cat(filled)
-    return np.where(np.isnan(rows), columns.from_model(columns.to_model(y)[0]), rows)
+    gaps = np.isnan(rows)
+    table = np.where(gaps, columns.from_model(columns.to_model(y)[0]), rows)
+    for j, (i, slope, intercept) in columns.duplicates.items():  # of what is there, to the last digit
+        table[gaps[:, j], j] = slope * table[gaps[:, j], i] + intercept
+    return table
+
+
+def table_of(form: TableForm, filled: Array, rows: Array, X: Any) -> Any:  # noqa: ANN401 -- any table
+    """Filled rows in the form of the training table, with every cell of the table X that is there as it is.
+
+    Cells of a column of the same type are taken from X, since integers may have more digits than floats. A column whose
+    type would change one, as a type of integers changes 2.5, has floats instead.
+
+    Args:
+        form: That of the training table.
+        filled: What :func:`completed` gave.
+        rows: What it was given, NaN where a value is missing.
+        X: The same as the user's table.
+    """
+    table, gaps = form.decode(filled), np.isnan(rows)
+    held = np.asarray(form.encode(table), np.float64)  # within the range of its type
+    changed, exact = (~gaps & (held != rows)).any(0), np.where(gaps, held, rows)
+    if not is_frame(table):
+        if isinstance(X, np.ndarray) and X.dtype == table.dtype:
+            return np.where(gaps, table, X)
+        if changed.any() and table.dtype.kind in "biuf":
+            return replace(form, dtype=np.dtype(np.float64)).decode(exact)
+        table[:, changed] = exact[:, changed]
+        return table
+    table = table.set_axis(X.index) if is_frame(X) else table
+    for j, label in enumerate(table.columns):
+        if is_frame(X) and X.dtypes.iloc[j] == table.dtypes.iloc[j]:
+            column, missing = X.iloc[:, j].copy(), np.flatnonzero(gaps[:, j])
+            column.iloc[missing] = table.iloc[missing, j].array
+            table[label] = column
+        elif changed[j]:
+            table[label] = exact[:, j]
+    return table
 
 
 @torch.no_grad()
@@ -80,7 +121,7 @@ def _redrawn(
     *,
     first: bool,
 ) -> Tensor:
-    """Rows with some of their values drawn anew given the others; unless they are the first, they are candidates."""
+    """Rows with some of their values drawn anew given the others; what they have now is a candidate, unless first."""
     z, low, high, _ = columns.cells(y, None, density.dtype)
     # A cell without ends has the probability 1: what is drawn has no weight of its own.
     low, high = low.masked_fill(redraw, -ENDLESS), high.masked_fill(redraw, ENDLESS)

@@ -19,8 +19,8 @@ from ncml.density import CellDensity, sampleable
 from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, UnsupportedError
 from ncml.estimator.bounds import Bounds
 from ncml.estimator.columns import Columns
-from ncml.estimator.completion import completed
-from ncml.estimator.form import Categories, TableForm, is_frame
+from ncml.estimator.completion import completed, table_of
+from ncml.estimator.form import Categories, TableForm
 from ncml.estimator.objective import DensityFactory, TableObjective, score_of_rows, seeded, untrained_density
 from ncml.estimator.stopping import Watch
 from ncml.estimator.traits import Array
@@ -282,10 +282,11 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
                 not. That it is missing is taken to say nothing of the value.
             random_state: Seed.
             rounds: How often missing values are drawn anew, in part and given the others. More come nearer to the
-                density where many values are missing, and take longer: each is 16 draws of every row.
+                density where many values are missing, or those that are there are unlikely, and take longer: each is 16
+                draws of every row with gaps.
 
         Returns:
-            All rows, of the types of the training table; values that are there stay as they are.
+            All rows, of the types of the training table, or of floats where these would change a value that is there.
 
         Raises:
             UnsupportedError: The density is no :class:`~ncml.density.CellDensity`, as the default ones are.
@@ -296,9 +297,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             name = type(self.density_).__name__
             raise UnsupportedError(f"complete: got a {name}; expected a CellDensity, as the default density is")
         seed, rows, show = _seed(random_state), self._validated(X, reset=False), bool(self.verbose)
-        rows = completed(self.density_, self.columns_, rows, self._whole(1), rounds=rounds, seed=seed, progress=show)
-        filled = self._form.decode(rows)
-        return filled.set_axis(X.index) if is_frame(filled) and is_frame(X) else filled
+        filled = completed(self.density_, self.columns_, rows, self._whole(1), rounds=rounds, seed=seed, progress=show)
+        return table_of(self._form, filled, rows, X)
 
     def _whole(self, n: int) -> Tensor | None:
         """The context of n rows without gaps: a mask of ones if the density takes one."""
