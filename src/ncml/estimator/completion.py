@@ -28,7 +28,7 @@ from ncml.estimator.form import TableForm, is_frame
 from ncml.estimator.traits import Array
 from ncml.progress import progress_counter
 
-__all__ = ["completed", "table_of"]
+__all__ = ["completed", "in_form"]
 
 CANDIDATES = 16  # K
 AT_ONCE = 512  # rows
@@ -77,7 +77,7 @@ def completed(
     return table
 
 
-def table_of(form: TableForm, filled: Array, rows: Array, X: Any) -> Any:  # noqa: ANN401 -- any table
+def in_form(form: TableForm, filled: Array, rows: Array, X: Any) -> Any:  # noqa: ANN401 -- any table
     """Filled rows in the form of the training table, with every cell of the table X that is there as it is.
 
     Cells of a column of the same type are taken from X, since integers may have more digits than floats. A column whose

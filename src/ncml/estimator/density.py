@@ -19,7 +19,7 @@ from ncml.density import CellDensity, sampleable
 from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, UnsupportedError
 from ncml.estimator.bounds import Bounds
 from ncml.estimator.columns import Columns
-from ncml.estimator.completion import completed, table_of
+from ncml.estimator.completion import completed, in_form
 from ncml.estimator.form import Categories, TableForm
 from ncml.estimator.objective import DensityFactory, TableObjective, score_of_rows, seeded, untrained_density
 from ncml.estimator.stopping import Watch
@@ -298,7 +298,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             raise UnsupportedError(f"complete: got a {name}; expected a CellDensity, as the default density is")
         seed, rows, show = _seed(random_state), self._validated(X, reset=False), bool(self.verbose)
         filled = completed(self.density_, self.columns_, rows, self._whole(1), rounds=rounds, seed=seed, progress=show)
-        return table_of(self._form, filled, rows, X)
+        return in_form(self._form, filled, rows, X)
 
     def _whole(self, n: int) -> Tensor | None:
         """The context of n rows without gaps: a mask of ones if the density takes one."""
