@@ -75,7 +75,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         categories: Columns that are categories, by name or index, or a mapping of such columns to all their values in
             the order wanted. Of a data frame, columns of the dtype ``category`` are some anyway; booleans are numbers.
         missing: Whether rows may have gaps; None: if those given to ``fit`` do. True also prepares for gaps to come.
-        max_steps: Largest number of optimizer steps; the learning rate falls to zero over them.
+        max_steps: Largest number of optimizer steps; the learning rate falls to zero over them. Large tables gain from
+            more: as long as ``n_iter_`` comes near it, held-out rows were still becoming likelier.
         batch_size: Rows per step.
         learning_rate: Adam's learning rate at the start. Default: the best of four on most of fourteen tables, by
             held-out rows.
@@ -281,9 +282,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             X: Rows, ``(n_samples, n_features)``, NaN where a value is missing, whether the training table had gaps or
                 not. That it is missing is taken to say nothing of the value.
             random_state: Seed.
-            rounds: How often missing values are drawn anew, in part and given the others. More come nearer to the
-                density where many values are missing, or those that are there are unlikely, and take longer: each is 16
-                draws of every row with gaps.
+            rounds: How often missing values are drawn anew, in part and given the others, by 16 candidates each. More
+                come nearer to the density where many are missing, or those that are there are unlikely.
 
         Returns:
             All rows, of the types of the training table, or of floats where these would change a value that is there.
