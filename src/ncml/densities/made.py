@@ -171,7 +171,7 @@ class MADE(CellDensity):
         if noise is None:
             noise = self.draw_noise(n, generator=generator)
         check_noise(self, noise, n)
-        x, log_c = noise.new_empty(n, len(self._order)), self._log_scale(t, self.dtype)
+        x, log_c = noise.new_empty(len(self._order), n), self._log_scale(t, self.dtype)
         # The pass writes into tensors of one dtype; inference mode cheapens its many small operations.
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             pass_ = self.net.incremental(features)
@@ -180,9 +180,9 @@ class MADE(CellDensity):
                 drawn = _scaled(self.head.sample(outputs, noise[:, i : i + 1], on_lattice), log_c, -1.0)[:, 0]
                 if place is not None:
                     drawn = place(index, drawn)
-                x[:, i] = _zeroed(drawn, None if hidden is None else hidden[:, i])
-                pass_.push(_scaled(x[:, i : i + 1], log_c)[:, 0])
-        return self._restored(x)
+                x[i] = _zeroed(drawn, None if hidden is None else hidden[:, i])
+                pass_.push(_scaled(x[i][:, None], log_c)[:, 0])
+        return self._restored(x.t())
 
     def _terms(
         self,
