@@ -42,10 +42,10 @@ NCML, chained equations and the hot deck draw, here {record["draws"]} times; cha
 each, nearer to the truth than a draw, but the same for all rows that look alike. The continuous ranked probability
 score is fair to both: of one value it is the absolute error, of draws that error less what is due to their spread.
 
-**What came out.** After one fit NCML's score is better than that of all others in {once} of {pairs} pairs of table and
-seed. The second fit improves it in {twice}. It is not the noise that makes it so: beside maximum likelihood, both
-fitted twice, it is the better one in {likely}. Rows filled by NCML, fitted twice, are closer to fresh rows than those
-of all others in {closer}.
+**What came out.** After one fit NCML's score is better than those of scikit-learn's imputers and the hot deck in
+{once} of {pairs} pairs of table and seed. The second fit improves it in {twice}. It is not the noise that makes it so:
+beside maximum likelihood, both fitted twice, it is the better one in {likely}. Rows filled by NCML, fitted twice, are
+closer to fresh rows than those of scikit-learn's imputers and the hot deck in {closer}.
 
 ## Continuous ranked probability score of the missing values
 
