@@ -31,7 +31,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401 -- IterativeImputer needs it
 from sklearn.impute import IterativeImputer, KNNImputer
 
-from adbench import read, write_report
+from adbench import STEPS, read, write_report
 from ncml.estimator import NCMLDensityEstimator
 from ncml.evaluation import energy_distance
 from ncml.objective import AtZero
@@ -104,7 +104,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    names, seeds, steps = options.tables, options.seeds, 2000
+    names, seeds, steps = options.tables, options.seeds, STEPS
     if options.quick:
         names, seeds, steps = TABLES[-1:], 1, 10
     names = [name for name in names if (options.data / f"{name}.npz").exists()]

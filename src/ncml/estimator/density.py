@@ -75,8 +75,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         categories: Columns that are categories, by name or index, or a mapping of such columns to all their values in
             the order wanted. Of a data frame, columns of the dtype ``category`` are some anyway; booleans are numbers.
         missing: Whether rows may have gaps; None: if those given to ``fit`` do. True also prepares for gaps to come.
-        max_steps: Largest number of optimizer steps; the learning rate falls to zero over them. Large tables gain from
-            more: as long as ``n_iter_`` comes near it, held-out rows were still becoming likelier.
+        max_steps: Largest number of optimizer steps; the learning rate falls to zero over them. Where ``n_iter_``
+            comes near it, more may help.
         batch_size: Rows per step.
         learning_rate: Adam's learning rate at the start. Default: the best of four on most of fourteen tables, by
             held-out rows.
