@@ -11,7 +11,7 @@ from torch import nn
 from ncml import VESDE, VPSDE, Lattice, LevelNoise, NCMLObjective, generate
 from ncml.densities import MADE, CausalTransformer
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from ncml.evaluation import bits_per_dim
+from ncml.evaluation import bits_per_dim, delta_log_p, level_noise_table, robustness_curve
 from ncml.objective import AtZero
 from ncml.sampling import HeunODE
 from tests.problems import every_state, same_bits, seeded
@@ -118,6 +118,18 @@ def test_figures_per_dimension_divide_by_what_counts():
     assert torch.allclose(values, expected.detach(), rtol=1e-12)
     loss = NCMLObjective(VP, AtZero())(density, x, lengths=LENGTHS)
     assert loss.item() == pytest.approx(-apart(density, x, 0.0).mean().item(), rel=1e-12)
+
+
+def test_level_noise_of_shorter_sequences_counts_their_own_values():
+    """Without noise it is the likelihood in bits, which no longer window changes."""
+    lattice = Lattice(9)
+    density, x = model(lattice=lattice), rows(lattice, length=3)
+    exact = -density.log_prob(x).detach() / (6 * math.log(2.0)) - math.log2(lattice.width)
+    (row,) = level_noise_table(density, x, (0.0,))
+    assert torch.allclose(row.bits.values, exact, atol=1e-12)
+    assert torch.allclose(delta_log_p(density, x, 0.5).clean.values, exact, atol=1e-12)
+    curve = robustness_curve(density, x, [0.0], (0.5,))
+    assert torch.allclose(curve.results[0.5][0].clean.values, exact, atol=1e-12)
 
 
 def test_samples_of_different_lengths():

@@ -8,10 +8,16 @@ import math
 import pytest
 import torch
 
-from ncml import VESDE, VPSDE, NCMLObjective, NoiseConditionalDensity
+from ncml import VESDE, VPSDE, Lattice, NCMLObjective, NoiseConditionalDensity
 from ncml.densities import MarginalMADE
 from ncml.errors import ArgumentError
-from ncml.evaluation import flow_log_prob, fokker_planck_residual, ladder_bound
+from ncml.evaluation import (
+    bits_per_dim,
+    flow_log_prob,
+    fokker_planck_residual,
+    ladder_bound,
+    level_noise_table,
+)
 from ncml.objective import LadderTimes
 from ncml.sampling import AnnealedSMC, restore
 from ncml.testing import check_density
@@ -102,6 +108,18 @@ def test_the_mask_is_seen_by_the_conditionals():
 def test_wrong_masks(context, message):
     with pytest.raises(ArgumentError, match=message):
         marginal().log_prob(torch.zeros(8, 3, dtype=torch.float64), 0.0, context)
+
+
+def test_bits_are_per_observed_value():
+    """Off the lattice, where nothing is drawn; and under level noise, which moves observed values alone."""
+    lattice, density, masks = Lattice(9), marginal(), MASKS[:-1]  # the last has no value
+    x = lattice.quantize(torch.rand(7, 3, dtype=F64, generator=seeded(1)) * 2.0 - 1.0)
+    exact = -density.log_prob(x, 0.1, masks).detach() / (masks.sum(1) * math.log(2.0)) - math.log2(lattice.width)
+    assert torch.allclose(bits_per_dim(density, x, 0.1, masks, lattice=lattice).values, exact, atol=1e-12)
+    # Where nothing is observed half of the moves are lost.
+    x = torch.tensor([[0.0, 0.0, -1.0]], dtype=F64).expand(64, 3)
+    (row,) = level_noise_table(density, x, (1.0,), MASKS[1:2].expand(64, 3), lattice=lattice, generator=seeded(2))
+    assert row.moved == 1.0
 
 
 class MaskedNormal(NoiseConditionalDensity):

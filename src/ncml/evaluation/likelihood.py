@@ -23,7 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, check_count, check_generator, per_example
-from ncml.density import NoiseConditionalDensity, check_arguments, check_log_density, evaluating, inner_density, usable
+from ncml.density import (
+    NoiseConditionalDensity,
+    check_arguments,
+    check_log_density,
+    dims_of,
+    evaluating,
+    inner_density,
+    usable,
+)
 from ncml.density.lengths import padded
 from ncml.errors import ArgumentError, FailedRowsWarning
 from ncml.noise import BitsPerDim, Lattice
@@ -96,7 +104,7 @@ def bits_per_dim(
     lattice.check(x[on_lattice])
 
     exact = inner.lattice is not None or not bool(on_lattice.any())
-    dims: int | Tensor = math.prod(x.shape[1:])
+    dims = dims_of(inner, x, context)
     if more:
         dims = more["lengths"] * math.prod(x.shape[2:])
     draws = []

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import check_choice, check_count, check_generator, check_probability
-from ncml.density import check_process, inner_density, process_by_name, process_of
+from ncml.density import check_process, dims_of, inner_density, process_by_name, process_of
 from ncml.errors import ArgumentError
 from ncml.evaluation.likelihood import check_batch, data_lattice, log_prob_in_batches
 from ncml.evaluation.perturbation import mean_abs_perturbation, time_in_range
@@ -368,13 +368,14 @@ class _NoisyData:
         for seed in self.seeds[:1] if nothing_random else self.seeds:
             y = self._draw(pi, t, on_lattice, self.source(seed))
             log_p = log_prob_in_batches(self.density, y, times, self.context, self.batch_size, progress)
-            draws.append(self.lattice.bits_per_dim(log_p, math.prod(self.inner.event_shape)).values)
+            draws.append(self.lattice.bits_per_dim(log_p, dims_of(self.inner, self.x, self.context)).values)
         return BitsPerDim(torch.stack(draws).mean(0), exact=exact, mass=on_lattice)
 
     def moved(self, pi: float) -> float:
         """Fraction of values that level noise moved."""
         changed = [self.level.perturb(self.x, pi, generator=self.source(seed)) != self.x for seed in self.seeds]
-        return float(torch.stack([c.double().mean() for c in changed]).mean())
+        known = self.inner.observed(self.x, self.context)
+        return float(torch.stack([(c if known is None else c[known]).double().mean() for c in changed]).mean())
 
     def _draw(self, pi: float, t: float, on_lattice: bool, source: torch.Generator) -> Tensor:
         # Drawn in this order whatever is used, so that every pi and t sees the same numbers.
