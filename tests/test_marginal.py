@@ -153,6 +153,12 @@ def test_only_observed_values_count_where_a_formula_has_their_number(mask):
     objective = NCMLObjective(VP, LadderTimes((0.5 * VP.T,)), fokker_planck=1.0)
     terms = objective.terms(density, x, rows, generator=seeded(2))
     torch.testing.assert_close(terms.loss, terms.nll, rtol=1e-9, atol=1e-9)
+    noise = torch.randn(200, 3, generator=seeded(2), dtype=F64)
+    objective = NCMLObjective(VP, score_matching=2.0)
+    terms = objective.terms(density, x, rows, t=0.5 * VP.T, noise=noise)
+    x_t = VP.perturb(x, 0.5 * VP.T, noise=noise)
+    error = (VP.sigma(0.5 * VP.T) * density.score(x_t, 0.5 * VP.T, rows) + noise) * rows
+    torch.testing.assert_close(terms.loss - terms.nll, error.square().sum(1))
     start = VP.perturb(x, VP.T, generator=seeded(3)) * rows
     refined = AnnealedSMC(16).refine(density, start, context=rows, generator=seeded(4))
     assert refined.info["log_z"] == pytest.approx(0.0, abs=0.15)

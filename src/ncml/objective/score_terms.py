@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ncml.density import dims_of, score_of, slopes_of, usable
+from ncml.density import dims_of, score_of, slopes_of, unwrapped, usable
 from ncml.density.gradient import derivative, random_direction
 from ncml.errors import UnsupportedError
 from ncml.noise import GaussianProcess
@@ -75,8 +75,10 @@ def score_terms(
         total = torch.zeros_like(score.flatten(1)[:, 0])
     if score_matching:
         sigma = process.sigma(times).to(score.dtype).view(-1, *[1] * (score.ndim - 1))
-        squared = (sigma * score + noise[rows]).flatten(1).square().sum(1)
-        total = total + 0.5 * score_matching * squared
+        error, inner = sigma * score + noise[rows], unwrapped(density)
+        known = None if inner is None else inner.observed(x, given)
+        error = error if known is None else torch.where(known, error, 0.0)  # the others' score is 0 by definition
+        total = total + 0.5 * score_matching * error.flatten(1).square().sum(1)
     total = total if training else total.detach()
     return torch.where(noisy, torch.zeros_like(total[:1]).expand(len(t)).index_put((rows,), total), 0.0)
 
