@@ -168,6 +168,7 @@ def test_particles_that_fail_are_lost_once(threshold):
     x = inner.sample(20_000, VP.T, generator=g)
     refined = AnnealedSMC(8, threshold=threshold).refine(density, x, generator=g, on_failure="keep")
     assert refined.x.isfinite().all()  # resampled at the end: only the living are left
+    assert "failed" not in refined.info
     assert -0.12 < refined.info["log_z"] < -0.01
     last = AnnealedSMC(8, threshold=threshold, resample_last=False).refine(density, x, generator=g, on_failure="keep")
     assert (last.info["log_weights"][last.x[:, 0].isnan()] == -math.inf).all()

@@ -212,7 +212,7 @@ class Sampler(abc.ABC):
                 x = target.denoise(x, rest)
                 keep(stop, x)
         x = target.finished(x, stop)
-        if (failed := target.failed) is not None:
+        if (failed := target.failed) is not None and bool(failed.any()):  # resampling may have replaced them
             x[failed] = math.nan
             info = {**info, "failed": failed.nonzero().flatten()}
         return Refined(x, stop, target.evaluations, tuple(kept), info)
