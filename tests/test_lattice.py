@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncml import VPSDE, BitsPerDim, Lattice, NCMLObjective
+from ncml import VPSDE, BitsPerDim, Lattice, LevelNoise, NCMLObjective
 from ncml.densities import GaussianDensity, ToyLattice
 from ncml.errors import ArgumentError, ArgumentTypeError
 from tests.problems import same_bits, seeded
@@ -190,6 +190,17 @@ def test_every_integer_dtype_has_levels(dtype):
     assert torch.equal(Lattice(17).to_unit(k.to(dtype)), Lattice(17).to_unit(k))
     with pytest.raises(ArgumentError, match=r"got values in \[0, 17\]; expected 0 .. 16"):
         Lattice(17).to_unit(torch.tensor([0, 17]).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_half_precision_is_rounded_once(dtype, levels):
+    """To the nearest of its values, so that what is rounded to the lattice, or moved by level noise, is on it."""
+    lattice = Lattice(levels)
+    points = lattice.points(dtype=dtype)
+    assert torch.equal(points, lattice.points(dtype=torch.float32).to(dtype))
+    lattice.check(lattice.quantize(torch.linspace(-1.2, 1.2, 1001).to(dtype)))
+    lattice.check(LevelNoise(levels).perturb(points[:, None], 1.0, generator=seeded(0)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -89,7 +89,9 @@ class Lattice:
                 f"k: got values in [{int(k.min())}, {int(k.max())}]; expected 0 .. {self.levels - 1}; "
                 f"use Lattice(levels=...) with the number of levels of the data"
             )
-        return k.to(dtype or torch.get_default_dtype()) * (2.0 / (self.levels - 1)) - 1.0
+        dtype = dtype or torch.get_default_dtype()
+        wide = torch.promote_types(dtype, torch.float32)  # half precision would round on the way, up to half a level
+        return (k.to(wide) * (2.0 / (self.levels - 1)) - 1.0).to(dtype)
 
     def nearest(self, x: Tensor) -> Tensor:
         """The nearest level of each value, clamped to ``0 .. levels - 1``, int64, same shape."""
