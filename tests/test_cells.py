@@ -125,6 +125,18 @@ def test_the_score_beside_cells(head):
     assert not torch.allclose(found[:, 0], made.score(x)[:, 0], rtol=1e-6)
 
 
+def test_cells_in_half_precision_are_computed_in_float32():
+    made = network().float()
+    x = torch.tensor([[0.25, -0.5, 0.375]], dtype=torch.bfloat16)
+    wide = x.float()
+    for half, single in ((x - 0.5, wide - 0.5), (x, wide)):
+        expected = made.log_cells(wide, single, wide + 0.5)
+        assert torch.equal(made.log_cells(x, half, x + 0.5), expected)
+    found = made.score_cells(x, x, x)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, made.score_cells(wide, wide, wide))
+
+
 def test_what_cells_refuse():
     made = network()
     x = torch.zeros(2, 3, dtype=torch.float64)
@@ -132,6 +144,9 @@ def test_what_cells_refuse():
         made.log_cells(x, x[:1], x)
     with pytest.raises(ArgumentError, match="high: got"):
         made.log_cells(x, x, x + torch.inf)
+    for wrong in (made.log_cells, made.score_cells):
+        with pytest.raises(ArgumentError, match="low: got values above high"):
+            wrong(x, x + 0.5, x - 0.5)
     with pytest.raises(UnsupportedError, match="MADE with a lattice"):
         network(lattice=Lattice(4)).log_cells(x, x, x)
     with pytest.raises(NonFiniteError):

@@ -9,12 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ncml.checks import Time
+from ncml.checks import HALF, Time, check_floating
 from ncml.density.checks import check_arguments, check_given
 from ncml.density.gradient import derivative
 from ncml.density.interface import AutoregressiveDensity
 from ncml.density.modes import eval_mode, evaluating, usable
-from ncml.errors import UnsupportedError
+from ncml.errors import ArgumentError, UnsupportedError
 
 __all__ = ["CellDensity"]
 
@@ -59,8 +59,7 @@ class CellDensity(AutoregressiveDensity):
         if self.lattice is not None:
             name = type(self).__name__
             raise UnsupportedError(f"log_cells: got a {name} with a lattice, whose cells log_prob has; expected none")
-        check_given(low, x, "low")
-        check_given(high, x, "high")
+        low, high = _checked_ends(low, high, x)
         with eval_mode(self):
             return cast(Tensor, self(x, t, context, low=low, high=high))
 
@@ -76,6 +75,8 @@ class CellDensity(AutoregressiveDensity):
         Returns:
             Tensor with the shape of ``x``, detached.
         """
+        x, _, context = check_arguments(self, x, t, context)
+        low, high = _checked_ends(low, high, x)
         with evaluating(self), torch.enable_grad():
             x, cell = usable(x).detach().requires_grad_(), low < high
             low, high = (torch.where(cell, usable(end), x) for end in (low, high))
@@ -103,3 +104,16 @@ class CellDensity(AutoregressiveDensity):
         Returns:
             ``(n, *event_shape)``.
         """
+
+
+def _checked_ends(low: Tensor, high: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The ends of cells if they are those of ``x``, which has been checked; half precision is raised as there."""
+    ends = []
+    for end, name in ((low, "low"), (high, "high")):
+        check_floating(end, name)
+        end = end.float() if end.dtype in HALF else end
+        check_given(end, x, name)
+        ends.append(end)
+    if bool((ends[0] > ends[1]).any()):
+        raise ArgumentError("low: got values above high; expected low <= high, and both x for values without a cell")
+    return ends[0], ends[1]
