@@ -267,6 +267,8 @@ def test_settings_that_do_not_fit_the_process():
         UniformTimes(t_min=0.5)(4, VPSDE(T=0.5))
     with pytest.raises(ArgumentError, match=r"^sigma_min: got"):
         LogUniformTimes(sigma_min=0.5)(4, PROCESS)
+    with pytest.raises(ArgumentError, match=r"^sigma_min: got 0.005; expected at least sigma\(0\) = 0.01 and less"):
+        LogUniformTimes(sigma_min=0.005)(4, VESDE(song=True))
     with pytest.raises(ArgumentError, match=r"^times: got"):
         LadderTimes((0.0, 0.5))(4, PROCESS)
     with pytest.raises(UnsupportedError, match="got LevelNoise; expected a GaussianProcess"):

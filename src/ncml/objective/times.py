@@ -189,9 +189,10 @@ class LogUniformTimes(PlacedTimes):
 
     def check(self, process: NoiseProcess) -> None:
         process = as_gaussian(process, "which has a sigma(t)")
-        top = float(process.sigma(process.T))
-        if self.sigma_min >= top:
-            raise ArgumentError(f"sigma_min: got {self.sigma_min}; expected less than sigma(T) = {top:.6g}")
+        bottom, top = (float(process.sigma(t)) for t in (0.0, process.T))
+        if not bottom <= self.sigma_min < top:
+            least = f"at least sigma(0) = {bottom:.6g} and " if bottom > 0.0 else ""
+            raise ArgumentError(f"sigma_min: got {self.sigma_min}; expected {least}less than sigma(T) = {top:.6g}")
 
     def place(self, u: Tensor, process: NoiseProcess) -> tuple[Tensor, Tensor]:
         process = cast(GaussianProcess, process)
