@@ -167,6 +167,8 @@ def test_zero_mass_is_never_averaged_away():
         Lattice(256).bits_per_dim(torch.zeros(0), 1)
     with pytest.raises(ArgumentError, match="got NaN"):
         Lattice(256).bits_per_dim(torch.tensor([math.nan]), 1)
+    with pytest.raises(ArgumentError, match=r"^dims: got shape \(3, 1\); expected a number, or \(3,\)"):
+        Lattice(256).bits_per_dim(torch.zeros(3), torch.tensor([[1], [2], [3]]))
     with pytest.raises(ArgumentError, match=r"^dims: got"):
         Lattice(256).bits_per_dim(torch.zeros(1), 0)
 

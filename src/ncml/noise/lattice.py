@@ -173,8 +173,13 @@ class Lattice:
             dims: Number of dimensions D of one example, or of each, ``(B,)``.
             exact: False if ``-log_prob`` only bounds the negative log-mass from above.
         """
-        if bool((torch.as_tensor(dims) < 1).any()):
+        counts = torch.as_tensor(dims)
+        if bool((counts < 1).any()):
             raise ArgumentError(f"dims: got {dims}; expected the number of values in an example")
+        if counts.ndim and counts.shape != log_prob.shape:
+            raise ArgumentError(
+                f"dims: got shape {tuple(counts.shape)}; expected a number, or {tuple(log_prob.shape)}, one per example"
+            )
         bits = -log_prob.detach().double() / (dims * math.log(2.0)) - math.log2(self.width)
         return BitsPerDim(bits, exact=exact)
 
