@@ -230,6 +230,14 @@ def test_noisy_data_by_the_samples_of_the_model():
     assert float(kernel_gap(off, x, 0.5 * VP.T, samples=20_000, generator=seeded(1))[0].mean()) > 0.1
 
 
+def test_the_noise_of_a_process_that_is_noisy_at_zero_is_added_once():
+    process = VESDE(sigma_min=0.3, sigma_max=1.0, song=True)
+    density = gaussian(process)
+    x = density.sample(2000, 0.1, generator=seeded(0))
+    gap, _ = kernel_gap(density, x, 0.1, samples=20_000, generator=seeded(1))
+    assert float(gap.mean()) == pytest.approx(0.0, abs=0.02)  # 0.06 if added twice
+
+
 def test_entropy_obeys_de_bruijn():
     """Within 6.11 standard errors for mixtures; not where the noise grows too fast."""
     density, times = mixture(VP), [0.3 * VP.T, VP.T]

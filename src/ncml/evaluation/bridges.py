@@ -112,8 +112,9 @@ def kernel_gap(
 
     .. math:: \log p_t(x) - \log \frac1n \sum_i N(x;\ \alpha\,x_0^{(i)},\ \sigma^2), \qquad x_0^{(i)} \sim p_0
 
-    If a ladder is one process, this is 0 in the limit. Needs samples near every x: in more than a few dimensions there
-    are none. The effective share of samples, which is returned too, shows this; the gap then says nothing.
+    with the scale and noise that the process adds from 0 to t. If a ladder is one process, this is 0 in the limit. It
+    needs samples near every x: in more than a few dimensions there are none. The effective share of samples, which is
+    returned too, shows this; the gap then says nothing.
 
     Args:
         density: A density that can sample, under a Gaussian process, without context.
@@ -133,7 +134,8 @@ def kernel_gap(
     process = as_gaussian(inner.process, "which has a kernel", "density.process")
     samples = check_count(samples, "samples")
     x, _, _ = check_arguments(inner, x, t)
-    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    # From t = 0, where some processes have noise already.
+    alpha, sigma = (float(v) for v in process.transition(0.0, t))
     if not sigma > 0.0:
         raise ArgumentError(f"t: got {t:.6g}; expected a time with noise")
     clean = inner.sample(samples, 0.0, generator=generator).to(x).flatten(1).double()
