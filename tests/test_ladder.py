@@ -19,7 +19,19 @@ from ncml.evaluation import (
     ladder_bound,
     time_posterior,
 )
-from tests.problems import PMF, PROCESSES, SDES, WHOLE_SDES, each_process, gaussian, mixture, plane_mixture, seeded
+from tests.problems import (
+    MEAN,
+    PMF,
+    PROCESSES,
+    SDES,
+    STD,
+    WHOLE_SDES,
+    each_process,
+    gaussian,
+    mixture,
+    plane_mixture,
+    seeded,
+)
 from tests.statistics import assert_law
 
 F64 = torch.float64
@@ -236,6 +248,11 @@ def test_the_noise_of_a_process_that_is_noisy_at_zero_is_added_once():
     x = density.sample(2000, 0.1, generator=seeded(0))
     gap, _ = kernel_gap(density, x, 0.1, samples=20_000, generator=seeded(1))
     assert float(gap.mean()) == pytest.approx(0.0, abs=0.02)  # 0.06 if added twice
+    audit = audit_ladder(density, MEAN + STD * torch.randn(400, 1, dtype=F64, generator=seeded(2)), generator=seeded(3))
+    assert float(audit.bound.abs().max()) < 0.05  # exact for normal data but for the fitted width; 0.7 if added twice
+    lattice = ToyLattice(VESDE(song=True), torch.ones(256, dtype=F64))
+    x = lattice.lattice.points(dtype=F64)[::8, None]
+    assert audit_ladder(lattice, x, [1.0], steps=2, generator=seeded(4)).flow[1] < math.inf
 
 
 def test_entropy_obeys_de_bruijn():

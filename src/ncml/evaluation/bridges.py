@@ -61,7 +61,8 @@ def ladder_bound(
     x, _, context = check_arguments(inner, x, 0.0, context)
     fit, _, fit_context = check_arguments(inner, fit, 0.0, fit_context)
     check_generator(generator, x.device)
-    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    # From t = 0, where some processes have noise already.
+    alpha, sigma = (float(v) for v in process.transition(0.0, t))
     if not sigma > 0.0 or not len(fit):
         raise ArgumentError(f"t, fit: got t = {t:.6g} and {len(fit)} rows; expected noise at t, and data to fit to")
 

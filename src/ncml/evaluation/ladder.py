@@ -33,7 +33,7 @@ from ncml.density import (
 from ncml.errors import ArgumentError, UnsupportedError
 from ncml.evaluation.bridges import kernel_gap, ladder_bound
 from ncml.noise import GaussianProcess
-from ncml.noise.gaussian import as_gaussian
+from ncml.noise.gaussian import as_gaussian, clean_at_zero
 from ncml.progress import progress_bar
 from ncml.report import jsonable
 from ncml.sampling.sampler import LATTICE_STOP
@@ -242,10 +242,11 @@ def audit_ladder(
         raise ArgumentError("times: got none; expected times above 0, or None for five levels of noise")
     # Every other row: data often lie in some order.
     fitted, held = (None, None) if context is None else (context[::2], context[1::2])
+    clean, x = x, x if clean_at_zero(process) else process.perturb(x, 0.0, generator=generator)
     exact = inner.log_prob(x[1::2], 0.0, held).detach().double().mean()
     residuals, derivatives, entropies, bounds, kernels = [], [], [], [], []
     for t in progress_bar(list(times), progress, "Fokker-Planck"):
-        noisy = process.perturb(x, t, generator=generator)
+        noisy = process.perturb(clean, t, generator=generator)
         residual, rise = fokker_planck_residual(density, noisy, t, context, probes=probes, generator=generator)
         residuals.append(residual.double().square().mean().sqrt())
         derivatives.append(rise.double().square().mean().sqrt())
@@ -256,8 +257,8 @@ def audit_ladder(
     t_start, start = 0.0, x
     if inner.lattice is not None:
         least = min(LATTICE_STOP * inner.lattice.width, 0.5 * float(process.sigma(process.T)))
-        t_start = float(process.time_at(least))
-        start = process.perturb(x, t_start, generator=generator)
+        t_start = float(process.time_at(max(least, float(process.sigma(0.0)))))
+        start = process.perturb(clean, t_start, generator=generator)
     by_flow = flow_log_prob(density, start, context, t_start=t_start, steps=steps, probes=probes, generator=generator)
     by_way = (by_flow - inner.log_density(start, t_start, context).detach()).double()
     return LadderAudit(
