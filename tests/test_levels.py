@@ -134,6 +134,11 @@ def test_errors():
         LevelNoise(17).perturb(torch.tensor([[0.03]]), 0.5)
     with pytest.raises(ArgumentError, match="expected 0 <= t <= T"):
         LevelNoise(17).perturb(torch.zeros(1, 1), 1.1)
+    for t in (-0.1, 1.1, math.nan):
+        with pytest.raises(ArgumentError, match=r"^t: got .*; expected 0 <= t <= T = 1"):
+            LevelNoise(17).transition_matrix(t)
+        with pytest.raises(ArgumentError, match=r"^t: got .*; expected 0 <= t <= T = 1"):
+            LevelNoise(17).moved_fraction(torch.ones(1), t)
     with pytest.raises(ArgumentTypeError, match=r"got dtype torch.uint8"):
         LevelNoise(17).perturb(torch.zeros(1, 1, dtype=torch.uint8), 0.5)
     assert LevelNoise(17) == LevelNoise(17, "clip") != LevelNoise(17, "reflect")
