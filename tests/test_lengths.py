@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ncml import VESDE, VPSDE, Lattice, LevelNoise, NCMLObjective, generate
+from ncml import VESDE, VPSDE, Lattice, LevelNoise, NCMLObjective, NoiseConditionalDensity, generate
 from ncml.densities import MADE, CausalTransformer
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.evaluation import bits_per_dim, delta_log_p, level_noise_table, robustness_curve
@@ -170,6 +170,30 @@ def test_densities_of_one_size_refuse_lengths():
     for call in (density.log_prob, density.score, lambda x, lengths: NCMLObjective(VP)(density, x, lengths=lengths)):
         with pytest.raises(UnsupportedError, match="lengths: got some and a MADE"):
             call(rows(), lengths=LENGTHS)
+
+
+class Walk(NoiseConditionalDensity):
+    """Each value is normal around the one before it: a density over sequences as a user writes it."""
+
+    def __init__(self, process=VP):
+        super().__init__((6,), process)
+        self.slope = nn.Parameter(torch.tensor(0.7, dtype=F64))
+
+    def forward(self, x, t, context=None, *, edges=True, lengths=None):
+        before = nn.functional.pad(x, (1, 0))[:, :-1]
+        log_p = -0.5 * (x - self.slope * before).square() / (1.0 + self.process.sigma(t).square())[:, None]
+        return (log_p if lengths is None else log_p * (torch.arange(6) < lengths[:, None])).sum(1)
+
+
+def test_a_forward_with_lengths_is_all_that_a_score_of_them_needs():
+    x = rows()[..., 0]
+    score = Walk().score(x, VP.T, lengths=LENGTHS)
+    assert not score[torch.arange(6) >= LENGTHS[:, None]].any()
+    whole = Walk().score(x[2:3], VP.T)
+    assert whole.all()
+    assert same_bits(score[2:3], whole)
+    graph = Walk().score(x.requires_grad_(), VP.T, create_graph=True, lengths=LENGTHS)
+    assert torch.autograd.grad(graph.sum(), x)[0].any()
 
 
 class Wrapper(nn.Module):

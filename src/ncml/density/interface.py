@@ -117,6 +117,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
             x, t, context: As for :meth:`log_prob`.
             edges: For densities with a lattice: whether the first and last bin reach to infinity where the process
                 keeps data on the lattice. False gives the density on all reals.
+
+        For sequences it may name a further keyword, ``lengths=None``: as for :meth:`log_prob`, the padding a number.
         """
 
     def event_shape_for(self, x: Tensor) -> tuple[int, ...]:
@@ -142,9 +144,12 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
 
         With ``create_graph`` it runs eagerly: what is compiled can be differentiated only once.
         """
+        return self._gradient(x, t, context, create_graph=create_graph)
+
+    def _gradient(self, x: Tensor, t: Tensor, context: Tensor | None, *, create_graph: bool, **more: Tensor) -> Tensor:
         if create_graph:
             self.check_twice_differentiable()
-        return gradient(self, x, t, context, create_graph=create_graph)[1]
+        return gradient(self, x, t, context, create_graph=create_graph, **more)[1]
 
     def check_twice_differentiable(self) -> None:
         """Raise :class:`~ncml.errors.UnsupportedError` where the graph of a score would lead to wrong gradients."""
@@ -263,7 +268,10 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         with evaluating(self):
             x, t = usable(x), usable(t)
             context = None if context is None else usable(context)
-            score = self.forward_score(x, t, context, create_graph=create_graph, **more)
+            if not more or "lengths" in inspect.signature(self.forward_score).parameters:
+                score = self.forward_score(x, t, context, create_graph=create_graph, **more)
+            else:  # a forward_score without lengths, such as the one above
+                score = self._gradient(x, t, context, create_graph=create_graph, **more)
         check_score(score, t)
         return score if create_graph else score.detach()
 
