@@ -238,6 +238,21 @@ def test_the_shift_test_says_which_table_is_wrong(case):
         FeatureShift(NCMLDensityEstimator(small, categories=categories, max_steps=1)).fit(X, Y)
 
 
+@pytest.mark.parametrize(
+    "kind", [NCMLDensityEstimator, lambda **k: NCMLOutlierDetector(NCMLDensityEstimator(**k), calibration=0.0)]
+)
+def test_infinity_is_refused_with_its_column(kind):
+    X = pd.DataFrame(ARRAY, columns=["size", "rate"])
+    infinite = X.replace(X.iloc[3, 1], -np.inf)
+    with pytest.raises(ArgumentError, match="X: got infinity in rate; expected finite numbers"):
+        kind(density=small, max_steps=1).fit(infinite)
+    model = kind(density=small, max_steps=1).fit(X)
+    with pytest.raises(ArgumentError, match="X: got infinity in rate; expected finite numbers"):
+        model.score_samples(infinite)
+    with pytest.raises(ArgumentError, match="X: got infinity in x1; expected finite numbers"):
+        kind(density=small, max_steps=1).fit(infinite.to_numpy())
+
+
 def test_numbers_as_names_of_columns():
     """They are names before they are indices, for bounds as for categories, and messages have them."""
     X = pd.DataFrame({1: np.exp(ARRAY[:, 0]), 0: np.arange(N) % 3, 7: ARRAY[:, 1], 8: 1.0})

@@ -23,7 +23,7 @@ from ncml.estimator.completion import completed, in_form
 from ncml.estimator.form import Categories, TableForm
 from ncml.estimator.objective import DensityFactory, TableObjective, score_of_rows, seeded, untrained_density
 from ncml.estimator.stopping import Watch
-from ncml.estimator.traits import Array
+from ncml.estimator.traits import Array, check_not_infinite
 from ncml.noise import LinearVESDE, NoiseProcess
 from ncml.objective import LogUniformTimes, TimeSampler
 from ncml.training import fit
@@ -371,9 +371,9 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             reset=reset,
             dtype=np.float64,
             ensure_min_samples=2 if reset else 1,
-            ensure_all_finite="allow-nan",
+            ensure_all_finite=False,
         )
-        return cast(NDArray[np.float64], rows)
+        return check_not_infinite(rows, self._names())
 
     def _refuse_gaps(self, rows: Array) -> None:
         gaps = np.isnan(rows).any(0)

@@ -42,7 +42,7 @@ from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.form import TableForm, rows_of
 from ncml.estimator.neighbours import MOST, Neighbours
 from ncml.estimator.objective import times_of
-from ncml.estimator.traits import Array
+from ncml.estimator.traits import Array, check_not_infinite
 from ncml.estimator.usual import Usual, correlated_pairs
 
 __all__ = ["NCMLOutlierDetector", "PyODDetector"]
@@ -303,9 +303,9 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
             reset=reset,
             dtype=np.float64,
             ensure_min_samples=2 if reset else 1,
-            ensure_all_finite="allow-nan",
+            ensure_all_finite=False,
         )
-        return cast(Array, rows)
+        return check_not_infinite(rows, getattr(self, "feature_names_in_", form.names(rows.shape[1])))
 
     def _takes_gaps(self, *, reset: bool) -> bool:
         return (self.estimator is None or self.estimator.missing is not False) and (reset or self.estimator_.marginal_)

@@ -16,6 +16,7 @@ __all__ = [
     "Array",
     "affine_copy",
     "check_magnitudes",
+    "check_not_infinite",
     "column_lattice",
     "spread",
     "tied_share",
@@ -29,6 +30,16 @@ MOST_STEPS = 2**20  # a finer lattice is as good as real numbers
 REPEATS = 2.0  # rows to each distinct value, on average, for a lattice that is not one of integers
 FEWEST = 8  # rows that can show that a column is an affine copy
 HUGE = 1e150  # squares of larger numbers, and of the reciprocal of smaller ones, overflow
+
+
+def check_not_infinite(rows: Array, names: Sequence[Any]) -> Array:
+    """Rows as they are, unless a column holds infinity, which the error names."""
+    if infinite := [str(names[j]) for j in np.flatnonzero(np.isinf(rows).any(0)).tolist()]:
+        raise ArgumentError(
+            f"X: got infinity in {', '.join(infinite)}; expected finite numbers; leave these rows out, or make a gap "
+            f"(NaN) of it"
+        )
+    return rows
 
 
 def check_magnitudes(low: Array, high: Array, names: Sequence[Any]) -> None:
