@@ -484,7 +484,8 @@ BAD_SERIES = {
     "NA cell": ("a,b\n0,NA\n2,1\n", {}, r"bad\.csv: line 2: got 'NA' in b; .*; fill the gap"),
     "short row": ("a,b\n0,1\n2\n", {}, r"bad\.csv: line 3: got 1 cells; expected 2"),
     "no rows": ("a,b\n", {}, r"bad\.csv: got 1 lines"),
-    "semicolons": ("a;b\n0;1\n", {}, r"bad\.csv: line 1: got ';' between the columns; expected commas"),
+    "semicolons": ("a;b\n0;1\n", {}, r"line 1: got ';' between the columns; expected commas; .*'bad\.csv', sep=';'\)"),
+    "decimal commas": ("a;b\n0,5;1\n", {}, r"expected commas; save it anew: .*'bad\.csv', sep=';', decimal=','\)"),
     "nan as time": ("t,a\nnan,1\nnan,2\n", {"time": "t"}, r"bad\.csv: line 2: got the time 'nan'"),
     "a missing day": (
         "t,a\n20200130,1\n20200131,2\n20200202,3\n",

@@ -635,6 +635,8 @@ def test_a_misspelt_option_gets_suggestions_of_its_own_command(capsys):
         ("[optim]\nsteps = 3.5", r"optim\.steps: got 3\.5; expected int"),
         ("[optim]\nsteps = true", r"optim\.steps: got True; expected int"),
         ("[noise]\nprocess = 'vq'", r"noise\.process: got 'vq'; expected one of 'vp', 'sub-vp', 've', 'linear-ve'"),
+        ("[run]\nloggers = 'wandb'", r"run\.loggers: got 'wandb'; expected a list, such as \['wandb'\]"),
+        ("[model]\nname = 'made'\nhidden = 64", r"model\.hidden: got 64; expected a list, such as \[64\]"),
         ("optim = 3", r"optim: got 3"),
         ("optim = [", "not TOML"),
         ("optim = " + "[" * 5000, "not TOML"),

@@ -245,7 +245,7 @@ BAD = {
     "nan, to be split": ({"x": NAN}, {}, r"x: got NaN or infinity \(.*\) in 1 of 40 rows, the first in row 12"),
     "too large, to be split": ({"x": X * 1e300}, {}, r"in 40 of 40 rows, the first in row 0"),
     "too large": ({"x_train": X * 1e300, "x_test": X}, {}, "x_train: values: got NaN or infinity"),
-    "negative": ({"x": K - 1}, {}, "integers from -1"),
+    "negative": ({"x": K - 1}, {}, "integers from -1; expected levels from 0; add 1, or"),
     "all zero": ({"x": 0 * K}, {}, "integers up to 0"),
     "codes": ({"x": K * 100_000}, {}, "integers up to 400000"),
     "few levels": ({"x": K}, {"levels": 3}, "integers up to 4; expected at most 2"),

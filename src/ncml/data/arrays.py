@@ -274,7 +274,7 @@ def lattice_for(path: Path, every: list[Any], levels: int | None) -> Lattice | N
     low, high = min(int(x.min()) for x in every), max(int(x.max()) for x in every)
     if low < 0:
         raise DatasetError(
-            f"{path}: got integers from {low}; expected levels from 0; subtract {low}, or save real numbers as floats"
+            f"{path}: got integers from {low}; expected levels from 0; add {-low}, or save real numbers as floats"
         )
     if levels is None and not 1 <= high < 65_536:
         raise DatasetError(

@@ -120,7 +120,11 @@ def read_csv(path: Path, *, columns: Sequence[str] = (), time: str | None = None
         raise DatasetError(f"{path}: got {len(rows)} lines; expected a header and at least one row")
     header = [name.strip() for name in rows[0][1]]
     if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
-        raise DatasetError(f"{path}: line {rows[0][0]}: got {other!r} between the columns; expected commas")
+        decimal = ", decimal=','" if any(len(row) > 1 for _, row in rows) else ""
+        raise DatasetError(
+            f"{path}: line {rows[0][0]}: got {other!r} between the columns; expected commas; save it anew: "
+            f"pd.read_csv({path.name!r}, sep={other!r}{decimal}).to_csv({path.name!r}, index=False)"
+        )
     if all(map(_is_number, header)):
         raise DatasetError(
             f"{path}: line {rows[0][0]}: got numbers alone, {', '.join(header)}; expected a header with the names of "

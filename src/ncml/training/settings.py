@@ -101,7 +101,9 @@ def _converted(value: Any, hint: Any, where: str) -> Any:  # noqa: ANN401 -- JSO
         if value is None:
             return None
         (hint,) = [h for h in get_args(hint) if h is not type(None)]
-    if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ArgumentError(f"{where}: got {value!r}; expected a list, such as [{value!r}]")
         return tuple(_converted(v, get_args(hint)[0], where) for v in value)
     if get_origin(hint) is Literal:
         check_choice(value, where, get_args(hint))
