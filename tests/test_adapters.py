@@ -334,7 +334,14 @@ def test_flows_that_cannot_see_the_noise_level_are_refused():
         (lambda: NFlowsDensity(nflow(_coupling, None), (D,), VP), "expected a conditional flow of that context"),
         (lambda: NFlowsDensity(nflow(_autoregressive, 5), (D,), VP), "with a context of width 8"),
         (lambda: NFlowsDensity(nflow(_coupling, 8), (D,), VP, context_features=1), "with a context of width 9"),
-        (lambda: NFlowsDensity(nflow(_autoregressive), (D + 1,), VP), r"events of shape \(4,\)"),
+        (
+            lambda: NFlowsDensity(nflow(_autoregressive), (D + 1,), VP),
+            r"events of shape \(4,\).*check event_shape; if of",
+        ),
+        (
+            lambda: NFlowsDensity(nflow(_autoregressive), (1, D, 1), VP),
+            r"check event_shape \(a flow of vectors takes \(3,\), and x\.flatten\(1\)\); if of",
+        ),
         (lambda: NFlowsDensity(Ignores(), (D,), VP), "ignores its context"),
         (lambda: NFlowsDensity(nn.Linear(D, 1), (D,), VP), "expected a conditional flow"),
         (lambda: ZukoDensity(zuko.flows.MAF(D, 0), (D,), VP), "expected a conditional flow of that context"),

@@ -27,7 +27,7 @@ from ncml.checks import check_choice, check_count, clamp_time, is_real, per_exam
 from ncml.density import Target, process_by_name
 from ncml.density.target import OnFailure
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from ncml.noise import GaussianProcess, NoiseProcess
+from ncml.noise import DiscreteProcess, GaussianProcess, NoiseProcess
 from ncml.noise.gaussian import clean_at_zero
 from ncml.progress import progress_counter
 from ncml.sampling.grids import Grid, as_grid, checked_times
@@ -236,9 +236,12 @@ class Sampler(abc.ABC):
         else:
             target, name = Target(density, process=process, context=context, generator=generator), "density"
         if not isinstance(target.process, self.needs):
+            discrete = isinstance(target.process, DiscreteProcess)
+            others = "; LatticeGibbs and LatticeMetropolis refine under discrete ones" if discrete else ""
             raise UnsupportedError(
                 f"process: got {type(target.process).__name__}; {type(self).__name__} expected a "
-                f"{self.needs.__name__}, since it uses its coefficients; t_start=0 is plain sampling, without a sampler"
+                f"{self.needs.__name__}, since it uses its coefficients{others}; t_start=0 is plain sampling, without "
+                f"a sampler"
             )
         if self.needs_log_density and not target.has_log_density:
             raise UnsupportedError(

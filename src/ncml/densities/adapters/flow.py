@@ -149,13 +149,14 @@ class FlowDensity(SampleableDensity):
         except Exception as error:
             return None if _has_no_inverse(error) else error
 
-    @staticmethod
-    def _general_hint(width: int) -> str:
+    def _general_hint(self, width: int) -> str:
+        size = math.prod(self.event_shape)
+        flat = "" if len(self.event_shape) == 1 else f" (a flow of vectors takes ({size},), and x.flatten(1))"
         return (
             f"If the error speaks of the context, build the flow's networks with context features = {width}, or pass "
-            f"noise_features= the width they have; if of the inputs, check event_shape; if of a domain, give splines "
-            f"linear tails; if of log_prob or of forward, it is another library's: NFlowsDensity takes flows of "
-            f"nflows, ZukoDensity those of zuko, and CallableDensity(flow.log_prob, ..., features={width}) any other"
+            f"noise_features= the width they have; if of the inputs, check event_shape{flat}; if of a domain, give "
+            f"splines linear tails; if of log_prob or of forward, it is another library's: NFlowsDensity takes flows "
+            f"of nflows, ZukoDensity those of zuko, and CallableDensity(flow.log_prob, ..., features={width}) any other"
         )
 
 

@@ -59,7 +59,7 @@ class NFlowsDensity(FlowDensity):
                 f"StandardNormal([D])) of MaskedAffineAutoregressiveTransform(D, hidden, context_features={width}), or "
                 f"of coupling transforms whose networks have context_features={width}"
             )
-        if len(self.event_shape) == 3:
+        if len(self.event_shape) == 3 and any(isinstance(m, nn.Conv2d) for m in flow.modules()):
             return (
                 f"Convolutional networks take a context of the image's size, and this is a vector of {width} numbers: "
                 f"give them context_channels={width} and, in a forward of your own, "
