@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from ncml import SampleableDensity
+from ncml import VPSDE, SampleableDensity
 from ncml.densities import MADE, MarginalMADE
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.estimator import Columns, NCMLDensityEstimator, NCMLOutlierDetector
@@ -272,6 +272,11 @@ WRONG = {
     "half a pair": (lambda: fitted(REAL[:, None], bounds={0: (3,)}), ArgumentError, r"got \(3,\) for 0; expected two"),
     "bounds in words": (lambda: fitted(REAL[:, None], bounds={0: ("a", 1)}), ArgumentError, "expected two numbers"),
     "a density": (lambda: NCMLDensityEstimator("made").fit(REAL[:, None]), ArgumentTypeError, "function"),
+    "a density, made": (
+        lambda: NCMLDensityEstimator(MADE((1,), VPSDE.at_noise(0.5))).fit(REAL[:, None]),
+        ArgumentTypeError,
+        "density: got MADE; expected a function of",
+    ),
     "not fitted": (lambda: clone(FAST).sample(1), NotFittedError, "not fitted"),
     "other names": (lambda: fitted(frame_with(REAL[:10])).score(mixed()), ValueError, "feature names"),
 }

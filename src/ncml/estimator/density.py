@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, DensityMixin, clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncml.checks import check_count, check_positive, is_real
 from ncml.density import CellDensity, sampleable
@@ -390,9 +390,9 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         check_positive(self.learning_rate, "learning_rate")
         if not is_real(self.validation_fraction) or not 0.0 <= self.validation_fraction < 1.0:
             raise ArgumentError(f"validation_fraction: got {self.validation_fraction!r}; expected a share, 0 <= . < 1")
-        if self.density is not None and not callable(self.density):
+        if self.density is not None and (isinstance(self.density, nn.Module) or not callable(self.density)):
             raise ArgumentTypeError(
-                f"density: got {type(self.density).__name__}; expected a function of (event_shape, process)"
+                f"density: got {type(self.density).__name__}; expected a function of (event_shape, process), as MAF is"
             )
 
 
