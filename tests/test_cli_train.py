@@ -151,6 +151,9 @@ def test_results_are_not_put_in_the_place_of_a_file(run, tmp_path, capsys):
     for command in ("sample", "complete", "evaluate"):
         assert main([command, str(run), "--out", str(tmp_path / "here")]) == 2
         assert "which is a file; expected a folder" in capsys.readouterr().err
+    for command in (["train", *SMALL], ["demo", "--smoke"]):
+        assert main([*command, "--out", str(tmp_path / "here")]) == 2
+        assert "which is a file; expected a folder" in capsys.readouterr().err
     assert (tmp_path / "here").read_text() == "mine"
 
 
@@ -546,6 +549,12 @@ def test_claims_are_read_before_it_works(run, tmp_path, capsys, claims, row, mes
     assert main(["evaluate", str(run), "--out", str(tmp_path / "e"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "e").exists()
+
+
+def test_claims_that_are_not_there(run, tmp_path, capsys):
+    assert main(["evaluate", str(run), "--claims", str(tmp_path / "none.json"), "--row", "ours"]) == 2
+    assert "claims: got" in (said := capsys.readouterr().err)
+    assert "none.json, which cannot be read (No such file or directory); expected a file" in said
 
 
 # Several processes.

@@ -325,6 +325,8 @@ def test_non_finite_likelihoods_are_loud(value):
 
     with pytest.raises(NonFiniteError, match=r"at index 2 with t = 0.01 \(1 of 4 examples.*\[-0, -0\]"):
         NCMLObjective(PROCESS)(Returning(model), torch.zeros(4, 1), t=0.01, noise=torch.zeros(4, 1))
+    with pytest.raises(NonFiniteError, match=r"\(4 of 4 examples\); expected finite values"):
+        NCMLObjective(PROCESS)(Returning(lambda x, t, context: x.sum(1) * value), torch.zeros(4, 1), t=0.01)
 
 
 def test_huge_finite_likelihoods_are_fine():

@@ -11,7 +11,18 @@ from typing import BinaryIO
 
 from ncml.errors import ArgumentError
 
-__all__ = ["only_here", "replacing"]
+__all__ = ["as_folder", "only_here", "replacing"]
+
+
+def as_folder(out: Path) -> Path:
+    """Where results go, refused if it is a file.
+
+    Raises:
+        ArgumentError: A file is there.
+    """
+    if out.exists() and not out.is_dir():
+        raise ArgumentError(f"out: got {out}, which is a file; expected a folder, which is made if it is not there")
+    return out
 
 
 @contextmanager

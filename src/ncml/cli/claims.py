@@ -34,6 +34,8 @@ def read_claims(path: Path, row: str) -> tuple[Row, dict[str, Any], bool]:
         claims = json.loads(path.read_text(encoding="utf-8"))
         rows, requires, bounds = dict(claims["rows"]), dict(claims["requires"]), list(claims.get("bounds", []))
         tables = {name: {q: {t: float(v) for t, v in n.items()} for q, n in r.items()} for name, r in rows.items()}
+    except OSError as error:
+        raise ArgumentError(f"claims: got {path}, which cannot be read ({error.strerror}); expected a file") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(f"claims: got {path}, which is no file of claims ({error!r})") from error
     check_choice(row, "row", tables)

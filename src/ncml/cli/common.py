@@ -16,6 +16,7 @@ from ncml.cli.words import in_options
 from ncml.data import Choice, DataSet, DataSource, held_out
 from ncml.density import NoiseConditionalDensity, SampleableDensity, sampleable
 from ncml.errors import ArgumentError, UnsupportedError
+from ncml.files import as_folder
 from ncml.noise import GaussianProcess, Lattice, NoiseProcess
 from ncml.sampling import (
     DDIM,
@@ -131,9 +132,7 @@ def results_folder(run: Path, out: Path | None, name: str) -> Path:
         ArgumentError: A file is there.
     """
     if out is not None:
-        if out.exists() and not out.is_dir():
-            raise ArgumentError(f"out: got {out}, which is a file; expected a folder, which is made if it is not there")
-        return out
+        return as_folder(out)
     return (run.parent.parent if (run / MANIFEST).exists() else run) / name
 
 

@@ -25,6 +25,7 @@ from ncml.evaluation import (
     ood_statistics,
     robustness_curve,
 )
+from ncml.files import as_folder
 from ncml.noise import VPSDE
 from ncml.objective import AtZero, NCMLObjective, UniformTimes
 from ncml.progress import progress_bar
@@ -112,7 +113,7 @@ def demo(
         torch.set_num_threads(check_count(threads, "threads"))
     check_count(seed, "seed", minimum=0)
     settings = DemoSettings(seed=seed)
-    out.mkdir(parents=True, exist_ok=True)
+    as_folder(out).mkdir(parents=True, exist_ok=True)
     wait = "a few seconds" if smoke else "some minutes"
     print(f"Training two models of paths and two of digits, sampling and evaluating them: {wait}.", flush=True)
     report, figure_data = run_demo(settings.smoke() if smoke else settings, progress=sys.stderr.isatty())

@@ -17,7 +17,7 @@ from ncml.data import Choice, DataSet
 from ncml.density import NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, MissingExtraError
 from ncml.evaluation import bits_per_dim, save_grid
-from ncml.files import only_here
+from ncml.files import as_folder, only_here
 from ncml.objective import NCMLObjective
 from ncml.progress import print_above
 from ncml.report import environment, write_report
@@ -57,7 +57,7 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
     Returns:
         Exit status: 0, or 128 + the number of the signal that stopped it.
     """
-    started = (out / SETTINGS).exists()
+    started = (as_folder(out) / SETTINGS).exists()
     if started and not resume:
         raise ArgumentError(f"out: got {out}, which holds a run; expected a new folder; or go on with --resume")
     run = _Run.of(settings, out)

@@ -352,9 +352,9 @@ class NCMLObjective:
             check_finite(x, "x", "clean the data")  # looked at here only: good data cost nothing
             i = int(bad.nonzero()[0])
             fine = nll[~bad]
-            spread = f"[{float(fine.min()):.6g}, {float(fine.max()):.6g}]" if fine.numel() else "no value"
+            spread = f"; the others lie in [{float(fine.min()):.6g}, {float(fine.max()):.6g}] nats" if len(fine) else ""
             raise NonFiniteError(
                 f"{what}: got {float(nll[i])} at index {i} with t = {float(t[i]):.6g} ({int(bad.sum())} of {n} "
-                f"examples; the others lie in {spread} nats); expected finite values"
+                f"examples{spread}); expected finite values"
                 f"{at_zero_only(bad, t) or '; lower the learning rate or clip gradients'}"
             )
