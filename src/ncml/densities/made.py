@@ -172,8 +172,7 @@ class MADE(CellDensity):
             noise = self.draw_noise(n, generator=generator)
         check_noise(self, noise, n)
         x, log_c = noise.new_empty(len(self._order), n), self._log_scale(t, self.dtype)
-        # The pass writes into tensors of one dtype; inference mode cheapens its many small operations.
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        with torch.inference_mode():  # which cheapens the many small operations of the pass
             pass_ = self.net.incremental(features)
             for i, index in enumerate(self._order.tolist()):
                 outputs = pass_.outputs().t().unsqueeze(1)

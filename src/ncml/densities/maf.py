@@ -104,8 +104,7 @@ class MAF(SampleableDensity):
         features = self.conditioning(t, context)
         dims = math.prod(self.event_shape)
         z = torch.randn(n, dims, dtype=self.dtype, device=self.device, generator=generator)
-        # The passes write into tensors of one dtype; inference mode cheapens their many small operations.
-        with torch.inference_mode(), torch.autocast(z.device.type, enabled=False):
+        with torch.inference_mode():  # which cheapens the many small operations of the passes
             for net in reversed(self.nets):
                 z = _invert(cast(MaskedMLP, net), z, features).flip(1)
         return self.scaling.inverse(z.clone().reshape(n, *self.event_shape), t)  # an ordinary tensor again

@@ -110,8 +110,9 @@ def check_draw(
 def checked_sample(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A ``sample`` with its checks around it.
 
-    Arguments are checked, times become ``(n,)``, and it is not called for 0 samples. It runs in eval mode and without
-    gradients, and what it returns is checked. Arguments of its own, such as a length, may change the shape.
+    Arguments are checked, times become ``(n,)``, and it is not called for 0 samples. It runs in eval mode, without
+    gradients and with autocast off, and what it returns is checked. Arguments of its own, such as a length, may change
+    the shape.
     """
 
     @functools.wraps(sample)

@@ -321,8 +321,8 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
 class SampleableDensity(NoiseConditionalDensity):
     """A density that can draw samples.
 
-    A subclass's ``sample`` is called in eval mode and without gradients, with checked arguments, times of shape
-    ``(n,)`` and at least one sample to draw; what it returns is checked.
+    A subclass's ``sample`` is called in eval mode, without gradients and with autocast off, with checked arguments,
+    times of shape ``(n,)`` and at least one sample to draw; what it returns is checked.
     """
 
     def __init_subclass__(cls, **kwargs: object) -> None:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ncml.checks import Time, per_example
-from ncml.density.checks import check_arguments, check_draw, observed_dims
+from ncml.density.checks import observed_dims
 from ncml.density.interface import AutoregressiveDensity, NoiseConditionalDensity, SampleableDensity
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from ncml.noise import GaussianProcess, NoiseProcess
+from ncml.noise import GaussianProcess, NoiseProcess, as_time
 from ncml.noise.gaussian import as_gaussian
 
 __all__ = ["under_process"]
@@ -94,10 +94,11 @@ class _Under(NoiseConditionalDensity):
         r = per_example(ratio, x)
         return r * self.density.forward_score(r * x, own_time, context, create_graph=create_graph)
 
-    def _translated(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _translated(self, t: Time, x: Tensor) -> tuple[Tensor, Tensor]:
         """The density's own times, in the dtype of ``t``, and the ratio of the alphas, in that of ``x``."""
         own = self.density.process
         assert isinstance(own, GaussianProcess)
+        t = as_time(t)
         wide = t.double()
         log_snr = self.process.log_snr(wide)
         own_time = own.time_at_log_snr(log_snr.detach().clamp(min=float(own.log_snr(own.T))))
@@ -119,7 +120,6 @@ class _SampleableUnder(_Under, SampleableDensity):
     def _drawn(
         self, n: int, t: Time, context: Tensor | None, generator: torch.Generator | None, **more: Tensor | None
     ) -> Tensor:
-        t, context = check_draw(self, n, t, context, generator)
         own_time, ratio = self._translated(t, torch.empty((), dtype=self.dtype))
         x = self.density.sample(n, own_time, context, generator=generator, **more)
         return x / per_example(ratio, x)
@@ -136,7 +136,6 @@ class _AutoregressiveUnder(_SampleableUnder, AutoregressiveDensity):
         return self.density.draw_noise(n, generator=generator)
 
     def resample(self, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
-        x, t, context = check_arguments(self, x, t, context)
         own_time, ratio = self._translated(t, x)
         r = per_example(ratio, x)
         return self.density.resample(r * x, noise, own_time, context) / r

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ncml.checks import Time, per_example
 from ncml.densities.closed_form.base import ClosedForm, Numbers, as_float64
-from ncml.density import check_draw
 from ncml.errors import ArgumentError
 from ncml.noise import GaussianProcess, NoiseProcess
 from ncml.noise.gaussian import as_gaussian
@@ -61,12 +60,12 @@ class GaussianDensity(_Gaussians):
         self.register_buffer("mean", m)
         self.register_buffer("std", s)  # a number stays one, so that the variance is one number per example
 
-    def _scales(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _scales(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """Scale of the mean and variance of ``x_t``, broadcastable to the batch, in the dtype of ``x``."""
         alpha, sigma = per_example(self.process.alpha(t), x), per_example(self.process.sigma(t), x)
         return alpha, (alpha * self.std.to(x.dtype)).square() + sigma.square()
 
-    def _moments(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _moments(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         alpha, variance = self._scales(x, t)
         return alpha * self.mean.to(x.dtype), variance
 
@@ -85,7 +84,6 @@ class GaussianDensity(_Gaussians):
     def sample(
         self, n: int, t: Time = 0.0, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        t, _ = check_draw(self, n, t, context, generator)
         z = torch.randn(n, *self.event_shape, dtype=self.dtype, device=self.device, generator=generator)
         mean, variance = self._moments(z, t)
         return mean + variance.sqrt() * z
@@ -130,7 +128,7 @@ class GaussianMixtureDensity(_Gaussians):
         self.register_buffer("means", m)
         self.register_buffer("stds", s.expand(m.shape).clone())
 
-    def _moments(self, like: Tensor, t: Tensor, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def _moments(self, like: Tensor, t: Time, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Means and variances of components; ``like`` gives dtype and rank, with components in dim 1."""
         alpha, sigma = per_example(self.process.alpha(t), like), per_example(self.process.sigma(t), like)
         means, stds = self.means[rows].to(like.dtype), self.stds[rows].to(like.dtype)
@@ -156,10 +154,7 @@ class GaussianMixtureDensity(_Gaussians):
     def sample(
         self, n: int, t: Time = 0.0, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        t, _ = check_draw(self, n, t, context, generator)
         z = torch.randn(n, *self.event_shape, dtype=self.dtype, device=self.device, generator=generator)
-        if n == 0:
-            return z
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         mean, variance = self._moments(z, t, component)
         return mean + variance.sqrt() * z

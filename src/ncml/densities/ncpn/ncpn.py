@@ -15,7 +15,7 @@ from ncml.densities.ncpn.cache import CachedPass
 from ncml.densities.ncpn.head import PixelHead
 from ncml.densities.ncpn.network import PixelNetwork
 from ncml.densities.ncpn.weight_norm import normalise_weights, standardise_by_data
-from ncml.density import AutoregressiveDensity, check_arguments, check_draw, check_kept, check_noise, evaluating
+from ncml.density import AutoregressiveDensity, check_arguments, check_kept, check_noise, evaluating
 from ncml.errors import ArgumentError
 from ncml.nn.conditioning import NoiseFeatures, check_expected, label_rows
 from ncml.noise import Lattice, NoiseProcess
@@ -197,11 +197,9 @@ class NCPN(AutoregressiveDensity):
 
         Arguments and result as in :meth:`ncml.AutoregressiveDensity.resample`; a position is a pixel.
         """
-        x, t, context = check_arguments(self, x, t, context)
         check_noise(self, noise, x.shape[0])
-        with evaluating(self), torch.no_grad():
-            outputs = self.network(x, self._conditioning(t, context))
-            return _images(self.head.sample(outputs, noise, self.process.on_lattice(t)), self.event_shape)
+        outputs = self.network(x, self._conditioning(t, context))
+        return _images(self.head.sample(outputs, noise, self.process.on_lattice(t)), self.event_shape)
 
     def sample(
         self,
@@ -220,13 +218,10 @@ class NCPN(AutoregressiveDensity):
             noise: What :meth:`draw_noise` returned, to draw the same images again.
             progress: Show a progress bar over rows (needs tqdm).
         """
-        start = torch.empty(0, *self.event_shape, dtype=self.dtype, device=self.device)
-        t, context = check_draw(self, n, t, context, generator)
-        if n == 0:
-            return start
         noise = self.draw_noise(n, generator=generator) if noise is None else noise
         check_noise(self, noise, n)
-        return self._continue(start.new_zeros(n, *self.event_shape), 0, noise, t, context, progress)
+        x = torch.zeros(n, *self.event_shape, dtype=self.dtype, device=self.device)
+        return self._continue(x, 0, noise, t, context, progress)
 
     def complete(
         self,
@@ -262,9 +257,7 @@ class NCPN(AutoregressiveDensity):
             image[:, :, :rows] = kept
         return self._continue(image, rows, noise, t, context, progress)
 
-    def _continue(
-        self, x: Tensor, rows: int, noise: Tensor, t: Tensor, context: Tensor | None, progress: bool
-    ) -> Tensor:
+    def _continue(self, x: Tensor, rows: int, noise: Tensor, t: Time, context: Tensor | None, progress: bool) -> Tensor:
         """Draw the rows from ``rows`` on, in place."""
         _, height, width = self.event_shape
         on_lattice = self.process.on_lattice(t)
@@ -279,7 +272,7 @@ class NCPN(AutoregressiveDensity):
                     x[:, :, r, c] = self.head.sample(outputs[:, None], here, on_lattice)[:, 0]
         return x
 
-    def _conditioning(self, t: Tensor, context: Tensor | None) -> Tensor:
+    def _conditioning(self, t: Time, context: Tensor | None) -> Tensor:
         clean, level = self.noise(t).unbind(1)
         angles = level[:, None] * self.frequencies.to(level.dtype)
         features = torch.cat([angles.sin(), angles.cos(), clean[:, None], level[:, None]], dim=1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ncml.checks import Time, check_count
-from ncml.density import AutoregressiveDensity, check_arguments
+from ncml.density import AutoregressiveDensity
 from ncml.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ class ExtendedSequence(AutoregressiveDensity):
         return self.model.draw_noise(n, generator=generator, length=self.event_shape[0])
 
     def resample(self, x: Tensor, noise: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
-        x, t, context = check_arguments(self, x, t, context)
         expected = (*x.shape, 3)
         if noise.shape != expected or noise.dtype != self.dtype:  # a part of another length would do for each window
             raise ArgumentError(

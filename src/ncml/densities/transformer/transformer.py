@@ -26,7 +26,6 @@ from ncml.densities.transformer.head import SequenceHead
 from ncml.density import (
     AutoregressiveDensity,
     check_arguments,
-    check_draw,
     check_given,
     check_kept,
     eval_mode,
@@ -237,10 +236,8 @@ class CausalTransformer(AutoregressiveDensity):
         Arguments and result as in :meth:`ncml.AutoregressiveDensity.resample`; ``x`` may be shorter than L, and
         ``noise`` with it.
         """
-        x, t, context = check_arguments(self, x, t, context)
         noise = self._noise(len(x), x.shape[1], noise, None)
-        with evaluating(self), torch.no_grad():
-            return self.head.resample(self._features(x, t, context), x, noise, self.process.on_lattice(t))
+        return self.head.resample(self._features(x, t, context), x, noise, self.process.on_lattice(t))
 
     def sample(
         self,
@@ -268,7 +265,6 @@ class CausalTransformer(AutoregressiveDensity):
         Returns:
             Tensor ``(n, length, C)``; ``(n, max(lengths), C)``.
         """
-        t, context = check_draw(self, n, t, context, generator)
         if lengths is not None:
             if length is not None:
                 raise ArgumentError(f"length: got {length} and lengths; expected one of them")
@@ -328,7 +324,7 @@ class CausalTransformer(AutoregressiveDensity):
         overlap: int | None,
         noise: Tensor | None,
         generator: torch.Generator | None,
-        t: Tensor,
+        t: Time,
         context: Tensor | None,
         progress: bool,
     ) -> Tensor:
@@ -382,7 +378,7 @@ class CausalTransformer(AutoregressiveDensity):
         given = x if given is None else given
         return self.head.log_prob(self._features(given, t, context), x, on_lattice, given)
 
-    def _features(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def _features(self, x: Tensor, t: Time, context: Tensor | None) -> Tensor:
         """What the trunk makes of every position, ``(B, l, width)``."""
         with torch.autocast(x.device.type, enabled=False):  # the values keep their digits
             inputs, conditioning = self._inputs(x), self._conditioning(t, context)
@@ -392,7 +388,7 @@ class CausalTransformer(AutoregressiveDensity):
         """Of each position the values of the one before, as features; what the last one holds does not matter."""
         return torch.cat([self.first.expand(len(x), 1, -1), self.enter(x[:, :-1])], dim=1)
 
-    def _conditioning(self, t: Tensor, context: Tensor | None) -> Tensor:
+    def _conditioning(self, t: Time, context: Tensor | None) -> Tensor:
         if self.training and context is not None and self.conditioning.classes:
             context = dropped_labels(context, self.conditioning.classes, self.label_dropout)
         return cast(Tensor, self.embed(self.conditioning(t, context).to(self.first.dtype)))

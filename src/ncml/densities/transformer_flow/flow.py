@@ -187,12 +187,10 @@ class TransformerFlow(SampleableDensity):
             ArgumentError: Noise that does not fit.
             UnsupportedError: Guidance of a flow without classes.
         """
-        t, context = check_draw(self, n, t, context, generator)
         noise = self._noise(n, noise, generator)
         if guidance is not None and not self.classes:
             raise UnsupportedError("guidance: got one and a flow without classes; expected classes=, and a context")
-        # Inference mode cheapens the many small operations.
-        with evaluating(self), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        with torch.inference_mode():  # which cheapens the many small operations
             plain = self._features(t, context)
             guided = plain
             if guidance is not None and context is not None:
@@ -278,7 +276,7 @@ class TransformerFlow(SampleableDensity):
         """From the order of the last block to that of the patches, or back."""
         return z if len(self.blocks) % 2 else z.flip(1)
 
-    def _features(self, t: Tensor, context: Tensor | None) -> Tensor:
+    def _features(self, t: Time, context: Tensor | None) -> Tensor:
         if self.training and context is not None and self.classes:
             context = dropped_labels(context, self.classes, self.label_dropout)
         return cast(Tensor, self.conditioning(t, context)).to(self.dtype)
