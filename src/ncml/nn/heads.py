@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncml.checks import HALF, check_count
+from ncml.checks import HALF, check_count, per_example
 from ncml.noise import Lattice
 
 __all__ = ["HEADS", "GaussianHead", "LogisticHead", "MixtureHead"]
@@ -200,7 +200,7 @@ class LogisticHead(MixtureHead):
         between = torch.log(-torch.expm1(-2.0 * half))
         if edges is not None:
             # A bin without an end lacks that factor, and the one between: switched off per value, not per component.
-            level, edges = self.lattice.nearest(x), edges.view(-1, *[1] * (x.ndim - 1))
+            level, edges = self.lattice.nearest(x), per_example(edges, x)
             start, end = edges & (level == 0), edges & (level == self.lattice.levels - 1)
             keep_above, keep_below, keep_between = (
                 mask.logical_not().to(x.dtype) for mask in (start, end, start | end)

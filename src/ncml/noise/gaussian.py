@@ -11,7 +11,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from ncml.checks import Time, check_finite, check_floating, check_positive, check_time, kind_of, per_example
+from ncml.checks import ROUNDED, Time, check_finite, check_floating, check_positive, check_time, kind_of, per_example
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.noise.process import NoiseProcess, as_time
 
@@ -242,7 +242,7 @@ def as_interval(s: Time, t: Time, T: float) -> tuple[Tensor, Tensor]:
         ArgumentError: Not ``0 <= s <= t <= T`` (T may have been rounded up to float32).
     """
     early, late = as_time(s), as_time(t)
-    ordered = (early >= 0.0) & (early <= late) & (late <= T * (1.0 + 4.0 * torch.finfo(torch.float32).eps))
+    ordered = (early >= 0.0) & (early <= late) & (late <= T * ROUNDED)
     if not bool(ordered.all()):
         raise ArgumentError(f"s, t: got s = {s}, t = {t}; expected 0 <= s <= t <= T = {T:.6g}; noise only grows with t")
     return early, late

@@ -91,7 +91,7 @@ class Lattice:
             )
         dtype = dtype or torch.get_default_dtype()
         wide = torch.promote_types(dtype, torch.float32)  # half precision would round on the way, up to half a level
-        return (k.to(wide) * (2.0 / (self.levels - 1)) - 1.0).to(dtype)
+        return (k.to(wide) * self.width - 1.0).to(dtype)
 
     def nearest(self, x: Tensor) -> Tensor:
         """The nearest level of each value, clamped to ``0 .. levels - 1``, int64, same shape."""

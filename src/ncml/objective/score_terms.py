@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ncml.checks import per_example
 from ncml.density import dims_of, score_of, slopes_of, unwrapped, usable
 from ncml.density.gradient import derivative, random_direction
 from ncml.errors import UnsupportedError
@@ -74,7 +75,7 @@ def score_terms(
         score = score_of(density, x, times, given, create_graph=training)
         total = torch.zeros_like(score.flatten(1)[:, 0])
     if score_matching:
-        sigma = process.sigma(times).to(score.dtype).view(-1, *[1] * (score.ndim - 1))
+        sigma = per_example(process.sigma(times).to(score.dtype), score)
         error, inner = sigma * score + noise[rows], unwrapped(density)
         known = None if inner is None else inner.observed(x, given)
         error = error if known is None else torch.where(known, error, 0.0)  # the others' score is 0 by definition
