@@ -139,7 +139,7 @@ class ComposedTarget(Target):
 
     def _checked(self, log_p: Tensor, t: Time) -> Tensor:
         """Taking away a density that is 0 leaves infinity, which counts as a failure."""
-        return self.noted_log_density(log_p, t if isinstance(t, Tensor) else torch.full_like(log_p, t))
+        return self.noted_log_density(log_p, self.row_times(log_p, t))
 
 
 def guided(

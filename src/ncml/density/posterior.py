@@ -60,23 +60,20 @@ class GuidedTarget(AroundTarget):
         return self._evaluated(x, t)[1]
 
     def log_density(self, x: Tensor, t: Time) -> Tensor:
-        return self.noted_log_density(self.inner.log_density(x, t) + self._evaluated(x, t)[1], self._times(x, t))
+        return self.noted_log_density(self.inner.log_density(x, t) + self._evaluated(x, t)[1], self.row_times(x, t))
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
-        return self.noted_log_density(self.inner.log_prob(x, t) + self._evaluated(x, t)[1], self._times(x, t))
+        return self.noted_log_density(self.inner.log_prob(x, t) + self._evaluated(x, t)[1], self.row_times(x, t))
 
     def log_density_and_score(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         score, log_likelihood, gradient = self._evaluated(x, t)
-        log_p = self.noted_log_density(self.inner.log_density(x, t) + log_likelihood, self._times(x, t))
+        log_p = self.noted_log_density(self.inner.log_density(x, t) + log_likelihood, self.row_times(x, t))
         return log_p, (score + gradient).masked_fill(per_example(log_p.isnan(), score), math.nan)
 
     def differentiable_score(self, x: Tensor, t: Time) -> Tensor:
         raise UnsupportedError(
             f"{type(self).__name__}: got a second condition around it; expected one, which has the Hessian of a density"
         )
-
-    def _times(self, x: Tensor, t: Time) -> Tensor:
-        return t.to(x.dtype) if isinstance(t, Tensor) else torch.full((len(x),), t, dtype=x.dtype, device=x.device)
 
     def _evaluated(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
         """The score of the density, the log-likelihood of what is known and the gradient of that, all detached."""
@@ -93,7 +90,7 @@ class GuidedTarget(AroundTarget):
             log_likelihood, gradient = self.likelihood((x.detach() + variance * score) / alpha, slopes, t)
         good = torch.isfinite(score + gradient.detach()).flatten(1).all(1)
         if self.failed is not None or not bool(good.all()):
-            bad = self.noted(~good, self._times(x, t), "score")
+            bad = self.noted(~good, self.row_times(x, t), "score")
             score = score.masked_fill(per_example(bad, score), math.nan)
         return score, log_likelihood.detach(), gradient.detach()
 

@@ -309,13 +309,13 @@ class Target:
 
     def _entering(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """What the density is called with: times ``(B,)``, and zeros for the rows that have failed."""
-        n, counts, dtype = x.shape[0], self._counts, x.dtype  # which is that of the call: at least float32
-        counts.evaluations += n
-        times = t.to(dtype) if isinstance(t, Tensor) else torch.full((n,), t, dtype=dtype, device=x.device)
-        if counts.failed is None:
-            return x, times
-        failed = counts.failed if self._index is None else counts.failed[self._index]
-        return x.masked_fill(per_example(failed, x), 0.0), times
+        self._counts.evaluations += len(x)
+        failed = self.failed
+        return x if failed is None else x.masked_fill(per_example(failed, x), 0.0), self.row_times(x, t)
+
+    def row_times(self, x: Tensor, t: Time) -> Tensor:
+        """The time of each row of ``x``, ``(B,)``, in its dtype, which is that of the call: at least float32."""
+        return t.to(x.dtype) if isinstance(t, Tensor) else torch.full((len(x),), t, dtype=x.dtype, device=x.device)
 
     def noted_log_density(self, log_p: Tensor, times: Tensor) -> Tensor:
         """``log_p``, where -infinity is a value; NaN and infinity are refused, or remembered and NaN."""

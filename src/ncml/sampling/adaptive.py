@@ -12,6 +12,7 @@ from torch import Tensor
 from ncml.checks import check_count, check_positive, per_example
 from ncml.density import Target
 from ncml.errors import NonFiniteError
+from ncml.noise.gaussian import clean_at_zero
 from ncml.sampling.grids import last_time
 from ncml.sampling.heun import velocity
 from ncml.sampling.sampler import Keep, Sampler
@@ -72,7 +73,7 @@ class AdaptiveSampler(Sampler):
         """Rows have taken the step that was attempted."""
 
     def run(self, target: Target, x: Tensor, start: float, stop: float, keep: Keep) -> tuple[Tensor, dict[str, Any]]:
-        to_zero = stop == 0.0 and target.sigma(0.0) == 0.0
+        to_zero = stop == 0.0 and clean_at_zero(target.process)
         end = last_time(target.process, start) if to_zero else stop
         t = torch.full((len(x),), start, dtype=torch.float64, device=x.device)
         h = torch.full_like(t, self.first_step * (start - end))

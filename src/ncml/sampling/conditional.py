@@ -25,7 +25,7 @@ from ncml.noise import VESDE
 from ncml.noise.gaussian import as_gaussian
 from ncml.sampling.langevin import MetropolisLangevin
 from ncml.sampling.repaint import RePaint
-from ncml.sampling.sampler import LATTICE_STOP, Sampler, one_time
+from ncml.sampling.sampler import LATTICE_STOP, Sampler, one_time, rounded
 
 __all__ = ["Restored", "complete", "restore"]
 
@@ -104,7 +104,7 @@ def complete(
     else:
         y = start
     if inner.lattice is not None:
-        y = torch.where(y.isnan(), y, inner.lattice.quantize(y.nan_to_num()))
+        y = rounded(y, inner.lattice)
     return torch.where(target.known, target.values.to(y.dtype), y)
 
 

@@ -17,6 +17,7 @@ from ncml.density import Target
 from ncml.errors import UnsupportedError
 from ncml.noise import DiscreteProcess, NoiseProcess
 from ncml.sampling.grids import Grid
+from ncml.sampling.langevin import share
 from ncml.sampling.sampler import GridSampler, Keep, Sampler
 
 __all__ = ["LatticeGibbs", "LatticeMetropolis"]
@@ -69,9 +70,7 @@ class LatticeMetropolis(GridSampler):
             x = torch.where(per_example(taken, x), y, x)
             accepted += taken
         x = _with_mass(target, x, log_p, s)
-        if target.failed is not None:
-            accepted = accepted[~target.failed]
-        return x, [*(state or []), accepted.mean() / self.moves]
+        return x, [*(state or []), share(target, accepted) / self.moves]
 
     def info(self, state: Any) -> dict[str, Any]:  # noqa: ANN401
         return {"acceptance": torch.stack(state)}
@@ -119,14 +118,14 @@ class LatticeGibbs(Sampler):
         rows = torch.arange(len(x), device=x.device)
         for sweep in range(1, self.sweeps + 1):
             for i in range(levels.shape[1]):
-                share, origin = matrix.t()[noisy[:, i]].topk(reach, dim=1)  # (n, reach): of what became x_t, and what
-                log_joint = share.log()
+                shares, origin = matrix.t()[noisy[:, i]].topk(reach, dim=1)  # (n, reach): of what became x_t, and what
+                log_joint = shares.log()
                 for k in range(reach):
                     levels[:, i] = origin[:, k]
                     y = lattice.to_unit(levels, dtype=x.dtype).reshape(x.shape)
                     log_joint[:, k] += target.log_prob(y, 0.0)
                 possible = (log_joint > -torch.inf).any(1, keepdim=True)
-                cumulated = torch.where(possible, log_joint, share.log()).softmax(1).cumsum(1)
+                cumulated = torch.where(possible, log_joint, shares.log()).softmax(1).cumsum(1)
                 drawn = (cumulated < target.uniform(len(x))[:, None] * cumulated[:, -1:]).sum(1)
                 levels[:, i] = origin[rows, drawn.clamp(max=reach - 1)]
             x = lattice.to_unit(levels, dtype=x.dtype).reshape(x.shape)
@@ -140,8 +139,7 @@ class LatticeGibbs(Sampler):
 
 def _with_mass(target: Target, x: Tensor, log_p: Tensor, t: float) -> Tensor:
     """``x`` after a state with the log-mass ``log_p``; rows without any have failed, and are NaN."""
-    times = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
-    failed = target.noted(log_p == -torch.inf, times, "log-mass")
+    failed = target.noted(log_p == -torch.inf, target.row_times(x, t), "log-mass")
     return x.masked_fill(per_example(failed, x), torch.nan) if bool(failed.any()) else x
 
 

@@ -13,7 +13,7 @@ from ncml.density.target import OnFailure
 from ncml.errors import ArgumentError, ArgumentTypeError, FailedRowsWarning
 from ncml.noise import NoiseProcess
 from ncml.sampling.euler_maruyama import EulerMaruyama
-from ncml.sampling.sampler import Sampler, check_on_failure, one_time
+from ncml.sampling.sampler import Sampler, check_on_failure, one_time, rounded
 
 __all__ = ["generate"]
 
@@ -87,4 +87,4 @@ def generate(
             )
     if inner.lattice is None or not bool(process.on_lattice(stop)):
         return x
-    return torch.where(x.isnan(), x, inner.lattice.quantize(x.nan_to_num()))
+    return rounded(x, inner.lattice)

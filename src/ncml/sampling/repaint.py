@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -59,6 +58,3 @@ class RePaint(GridSampler):
             x, _state = self.step_by.step(target, x, t, s, None)
             x = x.mul_(scale).add_(target.normal(x), alpha=std)
         return self.step_by.step(target, x, t, s, None)[0], None
-
-    def info(self, state: Any) -> dict[str, Any]:  # noqa: ANN401
-        return {}

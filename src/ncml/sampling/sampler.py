@@ -27,12 +27,22 @@ from ncml.checks import check_choice, check_count, clamp_time, is_real, per_exam
 from ncml.density import Target, process_by_name
 from ncml.density.target import OnFailure
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from ncml.noise import DiscreteProcess, GaussianProcess, NoiseProcess
+from ncml.noise import DiscreteProcess, GaussianProcess, Lattice, NoiseProcess
 from ncml.noise.gaussian import clean_at_zero
 from ncml.progress import progress_counter
 from ncml.sampling.grids import Grid, as_grid, checked_times
 
-__all__ = ["LATTICE_STOP", "GridSampler", "Keep", "Refined", "Sampler", "check_on_failure", "one_time"]
+__all__ = [
+    "LATTICE_STOP",
+    "GridSampler",
+    "Keep",
+    "Refined",
+    "Sampler",
+    "check_on_failure",
+    "check_stepper",
+    "one_time",
+    "rounded",
+]
 
 LATTICE_STOP = 0.3
 """Noise, in levels, at which refinement of lattice data stops by default (the head's resolution)."""
@@ -346,6 +356,11 @@ class GridSampler(Sampler):
                 x, state = result
             keep(s, x)
         return x, self.info(state)
+
+
+def rounded(x: Tensor, lattice: Lattice) -> Tensor:
+    """Samples at t = 0, clamped and rounded to their lattice; rows that have failed stay NaN."""
+    return torch.where(x.isnan(), x, lattice.quantize(x.nan_to_num()))
 
 
 def check_stepper(sampler: object, name: str) -> None:

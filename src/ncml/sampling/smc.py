@@ -12,6 +12,7 @@ from torch import Tensor
 from ncml.checks import check_probability
 from ncml.density import Target
 from ncml.errors import ArgumentError, NonFiniteError
+from ncml.noise.gaussian import clean_at_zero
 from ncml.sampling.grids import Grid
 from ncml.sampling.kernels import Kernels
 from ncml.sampling.sampler import GridSampler, Keep
@@ -82,7 +83,7 @@ class AnnealedSMC(GridSampler):
         times = self.times(target.process, start, stop)
         target.prepare(times)
         for i, s in enumerate(times[1:]):
-            if s == 0.0 and self.denoise_last and target.sigma(0.0) == 0.0:
+            if s == 0.0 and self.denoise_last and clean_at_zero(target.process):
                 x = target.denoise(x, times[i])
             else:
                 x, state = self.step(target, x, times[i], s, state)
