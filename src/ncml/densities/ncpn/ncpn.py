@@ -17,7 +17,7 @@ from ncml.densities.ncpn.network import PixelNetwork
 from ncml.densities.ncpn.weight_norm import normalise_weights, standardise_by_data
 from ncml.density import AutoregressiveDensity, check_arguments, check_kept, check_noise, evaluating
 from ncml.errors import ArgumentError
-from ncml.nn.conditioning import NoiseFeatures, check_expected, label_rows
+from ncml.nn.conditioning import NoiseFeatures, check_expected, dropped_labels, label_rows
 from ncml.noise import Lattice, NoiseProcess
 from ncml.progress import progress_bar
 
@@ -279,15 +279,10 @@ class NCPN(AutoregressiveDensity):
         e = self.embed(features.to(self.dtype))
         check_expected(context, None if self.labels is None else "integer labels (B,)")
         if context is not None and self.labels is not None:
-            e = e + self.labels(self._labels(context))
+            if self.training:
+                context = dropped_labels(context, self.classes, self.label_dropout)
+            e = e + self.labels(label_rows(context, self.classes))
         return nn.functional.silu(e)
-
-    def _labels(self, context: Tensor) -> Tensor:
-        rows = label_rows(context, self.classes)
-        if self.training and self.label_dropout > 0.0:
-            dropped = torch.rand(rows.shape, device=rows.device) < self.label_dropout
-            rows = torch.where(dropped, self.classes, rows)
-        return rows
 
 
 def _check_sizes(
