@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from ncml.errors import ArgumentError
 __all__ = ["ClassifierTest", "EnergyTest", "classifier_test", "energy_distance", "energy_test"]
 
 CHUNK = 1024  # rows of the matrix of distances at a time
+
+Sums = TypeVar("Sums", float, Tensor)  # of one deal of the rows, or of many
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,9 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
         4.0
     """
     a, b = _rows(a, b)
-    (n, m) = len(a), len(b)
+    n, m = len(a), len(b)
     between, within_a, within_b = _sum_of_distances(a, b), _sum_of_distances(a, a), _sum_of_distances(b, b)
-    return 2.0 * between / (n * m) - within_a / (n * (n - 1)) - within_b / (m * (m - 1))
+    return _distance(between, within_a, within_b, n, m)
 
 
 def energy_test(
@@ -117,7 +120,7 @@ def energy_test(
     within_a = (deals * towards_a).sum(0)
     between = towards_a.sum(0) - within_a
     within_b = total - within_a - 2.0 * between
-    statistics = 2.0 * between / (n * m) - within_a / (n * (n - 1)) - within_b / (m * (m - 1))
+    statistics = _distance(between, within_a, within_b, n, m)
     observed, others = float(statistics[0]), statistics[1:]
     # Rounding must not make a deal that equals the observed one smaller than it.
     slack = 1e-12 * abs(total) / (n + m) ** 2
@@ -193,6 +196,11 @@ def _rows(a: Tensor, b: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
             )
         check_finite(x, name, "leave such rows out, and count them")
     return a.detach().flatten(1).double(), b.detach().flatten(1).double()
+
+
+def _distance(between: Sums, within_a: Sums, within_b: Sums, n: int, m: int) -> Sums:
+    """The energy distance from the sums over all pairs."""
+    return 2.0 * between / (n * m) - within_a / (n * (n - 1)) - within_b / (m * (m - 1))
 
 
 def _sum_of_distances(a: Tensor, b: Tensor) -> float:
