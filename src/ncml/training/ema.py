@@ -34,7 +34,7 @@ class EMA:
     def update(self) -> None:
         """Take in the present parameters."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.decay else 0.0
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.average, self.parameters, 1.0 - decay)
 
     @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ncml.density import NoiseConditionalDensity
 from ncml.errors import ArgumentError, CheckpointError, NonFiniteError
@@ -277,10 +277,10 @@ class Trainer:
         window = self.window.state(self.fabric)
         if self.fabric.is_global_zero and not (folder / MANIFEST).exists():
             shutil.rmtree(folder, ignore_errors=True)  # of someone who copied a part
-            training = {f"parameter.{name}": p for name, p in zip(self.names, self._parameters(), strict=True)}
-            for name_, p in zip(self.names, self._parameters(), strict=True):
-                for key, value in self.adam.state.get(p, {}).items():
-                    training[f"{key}.{name_}"] = value
+            named = dict(self.density.named_parameters())
+            training: dict[str, Tensor] = {f"parameter.{own}": p for own, p in named.items()}
+            for own, p in named.items():
+                training |= {f"{key}.{own}": value for key, value in self.adam.state.get(p, {}).items()}
             state = {"seconds": self.seconds, "window": window, "ema_updates": self.ema.updates}
             with self.ema.applied():
                 model = {k: v.clone() for k, v in self.density.state_dict().items()}
@@ -338,9 +338,6 @@ class Trainer:
         first = {id(p): name for name, p in self.density.named_parameters()}
         every = self.density.named_parameters(remove_duplicate=False)
         return {name: first[id(p)] for name, p in every if first[id(p)] != name}
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return list(self.density.parameters())
 
     def _prune(self) -> None:
         """Remove all but the latest checkpoints."""

@@ -53,8 +53,8 @@ class Window:
         loss, nll = terms.loss.detach().double(), terms.nll.detach().double()
         seen = (terms.weight > 0).double()  # what has no weight is not trained
         zero = seen * (terms.t == 0)
-        count = torch.full_like(loss, 1.0)
-        new = torch.stack([loss.sum(), count.sum(), (zero * nll).sum(), zero.sum(), (seen * nll).sum(), seen.sum()])
+        n = loss.new_tensor(len(loss))
+        new = torch.stack([loss.sum(), n, (zero * nll).sum(), zero.sum(), (seen * nll).sum(), seen.sum()])
         self.sums = self.sums.to(new.device) + new
 
     def close(self, fabric: Fabric) -> dict[str, float]:
@@ -71,7 +71,7 @@ class Window:
 
     def _bits(self, nll: float, n: float) -> float:
         assert self.lattice is not None
-        return nll / (max(n, 1.0) * self.dims * math.log(2.0)) - math.log2(self.lattice.width)
+        return nll / (n * self.dims * math.log(2.0)) - math.log2(self.lattice.width)
 
     def summary(self, line: dict[str, float]) -> str:
         """A few words for the progress bar."""
