@@ -162,16 +162,21 @@ class Report:
         """The figure ``side / base``; both must have been timed together."""
         self.figure(name, (side, base), lambda a, b: a / b, target, at_least=at_least)
 
-    def write(self) -> None:
-        """Record the figures, with the environment, in ``results/<name>.json``."""
+    def settings(self) -> dict[str, object]:
+        """What else to record beside the environment, for benchmarks that have settings."""
+        return {}
+
+    def write(self, path: Path | None = None) -> None:
+        """Record the figures, with the environment, in ``path``; in ``results/<name>.json`` if None."""
         RESULTS.mkdir(exist_ok=True)
         record = {
             "benchmark": self.name,
             "environment": environment(),
+            **self.settings(),
             "figures": [{**asdict(f), "verdict": f.verdict} for f in self.figures],
             "median_cpu_seconds": {name: statistics.median(values) for name, values in self.seconds.items()},
         }
-        (RESULTS / f"{self.name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        (path or RESULTS / f"{self.name}.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def recorded(name: str) -> Report:

@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from common import RESULTS, Figure, Report, environment, parser, settle_heap, show, without_grad
+from common import Figure, Report, parser, settle_heap, show, without_grad
 from ncml import VPSDE, Lattice
 from ncml.densities import NCPN
 from ncml.score import log_density_and_score
@@ -83,17 +81,11 @@ class Peer:
 class NCPNReport(Report):
     """A report that also records the settings behind its figures."""
 
-    def write(self, path: Path | None = None) -> None:
-        """Record in ``path``, or with the other benchmarks' figures."""
+    def settings(self) -> dict[str, object]:
+        """What both networks have in common."""
         sizes = {s.name: {"blocks": s.blocks, "features": s.features, "batch": s.batch} for s in (SMALL, PAPER)}
-        record = {
-            "benchmark": self.name,
-            "environment": environment(),
-            "settings": {"image": SHAPE, "resolutions": 3, "components": COMPONENTS, "dropout": 0.0, "sizes": sizes},
-            "figures": [{**asdict(f), "verdict": f.verdict} for f in self.figures],
-            "median_cpu_seconds": {name: statistics.median(values) for name, values in self.seconds.items()},
-        }
-        (path or RESULTS / f"{self.name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        alike = {"image": SHAPE, "resolutions": 3, "components": COMPONENTS, "dropout": 0.0, "sizes": sizes}
+        return {"settings": alike}
 
     def add(self, name: str, value: float | None, target: float | None = None, unit: str = "x") -> None:
         """Record a figure that is not made of CPU times."""

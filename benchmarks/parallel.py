@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common import Figure, Report, main, settle_heap
 from ncml import VESDE, AutoregressiveDensity, Lattice, NCMLObjective
+from ncml.cli.demo_paths import PathsSettings, kernel
 from ncml.densities import MADE, CausalTransformer, TransformerFlow
 from ncml.sampling import ParallelSamples, sample_in_parallel
 from ncml.training import fit
@@ -37,10 +38,9 @@ def digits(levels: bool) -> Tensor:
 
 def paths(n: int) -> Tensor:
     """Smooth paths of a Gaussian process, as in ``ncml demo``."""
-    i = torch.arange(LENGTH, dtype=torch.float64)
-    kernel = torch.exp(-0.5 * ((i[:, None] - i) / 6.0) ** 2) + 1e-4 * torch.eye(LENGTH, dtype=torch.float64)
+    covariance = kernel(PathsSettings(length=LENGTH))
     noise = torch.randn(n, LENGTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return (noise @ torch.linalg.cholesky(kernel).T).float().unsqueeze(2)
+    return (noise @ torch.linalg.cholesky(covariance).T).float().unsqueeze(2)
 
 
 def problems(quick: bool) -> dict[str, tuple[Density, int]]:
