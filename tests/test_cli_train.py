@@ -666,7 +666,7 @@ def test_a_file_then_options(tmp_path):
     assert (config["optim"]["steps"], config["optim"]["learning_rate"]) == (1, 1.0)
 
 
-def test_configurations_survive_json(tmp_path):
+def test_configurations_survive_json():
     config = from_dict(TrainConfig, {"data": {"name": "folder", "folder": "a/b"}, "run": {"loggers": ["wandb"]}})
     assert config.data.folder == Path("a/b")
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config

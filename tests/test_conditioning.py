@@ -164,9 +164,9 @@ def test_without_a_standard_deviation_data_of_any_process_stay_as_they_are():
 # The masked network.
 
 
-def _net(inputs, hidden, outputs=2, seed=0):
-    torch.manual_seed(seed)
-    net = MaskedMLP(inputs, outputs, hidden, conditioning=3).double()
+def _net(inputs, hidden):
+    torch.manual_seed(0)
+    net = MaskedMLP(inputs, 2, hidden, conditioning=3).double()
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.randn(p.shape, dtype=F64))

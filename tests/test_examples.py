@@ -66,7 +66,7 @@ def test_there_are_five():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_runs_cut_short(config, data, tmp_path, capsys):
+def test_runs_cut_short(config, data, tmp_path):
     """Train, evaluate and, where there are claims, stand beside a row of them."""
     name = config.parent.name
     source = read_toml(config).data.name

@@ -184,8 +184,8 @@ def test_what_is_no_objective_and_no_tensor_is_refused():
 # Data that lie on a lattice that nobody mentioned.
 
 
-def lattice_data(levels, n=500, low=-1.0, high=1.0, seed=0):
-    k = torch.randint(levels, (n, 2), generator=torch.Generator().manual_seed(seed))
+def lattice_data(levels, n=500, low=-1.0, high=1.0):
+    k = torch.randint(levels, (n, 2), generator=torch.Generator().manual_seed(0))
     return low + (high - low) * k / (levels - 1)
 
 

@@ -1091,7 +1091,7 @@ def test_the_public_downloads_ask_for_the_official_files(tmp_path, monkeypatch):
     assert all(len(bytes.fromhex(known)) == 32 for known in download.MNIST_SHA256.values())
 
 
-def test_extras_are_named(photos, tmp_path, monkeypatch):
+def test_extras_are_named(photos, monkeypatch):
     for module in ("PIL", "PIL.Image", "pooch"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=r"Pillow is not installed; pip install 'ncml\[data\]'"):

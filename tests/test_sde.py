@@ -22,7 +22,6 @@ L = math.log(5000.0)
 """Logarithm of sigma_max / sigma_min."""
 
 times_ = st.floats(0.0, 1.0)
-whole_sdes = st.sampled_from(list(WHOLE_SDES.values()))
 
 
 @st.composite

@@ -561,7 +561,7 @@ def test_a_table_that_lost_rows(tmp_path, capsys):
     assert "data: got other data than the run began with" in capsys.readouterr().err
 
 
-def test_a_run_that_does_not_say_what_it_was_trained_on(tmp_path, capsys):
+def test_a_run_that_does_not_say_what_it_was_trained_on(tmp_path):
     """As those of version 0.1, which split folders otherwise."""
     kind = DataKind((3,), None, (), 1.0)
     old = Checkpoint(tmp_path, 1, {"data": to_dict(kind), "training_examples": 7})

@@ -29,7 +29,6 @@ class Problem:
         validation: Windows on which everything is chosen.
         test: Windows of the last look.
         sigma_min: The smallest noise level of the continuous part of the times.
-        levels_per_unit: Integer levels in a unit of the data; None for real data.
         covariance: Of the exact distribution, if there is one.
         rate: Samples per second, if it can be heard.
     """
@@ -41,7 +40,6 @@ class Problem:
     validation: Tensor
     test: Tensor
     sigma_min: float
-    levels_per_unit: float | None = None
     covariance: Tensor | None = None
     rate: int | None = None
 
@@ -101,7 +99,6 @@ def recordings(length: int, folder: Path) -> Problem:
         dequantised(validation, fixed),
         dequantised(test, fixed),
         sigma_min=0.002,
-        levels_per_unit=SCALE,
         rate=rate,
     )
 
