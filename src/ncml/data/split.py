@@ -17,8 +17,9 @@ class Choice:
     """How the examples of one split were chosen: a checkpoint keeps this, to know later what it was trained on.
 
     Args:
-        rule: "sha256-1" if chosen by hashes of their names, or "given" if the files say.
-        fraction: The share of test examples, if they were chosen by hashes.
+        rule: "sha256-1" if chosen by hashes of their names ("sha256-1, and the nearest" where one side would have had
+            none), "at the end" for the ends of series, or "given" if the files say.
+        fraction: The share of test examples, unless the files say which they are.
         digest: Digest of the names of the examples, in any order.
     """
 
