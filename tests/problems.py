@@ -82,6 +82,18 @@ class HalfScore(Target):
         return log_p, 0.5 * score
 
 
+class Wrapper(torch.nn.Module):
+    """What DDP looks like from outside: the density as ``module``, and its call, which it counts."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module, self.calls = module, 0
+
+    def forward(self, *args, **kwargs):
+        self.calls += 1
+        return self.module(*args, **kwargs)
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

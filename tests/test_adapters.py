@@ -22,7 +22,7 @@ from ncml.nn import NoiseFeatures
 from ncml.sampling import EulerMaruyama
 from ncml.score import sliced_score_matching
 from ncml.testing import check_density
-from tests.problems import seeded
+from tests.problems import Wrapper, seeded
 from tests.statistics import assert_law, normal_cdf
 
 F64 = torch.float64
@@ -537,17 +537,6 @@ def test_the_process_of_a_callable_density_is_checked_also_when_its_module_has_a
 
 
 # Wrappers.
-
-
-class Wrapper(nn.Module):
-    """What DDP looks like from outside: the density as ``module``, its forward, and nothing else."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args, **kwargs):
-        return self.module(*args, **kwargs)
 
 
 @pytest.mark.parametrize(

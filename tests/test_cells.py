@@ -16,7 +16,7 @@ from ncml.estimator import Columns, FeatureShift, NCMLDensityEstimator, NCMLOutl
 from ncml.estimator.objective import TableObjective
 from ncml.nn.heads import GaussianHead, LogisticHead
 from ncml.objective import AtZero, UniformTimes
-from tests.problems import shaken
+from tests.problems import seeded, shaken
 from tests.statistics import assert_frequencies
 
 ENDLESS = 1e30
@@ -53,7 +53,7 @@ def test_cells_of_one_component(head, law):
 @pytest.mark.parametrize("head", [LogisticHead(3), GaussianHead(3)])
 def test_an_interval_that_is_a_point_has_its_density(head):
     """Beside intervals, with gradients that are finite."""
-    outputs = torch.randn(2, 4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    outputs = torch.randn(2, 4, 9, dtype=torch.float64, generator=seeded(0)).requires_grad_()
     x = torch.tensor([[-3.0, 0.1, 0.1, 40.0], [-1.0, 0.0, 2.0, -7.0]], dtype=torch.float64)
     width = torch.tensor([0.0, 0.0, 0.2, 0.0], dtype=torch.float64)
     found = head.log_cells(outputs, x, x + width)
@@ -103,7 +103,7 @@ def test_samples_of_cells_have_their_probabilities(data_std):
     def place(index, drawn):
         return middles[torch.bucketize(drawn, ends[1:-1])]
 
-    drawn = made.sample(20_000, 0.1, generator=torch.Generator().manual_seed(0), place=place)
+    drawn = made.sample(20_000, 0.1, generator=seeded(0), place=place)
     found = (drawn[:, None] == middles[states]).all(2).sum(0)
     assert int(found.sum()) == 20_000
     assert_frequencies(found, p)
@@ -313,17 +313,17 @@ def test_the_objective_at_zero_is_the_probability_of_the_steps(bounds, head, dty
     z, low, high, _ = columns.cells(table, None, dtype)
     exact = density.log_cells(z, low, high)
     at_zero = TableObjective(process, AtZero(), reduction="none", columns=columns)
-    loss = at_zero(density, table, generator=generator(0))
+    loss = at_zero(density, table, generator=seeded(0))
     torch.testing.assert_close(loss, -exact, rtol=1e-5, atol=1e-5)
     loss.sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in density.parameters())
-    given = TableObjective(process, reduction="none", columns=columns)(density, table, t=0.0, generator=generator(0))
+    given = TableObjective(process, reduction="none", columns=columns)(density, table, t=0.0, generator=seeded(0))
     assert torch.equal(given, loss)
 
     # With noise it is the plain objective on spread rows.
     noisy = {"times": UniformTimes(p_zero=0.0, t_min=0.5), "reduction": "none"}
-    found = TableObjective(process, **noisy, columns=columns)(density, table, generator=generator(1))
-    draws = generator(1)
+    found = TableObjective(process, **noisy, columns=columns)(density, table, generator=seeded(1))
+    draws = seeded(1)
     u = torch.rand(table.shape, dtype=dtype, generator=draws)
     spread = columns.to_model(table, u)[0].to(dtype)
     torch.testing.assert_close(found, NCMLObjective(process, **noisy)(density, spread, generator=draws))
@@ -361,10 +361,6 @@ def test_shift_without_noise_of_columns_on_lattices():
     assert shift.p_values_[1] == 0.1
     with pytest.raises(ArgumentError, match="noise: got 0 and only columns on lattices"):
         shift.fit(X[:, 2:], Y[:, 2:])
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_other_densities_are_averaged_over_points():

@@ -68,12 +68,13 @@ def test_score_and_log_density_are_weighted_sums():
     assert torch.allclose(rows.score(x[[3, 1]], 0.3), score[[3, 1]])
 
 
-def test_rows_that_fail_in_one_part_fail():
-    def log_p(x, t):
-        return -x.square().sum(1) * torch.where(x[:, 0] > 2.0, math.nan, 1.0)
+def broken_above_two() -> CallableDensity:
+    """Its log-density is NaN where x > 2."""
+    return CallableDensity(lambda x, t: -x.square().sum(1) * torch.where(x[:, 0] > 2.0, math.nan, 1.0), (1,), VE)
 
-    broken = CallableDensity(log_p, (1,), VE)
-    composed = ComposedTarget((1.0, Target(expert(0.0, 0.5))), (1.0, Target(broken)))
+
+def test_rows_that_fail_in_one_part_fail():
+    composed = ComposedTarget((1.0, Target(expert(0.0, 0.5))), (1.0, Target(broken_above_two())))
     x = torch.tensor([[0.5], [3.0], [-0.5]], dtype=F64)
     for sampler in (EulerMaruyama(8), AdaptiveHeun()):
         refined = sampler.refine(composed, x, generator=seeded(0), on_failure="keep")
@@ -126,10 +127,7 @@ def test_what_does_not_fit_together():
 
 
 def test_products_of_products_share_counts_and_failures():
-    def log_p(x, t):
-        return -x.square().sum(1) * torch.where(x[:, 0] > 2.0, math.nan, 1.0)
-
-    inner = ComposedTarget((1.0, Target(CallableDensity(log_p, (1,), VE))))
+    inner = ComposedTarget((1.0, Target(broken_above_two())))
     outer = ComposedTarget((1.0, inner), (0.5, Target(expert(0.0, 0.5))))
     x = torch.tensor([[0.5], [3.0], [-0.5]], dtype=F64)
     refined = EulerMaruyama(4).refine(outer, x, generator=seeded(0), on_failure="keep")

@@ -25,7 +25,7 @@ from ncml.sampling import (
     Tweedie,
 )
 from ncml.score import exact_divergence, hutchinson_divergence, log_density_and_score, sliced_score_matching
-from tests.problems import same_bits, seeded
+from tests.problems import Wrapper, same_bits, seeded
 
 F64 = torch.float64
 LATTICE = Lattice(5)
@@ -230,18 +230,6 @@ def test_compiled_training_takes_the_same_steps(backend):
 # Wrappers in general.
 
 
-class Wrapper(nn.Module):
-    """What DDP looks like from outside: the density as ``module``, and its call."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module, self.calls = module, 0
-
-    def forward(self, *args, **kwargs):
-        self.calls += 1
-        return self.module(*args, **kwargs)
-
-
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("depth", [1, 2])
 def test_any_wrapper_is_what_is_called(name, depth):
@@ -293,8 +281,8 @@ TWO = textwrap.dedent(
     from ncml.evaluation import bits_per_dim, ood_statistics, robustness_curve
     from ncml.sampling import EulerMaruyama, MetropolisLangevin
     from ncml.score import log_density_and_score
-    from tests.problems import seeded
-    from tests.test_entry import PROCESS, T, Wrapper, network, points
+    from tests.problems import Wrapper, seeded
+    from tests.test_entry import PROCESS, T, network, points
 
     torch.set_num_threads(1)
     store, rank = "file://" + sys.argv[1], int(sys.argv[2])

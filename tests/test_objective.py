@@ -23,6 +23,7 @@ from tests.problems import (
     STD,
     STDS,
     WEIGHTS,
+    Wrapper,
     each_process,
     each_sde,
     gaussian,
@@ -303,14 +304,6 @@ def test_minimising_it_finds_the_truth():
 
 
 def test_another_process_is_refused_also_inside_a_wrapper():
-    class Wrapper(nn.Module):
-        def __init__(self, module: nn.Module) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, *args: Tensor) -> Tensor:
-            return self.module(*args)
-
     density, x = gaussian(SDES["vp"]), torch.zeros(4, 1)
     for wrapped in (density, Wrapper(density)):
         assert NCMLObjective(SDES["vp"])(wrapped, x, generator=seeded(0)).ndim == 0
@@ -494,15 +487,7 @@ def test_what_cannot_be_dequantised_is_refused():
     )
     continuous = GaussianDensity(PROCESS, torch.zeros(2, dtype=F64), 1.0)
 
-    class Wrapper(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = exact
-
-        def forward(self, *args: Tensor) -> Tensor:
-            return self.module(*args)
-
-    for density in (exact, Wrapper()):
+    for density in (exact, Wrapper(exact)):
         with pytest.raises(ArgumentError, match=r"^dequantize: got"):
             objective(density, x)
     for density in (model, continuous):

@@ -34,6 +34,7 @@ from tests.problems import (
     STD,
     STDS,
     WEIGHTS,
+    Wrapper,
     each_linear_sde,
     each_process,
     gaussian,
@@ -570,15 +571,6 @@ def test_times_rounded_up_to_float32_count_as_T():
 def test_samplers_see_through_wrappers_and_refuse_what_is_no_density():
     process = VPSDE(T=0.05)
     density = GaussianDensity(process, mean=torch.zeros(2), std=0.1)
-
-    class Wrapper(torch.nn.Module):
-        def __init__(self, module):
-            super().__init__()
-            self.module, self.calls = module, 0
-
-        def forward(self, *args, **options):
-            self.calls += 1
-            return self.module(*args, **options)
 
     def draw(d):
         return generate(d, 4, sampler=EulerMaruyama(steps=2), generator=torch.Generator().manual_seed(0))

@@ -12,22 +12,11 @@ from ncml import VESDE, VPSDE, LevelNoise, NCMLObjective
 from ncml.densities import MADE, CallableDensity, CausalTransformer, GaussianDensity, ZukoDensity
 from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
 from ncml.objective import LadderTimes
-from tests.problems import seeded
+from tests.problems import Wrapper, seeded
 
 F64 = torch.float64
 PROCESS = VPSDE.at_noise(0.4)
 T = torch.tensor([0.0, 0.1, 0.5, 1.0], dtype=F64) * PROCESS.T
-
-
-class Wrapper(torch.nn.Module):
-    """As DDP keeps a density."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args, **more):
-        return self.module(*args, **more)
 
 
 def made(**settings) -> MADE:
