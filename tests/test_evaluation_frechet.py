@@ -166,7 +166,7 @@ def test_bad_feature_calls_are_refused(feature, x, batch_size, match):
 def test_the_classifier_tells_dark_images_from_bright_ones():
     """The same one for the same seed, whatever else was drawn before; nothing else is drawn for it."""
     labels = torch.arange(40) % 2
-    noise = 0.1 * torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = 0.1 * torch.randn(40, 1, 8, 8, generator=seeded(0))
     images = 0.5 * (2.0 * labels - 1.0)[:, None, None, None] + noise
 
     def trained(seed):

@@ -321,7 +321,7 @@ def test_typicality_is_minus_mahalanobis_distance():
     assert bool(Typicality.fit(torch.ones(2, 3))(torch.zeros(1, 3)).isfinite().all())
     constant = torch.full((7, 1), 0.1, dtype=torch.float64)  # its standard deviation is no 0, but rounding
     assert abs(float(Typicality.fit(constant)(constant[:1] + 1e-6))) < 1e-5
-    rounded = -90.8 + 5.7e-6 * torch.randn(50, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rounded = -90.8 + 5.7e-6 * torch.randn(50, 1, generator=seeded(0), dtype=torch.float64)
     assert abs(float(Typicality.fit(rounded)(rounded[:1] + 1e-4))) < 1e-2  # of a density in single precision
     for wrong in (features[:1], features[0], torch.full((3, 1), INF)):
         with pytest.raises(ArgumentError, match="features: got"):
@@ -352,7 +352,7 @@ def test_ladder_statistics_are_those_of_the_context():
 
 
 def test_statistics_that_do_not_fit_are_refused():
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     features = torch.randn(20, 3, generator=g)
     typical = Typicality.fit(features)
     for wrong in (features[:, :1], features[:, 0], torch.zeros(3, 4)):  # each would broadcast or fail in torch

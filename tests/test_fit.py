@@ -27,6 +27,7 @@ from ncml.errors import (
 from ncml.objective import AtZero
 from ncml.training import OptimConfig, RunConfig, Trainer, fit, launch
 from ncml.training.table_checks import lattice_of
+from tests.problems import seeded
 
 PROCESS = VPSDE.at_noise(0.2)
 
@@ -43,7 +44,7 @@ def maf():
 
 def trained(seed, **settings):
     density = maf()
-    losses = fit(density, NCMLObjective(PROCESS), ring(), generator=torch.Generator().manual_seed(seed), **settings)
+    losses = fit(density, NCMLObjective(PROCESS), ring(), generator=seeded(seed), **settings)
     return density, losses
 
 
@@ -121,7 +122,7 @@ def test_it_trains_whatever_the_callers_mode(mode):
     expected, _ = trained(0, steps=2)
     density, x = maf(), ring()
     with mode():
-        fit(density, NCMLObjective(PROCESS), x, generator=torch.Generator().manual_seed(0), steps=2)
+        fit(density, NCMLObjective(PROCESS), x, generator=seeded(0), steps=2)
     assert all(torch.equal(p, q) for p, q in zip(density.parameters(), expected.parameters(), strict=True))
 
 
@@ -185,7 +186,7 @@ def test_what_is_no_objective_and_no_tensor_is_refused():
 
 
 def lattice_data(levels, n=500, low=-1.0, high=1.0):
-    k = torch.randint(levels, (n, 2), generator=torch.Generator().manual_seed(0))
+    k = torch.randint(levels, (n, 2), generator=seeded(0))
     return low + (high - low) * k / (levels - 1)
 
 
@@ -228,7 +229,7 @@ def test_the_remedy_of_the_warning_works():
 
 
 def real_numbers():
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     normal = torch.randn(2000, 2, generator=generator)
     yield "normal", normal
     yield "half precision", normal.half().float()
@@ -256,7 +257,7 @@ def test_real_numbers_are_no_lattice(name):
 
 
 def test_a_large_table_is_looked_at_quickly():
-    x = torch.randn(2_000_000, 2, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2_000_000, 2, generator=seeded(0))
     start = time.perf_counter()
     assert lattice_of(x) is None
     assert time.perf_counter() - start < 1.0
@@ -287,7 +288,7 @@ def test_a_bad_row_is_named_by_its_place_in_the_table():
 )
 @pytest.mark.parametrize("through", ["fit", "Trainer"])
 def test_scales_of_columns_are_looked_at(scales, message, through, tmp_path):
-    x = torch.randn(500, len(scales), generator=torch.Generator().manual_seed(0)) * torch.tensor(scales)
+    x = torch.randn(500, len(scales), generator=seeded(0)) * torch.tensor(scales)
     density, objective = MAF((len(scales),), PROCESS, hidden=(4,)), NCMLObjective(PROCESS)
 
     def begin():
@@ -367,7 +368,7 @@ def test_parameters_of_inference_mode_are_refused_and_others_train_in_it(tmp_pat
     ],
 )
 def test_sequences_of_another_size_are_warned_of(change, said):
-    x = change(torch.randn(64, 6, 1, generator=torch.Generator().manual_seed(0)))
+    x = change(torch.randn(64, 6, 1, generator=seeded(0)))
     density = CausalTransformer((6, 1), PROCESS, width=8, layers=1, heads=1, components=1)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -378,14 +379,14 @@ def test_sequences_of_another_size_are_warned_of(change, said):
 
 
 def test_what_lies_behind_the_end_of_a_sequence_is_no_part_of_the_training():
-    x = torch.randn(32, 5, 1, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(32, 5, 1, generator=seeded(0))
     lengths = torch.arange(32) % 4 + 1
     behind = torch.arange(5) >= lengths[:, None]
 
     def trained_on(rows, lengths):
         torch.manual_seed(0)
         density = CausalTransformer((5, 1), PROCESS, width=8, layers=1, heads=1, components=1)
-        generator = torch.Generator().manual_seed(1)
+        generator = seeded(1)
         return fit(density, NCMLObjective(PROCESS), rows, steps=3, lengths=lengths, generator=generator)
 
     padded = x.masked_fill(behind[:, :, None], 3.0)
@@ -398,7 +399,7 @@ def test_what_lies_behind_the_end_of_a_sequence_is_no_part_of_the_training():
 
 def test_what_lies_behind_an_end_is_not_looked_at():
     """Its size says nothing of the data."""
-    x = torch.randn(32, 5, 1, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(32, 5, 1, generator=seeded(0))
     lengths = torch.arange(32) % 4 + 1
     padded = x.masked_fill((torch.arange(5) >= lengths[:, None])[:, :, None], 1e6)
     density = CausalTransformer((5, 1), PROCESS, width=8, layers=1, heads=1, components=1)
@@ -424,7 +425,7 @@ def test_parameters_without_a_gradient_are_refused():
 
 def test_the_size_of_a_table_is_told_by_column():
     """The remedy leaves columns of order one, and constant data have none."""
-    x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([1000.0, -1000.0])
+    x = torch.randn(500, 2, generator=seeded(0)) + torch.tensor([1000.0, -1000.0])
     with pytest.warns(ColumnScaleWarning, match=re.escape("scale them: (x - x.mean(0)) / x.std(0)")):
         fit(maf(), NCMLObjective(PROCESS), x, steps=1)
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ from ncml.densities.ncpn.cache import CachedPass
 from ncml.densities.ncpn.head import PixelHead
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.score import exact_divergence
-from tests.problems import every_state
+from tests.problems import every_state, seeded
 
 VP = VPSDE.at_noise(10 * Lattice(256).width)
 
@@ -49,7 +49,7 @@ def pixel_jacobian(density, x, t):
     x = x.clone().requires_grad_()
     times = torch.full((len(x),), t, dtype=x.dtype)
     outputs = density.network(x, density._conditioning(times, labels(density, len(x))))
-    weights = torch.randn(outputs.shape[-1], generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    weights = torch.randn(outputs.shape[-1], generator=seeded(1), dtype=x.dtype)
     rows = [
         torch.autograd.grad((outputs[:, i] @ weights).sum(), x, retain_graph=True)[0].flatten(2).abs().amax((0, 1))
         for i in range(outputs.shape[1])
@@ -62,7 +62,7 @@ def pixel_jacobian(density, x, t):
 def test_outputs_depend_on_earlier_pixels_only(shape, changes, dtype):
     """The whole Jacobian: exactly zero on and above the diagonal, and nowhere zero just below it."""
     density = network(shape, dtype, **changes)
-    x = density.sample(2, VP.T, labels(density, 2), generator=torch.Generator().manual_seed(0))
+    x = density.sample(2, VP.T, labels(density, 2), generator=seeded(0))
     jacobian = pixel_jacobian(density, x, VP.T)
     assert float(jacobian.triu().abs().max()) == 0.0
     first_in_row = torch.arange(1, len(jacobian)) % shape[2] == 0  # whose neighbour is far away
@@ -76,7 +76,7 @@ def test_outputs_depend_on_earlier_pixels_only(shape, changes, dtype):
 def test_presets_are_autoregressive_at_several_positions(preset, autocast, classes):
     torch.manual_seed(0)
     density = NCPN.preset(preset, (3, 8, 8), VP, classes=classes).eval()
-    x = (2 * torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 1).requires_grad_()
+    x = (2 * torch.rand(1, 3, 8, 8, generator=seeded(0)) - 1).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         conditioning = density._conditioning(torch.tensor([0.01]), torch.tensor([1]) if classes else None)
         outputs = density.network(x, conditioning)
@@ -113,7 +113,7 @@ def normalisation_over_space(density, monkeypatch):
 @pytest.mark.parametrize("leak", [leaky_window, leaky_first_layer, leaky_attention, normalisation_over_space])
 def test_planted_leaks_are_seen(leak, monkeypatch):
     density = network((1, 4, 4))
-    x = density.sample(1, VP.T, generator=torch.Generator().manual_seed(0))
+    x = density.sample(1, VP.T, generator=seeded(0))
     assert float(pixel_jacobian(density, x, VP.T).triu().abs().max()) == 0.0
     leak(density, monkeypatch)
     assert float(pixel_jacobian(density, x, VP.T).triu().abs().max()) > 0.0
@@ -123,7 +123,7 @@ def test_planted_leaks_are_seen(leak, monkeypatch):
 @pytest.mark.parametrize("t", [0.0, VP.T])
 def test_cached_samples_are_those_of_the_full_pass(shape, changes, t):
     density = network(shape, **changes)
-    noise = density.draw_noise(3, generator=torch.Generator().manual_seed(0))
+    noise = density.draw_noise(3, generator=seeded(0))
     context = labels(density, 3)
     x = density.sample(3, t, context, noise=noise)
     again = density.resample(x, noise, t, context)
@@ -135,7 +135,7 @@ def test_cached_samples_are_those_of_the_full_pass(shape, changes, t):
 
 def test_cached_outputs_in_float32_are_those_of_one_pass():
     density = network((3, 8, 8), torch.float32)
-    noise = density.draw_noise(4, generator=torch.Generator().manual_seed(0))
+    noise = density.draw_noise(4, generator=seeded(0))
     x = density.sample(4, VP.T, noise=noise)
     assert float((x - density.resample(x, noise, VP.T)).abs().max()) < 1e-4
 
@@ -143,7 +143,7 @@ def test_cached_outputs_in_float32_are_those_of_one_pass():
 @pytest.mark.parametrize("rows", [0, 3, 8])
 def test_completion_keeps_what_is_known(rows):
     density = network((3, 8, 8))
-    noise = density.draw_noise(2, generator=torch.Generator().manual_seed(0))
+    noise = density.draw_noise(2, generator=seeded(0))
     x = density.sample(2, 0.0, noise=noise)
     masked = x.clone()
     masked[:, :, rows:] = 0.3
@@ -166,7 +166,7 @@ def test_completion_keeps_what_is_known(rows):
 def test_known_rows_are_taken_in_at_once(shape, changes):
     """Against passing over them pixel by pixel, and whatever lies below them."""
     density = network(shape, **changes)
-    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.randn(2, *shape, generator=seeded(0), dtype=torch.float64)
     e = density._conditioning(torch.full((2,), VP.T, dtype=torch.float64), labels(density, 2))
 
     def outputs_below(rows):
@@ -213,7 +213,7 @@ def test_cached_sampling_costs_one_pass():
 @pytest.mark.parametrize("padding", [blocks.VERTICAL[1], blocks.HORIZONTAL[1]], ids=["vertical", "horizontal"])
 def test_padded_concat_elu_is_the_plain_one(padding):
     top, bottom, left, right = padding
-    x = torch.randn(2, 3, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    x = torch.randn(2, 3, 2, 4, generator=seeded(0), dtype=torch.float64).requires_grad_()
     plain = F.pad(F.elu(torch.cat([x, -x], dim=-1)), (0, 0, left, right, top, bottom))
     assert torch.allclose(blocks.padded_concat_elu(x, padding), plain, rtol=0.0, atol=1e-15)
     assert torch.autograd.gradcheck(blocks.padded_concat_elu, (x, padding))
@@ -222,7 +222,7 @@ def test_padded_concat_elu_is_the_plain_one(padding):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_is_that_of_torch(causal, monkeypatch):
-    lines = torch.randn(3, 5, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    lines = torch.randn(3, 5, 2, 4, generator=seeded(0), dtype=torch.float64).requires_grad_()
     q, k, v = lines.transpose(2, 3)
     plain = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
     for lines_at_once in (1, 2, 5):
@@ -299,7 +299,7 @@ def test_masses_sum_to_one_and_score_differentiates_the_density():
     states = every_state(density.lattice, 1, 2, 2)
     log_mass = density.log_prob(states, 0.0).detach() + 4 * math.log(density.lattice.width)
     assert float(log_mass.exp().sum()) == pytest.approx(1.0, abs=1e-12)
-    x = density.sample(2, VP.T, generator=torch.Generator().manual_seed(0))
+    x = density.sample(2, VP.T, generator=seeded(0))
     score = density.score(x, VP.T)
     step = 1e-6 * torch.eye(4, dtype=torch.float64).reshape(4, 1, 1, 2, 2)
     for i in range(4):
@@ -309,7 +309,7 @@ def test_masses_sum_to_one_and_score_differentiates_the_density():
 
 def test_score_can_be_differentiated_again():
     density = network((1, 2, 4))
-    x = density.sample(2, VP.T, generator=torch.Generator().manual_seed(0))
+    x = density.sample(2, VP.T, generator=seeded(0))
     exact = exact_divergence(density, x, VP.T)
     step = 1e-5 * torch.eye(8, dtype=torch.float64).reshape(8, 1, 1, 2, 4)
     numeric = sum(
@@ -319,7 +319,7 @@ def test_score_can_be_differentiated_again():
 
 
 def head_outputs(head, n=4):
-    return torch.randn(n, 1, head.outputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.randn(n, 1, head.outputs, generator=seeded(0), dtype=torch.float64)
 
 
 def test_colour_head_sums_to_one_over_all_colours():
@@ -340,7 +340,7 @@ def test_colour_head_is_sampled_as_it_is_evaluated():
     colours = torch.cartesian_prod(points, points, points)
     outputs, n = head_outputs(head, 1), 100_000
     mass = (head.log_prob(outputs.expand(1, 27, -1), colours[None], torch.tensor([True])) + 3 * math.log(1.0)).exp()
-    noise = head.draw_noise(n, 1, torch.float64, torch.device("cpu"), torch.Generator().manual_seed(0))
+    noise = head.draw_noise(n, 1, torch.float64, torch.device("cpu"), seeded(0))
     drawn = head.sample(outputs.expand(n, 1, -1), noise, torch.ones(n, dtype=torch.bool))[:, 0]
     index = (head.lattice.nearest(drawn) * torch.tensor([9, 3, 1])).sum(1)
     counts = torch.bincount(index, minlength=27).double()
@@ -357,7 +357,7 @@ def test_gray_head_is_the_one_dimensional_head():
 
 def test_colour_head_in_float32_loses_nothing_that_counts():
     """Bits per dimension against float64, at scales from a part of a level to all levels."""
-    head, generator = PixelHead(3, 10, Lattice(256)), torch.Generator().manual_seed(0)
+    head, generator = PixelHead(3, 10, Lattice(256)), seeded(0)
     outputs = torch.randn(4, 256, head.outputs, generator=generator)
     outputs[..., 40:70] = torch.linspace(-8.0, 3.0, 30)
     x = head.lattice.quantize(2 * torch.rand(4, 256, 3, generator=generator) - 1)
@@ -375,7 +375,7 @@ def test_colour_head_is_finite_far_out(edges):
     far = torch.tensor([-1e4, -1e3, -1.0, 0.0, 1.0, 1e3, 1e4])
     x = torch.cartesian_prod(far, far, far).expand(2, -1, -1).clone().requires_grad_()
     for raw in torch.linspace(-20.0, 80.0, 11):
-        outputs = torch.randn(2, x.shape[1], head.outputs, generator=torch.Generator().manual_seed(0))
+        outputs = torch.randn(2, x.shape[1], head.outputs, generator=seeded(0))
         outputs[..., 16:28] = raw
         outputs.requires_grad_()
         log_p = head.log_prob(outputs, x, edges)
@@ -397,7 +397,7 @@ def test_paper_preset_has_73_million_parameters():
 def test_training_lowers_the_loss_with_and_without_labels():
     density = network((1, 4, 4), torch.float32, classes=2, lattice=Lattice(4)).train()
     process_loss = NCMLObjective(VP)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     y = torch.randint(2, (64,), generator=generator)
     x = (2.0 * y - 1.0)[:, None, None, None].expand(64, 1, 4, 4).contiguous()  # black or white, by label
     optimizer = torch.optim.Adam(density.parameters(), lr=3e-3)

@@ -551,8 +551,8 @@ def test_a_process_that_starts_in_noise_is_sampled_there(sampler):
     process = VESDE(T=0.3, sigma_min=0.1, sigma_max=1.0, song=True)
     density = GaussianDensity(process, mean=torch.zeros(1, dtype=torch.float64), std=0.1)
     n = 20_000
-    x = density.sample(n, process.T, generator=torch.Generator().manual_seed(0))
-    y = sampler(density, x, generator=torch.Generator().manual_seed(1))
+    x = density.sample(n, process.T, generator=seeded(0))
+    y = sampler(density, x, generator=seeded(1))
     assert float(y.var()) == pytest.approx(0.02, rel=0.02 + 6.11 * (2 / n) ** 0.5)
 
 
@@ -573,7 +573,7 @@ def test_samplers_see_through_wrappers_and_refuse_what_is_no_density():
     density = GaussianDensity(process, mean=torch.zeros(2), std=0.1)
 
     def draw(d):
-        return generate(d, 4, sampler=EulerMaruyama(steps=2), generator=torch.Generator().manual_seed(0))
+        return generate(d, 4, sampler=EulerMaruyama(steps=2), generator=seeded(0))
 
     wrapper = Wrapper(density)
     assert torch.allclose(draw(wrapper), draw(density), atol=1e-6)  # by autograd instead of the closed form

@@ -453,8 +453,8 @@ def test_the_papers_ten_levels_to_the_letter():
     assert round(difference / LEVEL, 2) == 10.41
     letter = SubVPSDE.at_noise(10 * LEVEL, data_std=0.57)
     assert letter.T < noise.T
-    x = 0.57 * torch.randn(1_000_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    moved = letter.perturb(x, letter.T, generator=torch.Generator().manual_seed(1)) - x
+    x = 0.57 * torch.randn(1_000_000, generator=seeded(0), dtype=torch.float64)
+    moved = letter.perturb(x, letter.T, generator=seeded(1)) - x
     assert abs(float(moved.std()) / LEVEL - 10.0) < 0.04  # its standard error is 0.007
     with pytest.raises(ArgumentError, match="data_std"):
         VPSDE.at_noise(0.1, data_std=-1.0)
