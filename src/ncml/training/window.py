@@ -53,7 +53,7 @@ class Window:
         loss, nll = terms.loss.detach().double(), terms.nll.detach().double()
         seen = (terms.weight > 0).double()  # what has no weight is not trained
         zero = seen * (terms.t == 0)
-        n = loss.new_tensor(len(loss))
+        n = loss.new_full((), len(loss))
         new = torch.stack([loss.sum(), n, (zero * nll).sum(), zero.sum(), (seen * nll).sum(), seen.sum()])
         self.sums = self.sums.to(new.device) + new
 
