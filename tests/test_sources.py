@@ -561,6 +561,33 @@ def test_a_table_that_lost_rows(tmp_path, capsys):
     assert "data: got other data than the run began with" in capsys.readouterr().err
 
 
+def test_series_are_known_by_their_numbers(tmp_path, capsys):
+    """Others of the same size are not those of the run; a file that gives its split needs no fraction."""
+    rng = np.random.default_rng(0)
+    whole, split, other = (tmp_path / f"{name}.npz" for name in ("whole", "split", "other"))
+    np.savez(whole, x=rng.normal(size=(140, 2)))
+    for file in (split, other):
+        np.savez(file, x_train=rng.normal(size=(100, 2)), x_test=rng.normal(size=(40, 2)))
+
+    def choice(file, fraction=0.2):
+        return SeriesSource(file=file, window=10, test_fraction=fraction).load(train=False).choice
+
+    assert held_out(choice(split, 0.1), choice(split, 0.3)) is True
+    assert held_out(choice(split), choice(other)) is None
+    assert held_out(choice(whole), choice(whole)) is True
+    assert held_out(choice(whole), choice(whole, 0.3)) is None
+    assert (choice(split).rule, choice(whole).rule) == ("given", "at the end")
+    base = ["train", "--out", str(tmp_path / "run"), *SHORT, "--data.name", "series", "--data.window", "10"]
+    base += ["--model.name", "maf", "--model.transforms", "1"]
+    assert main([*base, "--data.file", str(split)]) == 0
+    capsys.readouterr()
+    assert main([*base, "--data.file", str(split), "--resume", "--optim.steps", "4"]) == 0
+    split.write_bytes(other.read_bytes())
+    capsys.readouterr()
+    assert main([*base, "--data.file", str(split), "--resume", "--optim.steps", "5"]) == 2
+    assert "some training examples are others" in capsys.readouterr().err
+
+
 def test_a_run_that_does_not_say_what_it_was_trained_on(tmp_path):
     """As those of version 0.1, which split folders otherwise."""
     kind = DataKind((3,), None, (), 1.0)
