@@ -235,10 +235,10 @@ WRONG = {
         r"bounds: got \(0, 2\) for kind, which is of categories",
     ),
     "a value twice": (lambda f: fitted(f, categories={"kind": ["a", "a"]}), "every value once"),
-    "not all values": (lambda f: fitted(f, categories={"kind": ["blue"]}), "in kind, which was not among"),
+    "not all values": (lambda f: fitted(f, categories={"kind": ["blue"]}), "in kind, which is not among"),
     "unseen": (
         lambda f: fitted(f, small_with_gaps, categories=["kind"]).score_samples(f.assign(kind="teal")),
-        r"'teal' in kind, which was not among its categories in training \('blue', 'green', 'red'\)",
+        r"'teal' in kind, which is not among the categories known of it \('blue', 'green', 'red'\)",
     ),
     "other names": (
         lambda f: fitted(f, small_with_gaps, categories=["kind"]).score_samples(f.rename(columns={"kind": "sort"})),

@@ -118,6 +118,7 @@ def test_dequantization_bounds_the_bits_from_above():
 def test_exact_values_and_bounds_are_not_ranked():
     exact, bound = BitsPerDim(torch.tensor([3.0, 5.0]), exact=True), BitsPerDim(torch.tensor([3.5]), exact=False)
     assert str(exact) == "4.0000 bits/dim"
+    assert f"{[exact]}" == f"[<4.0000 bits/dim, n = {exact.values.numel()}>]"
     assert str(bound) == "<= 3.5000 bits/dim"
     assert (exact.kind, bound.kind) == ("exact", "upper bound")
     assert float(exact) == exact.mean == 4.0

@@ -236,7 +236,7 @@ class TableForm:
             more = ", ..." if len(self.categories[j]) > SHOWN else ""
             gap = "make a gap of it, " if gaps else ""
             raise ArgumentError(
-                f"{name}: got {unknown[0]!r} in {self.labels[j]}, which was not among its categories in training "
+                f"{name}: got {unknown[0]!r} in {self.labels[j]}, which is not among the categories known of it "
                 f"({known}{more}); expected one of these; leave such rows out, {gap}or fit with "
                 f"categories={{{self.labels[j]!r}: [...]}}, all values that can come"
             )

@@ -259,5 +259,9 @@ class BitsPerDim:
     def __float__(self) -> float:
         return self.mean
 
+    def __repr__(self) -> str:
+        """The mean and how many examples, in place of all values, so that rows of tables can be read."""
+        return f"<{self}, n = {self.values.numel()}>"
+
     def __str__(self) -> str:
         return f"{'' if self.exact else '<= '}{self.mean:.4f} bits/dim{'' if self.mass else ' (density)'}"
