@@ -391,6 +391,7 @@ def test_what_lies_behind_the_end_of_a_sequence_is_no_part_of_the_training():
 
     padded = x.masked_fill(behind[:, :, None], 3.0)
     assert trained_on(x, lengths) == trained_on(padded, lengths) != trained_on(padded, None)
+    assert trained_on(x.masked_fill(behind[:, :, None], math.nan), lengths) == trained_on(x, lengths)
     with pytest.raises(ArgumentTypeError, match=re.escape("expected a tensor of integers (B,)")):
         trained_on(x, lengths.tolist())
     with pytest.raises(ArgumentError, match=re.escape("lengths: got values in [1, 6]; expected 1 to 5")):

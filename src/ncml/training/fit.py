@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ncml.checks import check_context, check_count, check_generator, check_positive, is_real
 from ncml.density import inner_density, unwrapped
-from ncml.density.lengths import check_lengths, positions_that_count
+from ncml.density.lengths import check_lengths, positions_that_count, with_padding
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.objective import NCMLObjective
 from ncml.progress import progress_bar
@@ -51,7 +51,7 @@ def fit(
         generator: Source of randomness (dropout aside, which uses torch's own); with the same one, on
             the same machine with the same number of threads, training is repeated bit for bit.
         lengths: For densities over sequences, how many positions of each row count, ``(N,)``; what lies beyond them is
-            not part of the loss, and may be any finite numbers.
+            not part of the loss, and may be anything, NaN too.
         progress: Show a progress bar (needs tqdm).
         label: What the progress bar calls it.
         callback: Called after every step with the number of steps taken; a true result ends the training.
@@ -77,6 +77,7 @@ def fit(
         raise ArgumentError(f"clip_norm: got {clip_norm!r}; expected a number > 0; math.inf clips nothing")
     if lengths is not None:
         lengths = check_lengths(lengths, tuple(x.shape), x.device)
+        x = with_padding(x, lengths)[0]
     x = x.detach()
     check_rows(lambda rows: x[rows], len(x), "x")
     inner = unwrapped(density) if isinstance(density, nn.Module) else inner_density(density)
