@@ -614,7 +614,10 @@ def test_from_recordings_to_recordings(tmp_path, capsys, kind):
         assert np.array_equal(read, config.data.to_wav(x[k], test.lattice))
         assert np.array_equal(read + float(2 ** (wav.bits - 1) if integers else 0), originals[k])
     one = ["--images", "1", "--draws", "1", "--steps", "2"]
-    assert main(["complete", str(run), *one, "--length", "200"]) == 0  # longer than any recording
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ncml.cli.sample.shows_progress", lambda: True)
+        assert main(["complete", str(run), *one, "--length", "200"]) == 0  # longer than any recording
+    assert "/192 [" in capsys.readouterr().err  # positions that are drawn
     assert open_wav(out / "original_0.wav").frames == 16
     # Half of what is drawn is kept, of what is shorter than a window too.
     assert main(["complete", str(run), *one, "--length", "4"]) == 0

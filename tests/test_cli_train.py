@@ -226,6 +226,12 @@ def test_the_bars_of_a_draw_say_how_long_it_takes(run, tmp_path, monkeypatch, ca
     said = capsys.readouterr().err
     assert "sampling" in said
     assert "EulerMaruyama" in said
+    few = ["--images", "1", "--draws", "1", "--steps", "2", "--noise", "1.5"]
+    assert main(["complete", str(run), *few, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert "completing" in said
+    assert "rows" in said
+    assert "EulerMaruyama" in said
 
 
 @pytest.mark.parametrize("noise", ["0", "1.5"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -255,21 +256,21 @@ def _completions(
     """Completions ``(N, draws, ...)`` at t = 0; fewer than N if a signal came."""
     process, lattice = run.process, run.lattice
     sampler = EulerMaruyama(steps=steps)
-    axis = 1 if run.kind.is_sequence else 2
+    axis, progress = 1 if run.kind.is_sequence else 2, shows_progress()
+    more = {"progress": progress} if "progress" in inspect.signature(density.complete).parameters else {}
 
     def work(block: slice, generator: torch.Generator) -> dict[str, Tensor]:
         clean = x[block].to(density.device).repeat_interleave(draws, 0)
         context = None if labels is None else labels[block].to(density.device).repeat_interleave(draws)
-        y = density.complete(process.perturb(clean, t, generator=generator), rows, t, context, generator=generator)
+        noisy = process.perturb(clean, t, generator=generator)
+        y = density.complete(noisy, rows, t, context, generator=generator, **more)
         if t > 0.0:
-            y = sampler(density, y, t, process=process, context=context, generator=generator)
+            y = sampler(density, y, t, process=process, context=context, generator=generator, progress=progress)
         y.narrow(axis, 0, rows).copy_(clean.narrow(axis, 0, rows))
         return {"x": (y if lattice is None else lattice.nearest(y)).unflatten(0, (-1, draws))}
 
-    progress = shows_progress()
-    done = in_blocks(run.fabric, len(x), 4, work, seed=seed, label="completing", progress=progress, signals=signals)[
-        "x"
-    ]
+    every = in_blocks(run.fabric, len(x), 4, work, seed=seed, label="completing", progress=progress, signals=signals)
+    done = every["x"]
     return done.float() if lattice is None else lattice.to_unit(done.long())
 
 

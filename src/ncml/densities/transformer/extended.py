@@ -116,10 +116,19 @@ class ExtendedSequence(AutoregressiveDensity):
         context: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
+        progress: bool = False,
     ) -> Tensor:
         """Keep the first positions of sequences and draw the rest, up to ``length``; see the model's ``complete``."""
-        length, overlap = self.event_shape[0], self.overlap
-        return self.model.complete(x, keep, t, context, generator=generator, length=length, overlap=overlap)
+        return self.model.complete(
+            x,
+            keep,
+            t,
+            context,
+            generator=generator,
+            length=self.event_shape[0],
+            overlap=self.overlap,
+            progress=progress,
+        )
 
 
 def check_overlap(overlap: int | None, window: int, length: int) -> int:
