@@ -20,7 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from ncml import VPSDE, SampleableDensity
 from ncml.densities import MADE, MarginalMADE
 from ncml.errors import ArgumentError, ArgumentTypeError
-from ncml.estimator import Columns, NCMLDensityEstimator, NCMLOutlierDetector
+from ncml.estimator import Columns, NCMLDensityEstimator, NCMLImputer, NCMLOutlierDetector
 from ncml.objective import AtZero
 from tests.statistics import ks_bound, ks_distance
 
@@ -43,7 +43,7 @@ GAPPY = NCMLDensityEstimator(Tiny(MarginalMADE), max_steps=5)
 
 
 @pytest.mark.filterwarnings("ignore")  # its tables have constant columns and too few rows for p-values
-@parametrize_with_checks([FAST, GAPPY, NCMLOutlierDetector(GAPPY)])
+@parametrize_with_checks([FAST, GAPPY, NCMLOutlierDetector(GAPPY), NCMLImputer(GAPPY)])
 def test_contract_of_scikit_learn(estimator, check):
     if check.func.__name__ != "check_array_api_input":  # which wants a switch of scipy's; neither claims that support
         check(estimator)

@@ -9,12 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
 from ncml import LinearVESDE
 from ncml.densities import MADE, MAF, MarginalMADE
-from ncml.errors import ArgumentError, UnsupportedError
-from ncml.estimator import Columns, NCMLDensityEstimator
+from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from ncml.estimator import Columns, NCMLDensityEstimator, NCMLImputer
 from ncml.estimator import completion as module
 from ncml.estimator.completion import completed
 from tests.problems import shaken
@@ -150,6 +156,43 @@ def test_integers_and_categories_have_their_probabilities():
     row[2] = 1.0
     found = torch.from_numpy(drawn(made, columns, row, 3000)[:, 0]).long() + 60
     assert_frequencies(torch.bincount(found, minlength=len(p)), p[:, 1] / p[:, 1].sum())
+
+
+def counts_and_kinds(rate, bounds, first):
+    """Columns of a count and a category, a network, and its probabilities, of counts from ``first`` on."""
+    rng = np.random.default_rng(3)
+    X = np.column_stack([rng.poisson(rate, 400), rng.integers(0, 3, 400)]).astype(float)
+    columns, made = Columns.of(X, ["count", "kind"], bounds, codes={1: 3}), network(MADE, 2)
+    whole = np.array([[count, kind] for count in range(first, 1000) for kind in range(3)])
+    z, low, high, _ = columns.cells(torch.from_numpy(columns.standardise(whole)))
+    p = made.log_cells(z, low, high).exp().detach().view(-1, 3).numpy()
+    assert p.sum() > 1.0 - 1e-6
+    return columns, made, p
+
+
+def middle_of(made, columns, row):
+    return completed(made, columns, np.array([row]), None, rounds=2, draws=5000, seed=0)[0].tolist()
+
+
+def test_of_many_draws_of_numbers_the_median_is_taken():
+    """Not the mean, which is another integer."""
+    columns, made, p = counts_and_kinds(8.0, {"count": (0, None)}, 0)
+    counts = p[:, 1] / p[:, 1].sum()
+    median = int(np.searchsorted(counts.cumsum(), 0.5))
+    assert round(counts @ np.arange(len(counts))) == median + 1
+    below, upto = counts.cumsum()[[median - 1, median]]
+    assert below < 0.471  # 5,000 draws tell at four standard deviations
+    assert upto > 0.529
+    assert middle_of(made, columns, [NAN, 1.0]) == [median, 1.0]
+
+
+def test_of_many_draws_of_categories_the_commonest_is_taken():
+    """Not the one in the middle."""
+    columns, made, p = counts_and_kinds(2.0, None, -60)
+    kinds = p[66] / p[66].sum()
+    assert kinds[0] < 0.5 < kinds[:2].sum()  # the second one
+    assert kinds[2] - kinds[1] > 0.06
+    assert middle_of(made, columns, [6.0, NAN]) == [6.0, 2.0]
 
 
 # Estimators.
@@ -312,6 +355,99 @@ def test_completions_of_a_gaussian():
     np.testing.assert_allclose(np.cov(empty.T), covariance, atol=0.15)
 
 
+# In a pipeline.
+
+
+def holed(X, seed=1):
+    return np.where(np.random.default_rng(seed).random(X.shape) < 0.2, NAN, X)
+
+
+def test_an_imputer_fits_again_to_whole_rows():
+    """Like two fits by hand; once where no value is missing."""
+    X = holed(RNG.normal(size=(80, 3)))
+    estimator = NCMLDensityEstimator(max_steps=5, random_state=0)
+    once, twice = (NCMLImputer(estimator, fits=fits, rounds=2, random_state=3).fit(X) for fits in (1, 2))
+    assert once.estimator_.marginal_
+    assert not twice.estimator_.marginal_
+    seed = twice._seed
+    whole = estimator.fit(X).complete(X, seed, rounds=2)
+    assert np.array_equal(once.transform(X), whole)
+    assert np.array_equal(twice.transform(X), clone(estimator).fit(whole).complete(X, seed, rounds=2))
+    assert np.array_equal(twice.transform(X), twice.transform(X))
+    assert not np.array_equal(NCMLImputer(estimator, fits=1, rounds=2, random_state=4).fit_transform(X), whole)
+    complete = NCMLImputer(estimator, fits=3).fit(whole)
+    assert not complete.estimator_.marginal_
+    assert np.isfinite(complete.transform(X)).all()
+
+
+def test_an_imputer_before_a_classifier():
+    """Data frames with categories, whose types the next step sees; parameters of the density in a search."""
+    table, gone = mixed()
+    gaps = table.drop(columns="unit").mask(gone.set_axis(table.index).drop(columns="unit"))
+    gaps["kind"] = gaps["kind"].astype("category")
+    y = (table["size"] > 1.0).to_numpy()
+    estimator = NCMLDensityEstimator(bounds={"size": (0, None)}, random_state=0)
+    encode = make_column_transformer((OneHotEncoder(), ["kind"]), remainder="passthrough")
+    pipe = make_pipeline(
+        NCMLImputer(estimator, rounds=1, random_state=0), encode, RandomForestClassifier(random_state=0)
+    )
+    search = GridSearchCV(pipe, {"ncmlimputer__estimator__max_steps": [10, 20]}, cv=2, error_score="raise")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "X: .*set aside")
+        assert search.fit(gaps, y).best_score_ > 0.8
+    imputer = search.best_estimator_[0]
+    assert imputer.get_feature_names_out().tolist() == list(gaps)
+    filled = imputer.set_output(transform="pandas").transform(gaps[::-1])
+    assert filled.index.equals(gaps.index[::-1])
+    assert filled.dtypes.equals(gaps.dtypes)
+    assert filled.notna().all(axis=None)
+    imputer.set_params(draws=3)
+    assert imputer.transform(gaps)["kind"].isin(["bolt", "nut"]).all()
+
+
+def test_medians_vary_less_than_draws():
+    """Of a Gaussian the median is the mean: the error is that of the best prediction, and of draws sqrt(2) times it."""
+    root = np.array([[1.0, 0.0], [0.8, 0.6]])
+    X = np.random.default_rng(0).normal(size=(2000, 2)) @ root.T
+    gaps = X.copy()
+    gaps[:400, 1] = NAN
+    imputer = NCMLImputer(NCMLDensityEstimator(small, max_steps=400, random_state=0), rounds=1, random_state=0).fit(
+        gaps
+    )
+    errors = [np.std(imputer.set_params(draws=n).transform(gaps)[:400, 1] - X[:400, 1]) for n in (1, 25)]
+    np.testing.assert_allclose(errors, [0.6 * np.sqrt(2.0), 0.6], rtol=0.15)  # four standard errors are 0.14
+
+
+def test_draws_are_between_the_bounds():
+    """Never on one, so that filled tables can be trained on; on a lattice they may be."""
+    X = np.column_stack(
+        [RNG.uniform(size=50), 1e3 + RNG.lognormal(size=50), 5.0 - RNG.lognormal(size=50), RNG.poisson(2, 50)]
+    )
+    bounds = {0: (0, 1), 1: (1e3, None), 2: (None, 5), 3: (0, None)}
+    model = short(X, bounds=bounds)
+    drawn = model.columns_.from_model(torch.tensor([[60.0] * 4, [-60.0] * 4], dtype=F64))  # further than one ulp tells
+    np.testing.assert_allclose(drawn[:, 0], [1.0, 0.0], atol=1e-15)
+    np.testing.assert_allclose([drawn[1, 1], drawn[0, 2]], [1e3, 5.0], rtol=1e-15)
+    assert drawn[1, 3] == 0.0
+    short(np.concatenate([X, drawn]), bounds=bounds)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"fits": 0}, ArgumentError, "fits: got 0"),
+        ({"draws": 0}, ArgumentError, "draws: got 0"),
+        ({"rounds": -1}, ArgumentError, "rounds: got -1"),
+        ({"estimator": "mean"}, ArgumentTypeError, "estimator: got str"),
+    ],
+)
+def test_what_an_imputer_refuses(settings, error, message):
+    imputer = NCMLImputer(**settings)
+    with pytest.raises(error, match=message):
+        imputer.fit(holed(RNG.normal(size=(50, 2))))
+    assert not hasattr(imputer, "estimator_")
+
+
 def test_shows_its_progress(capsys):
     model = NCMLDensityEstimator(max_steps=5, random_state=0, verbose=1).fit(RNG.normal(size=(50, 2)))
     capsys.readouterr()
@@ -326,6 +462,8 @@ def test_what_completion_refuses():
     model = NCMLDensityEstimator(max_steps=5, random_state=0).fit(X)
     with pytest.raises(ArgumentError, match="rounds: got -1"):
         model.complete(X, rounds=-1)
+    with pytest.raises(ArgumentError, match="draws: got 0"):
+        model.complete(X, draws=0)
     with pytest.raises(ValueError, match="infinity"):
         model.complete([[np.inf, NAN]])
     with pytest.raises(ValueError, match="3 features"):

@@ -1,4 +1,4 @@
-"""Estimators for scikit-learn: a density of a table, its anomalies, and which columns shifted (extra ``sklearn``)."""
+"""Estimators for scikit-learn: a table's density, gaps and anomalies, and which columns shifted (extra ``sklearn``)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ncml.errors import MissingExtraError
 if TYPE_CHECKING:
     from ncml.estimator.columns import Columns
     from ncml.estimator.density import NCMLDensityEstimator
+    from ncml.estimator.imputer import NCMLImputer
     from ncml.estimator.outliers import NCMLOutlierDetector, PyODDetector
     from ncml.estimator.shift import FeatureShift, shift_statistic
 
@@ -17,6 +18,7 @@ __all__ = [
     "Columns",
     "FeatureShift",
     "NCMLDensityEstimator",
+    "NCMLImputer",
     "NCMLOutlierDetector",
     "PyODDetector",
     "shift_statistic",
@@ -26,6 +28,7 @@ _MODULES = {
     "Columns": "columns",
     "FeatureShift": "shift",
     "NCMLDensityEstimator": "density",
+    "NCMLImputer": "imputer",
     "NCMLOutlierDetector": "outliers",
     "PyODDetector": "outliers",
     "shift_statistic": "shift",

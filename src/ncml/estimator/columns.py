@@ -262,7 +262,12 @@ class Columns:
         on = np.isfinite(self.origin)
         step, start = self.width[on], self.origin[on]
         kept[:, on] = start + step * np.round((kept[:, on] - start) / step)
-        kept = np.clip(kept, self.low + 0.5 * self.width, self.high - 0.5 * self.width)  # the bounds before spreading
+        real = self.width == 0.0  # between the bounds, never on them, where the density is 0
+        first = np.where(
+            real, np.nextafter(self.low, np.inf), self.low + 0.5 * self.width
+        )  # the bounds before spreading
+        last = np.where(real, np.nextafter(self.high, -np.inf), self.high - 0.5 * self.width)
+        kept = kept.clip(first, last)
         X = np.empty((len(kept), len(self.names)))
         X[:, self.kept] = kept
         for j, value in self.constant.items():

@@ -41,10 +41,11 @@ def completed(
     context: Tensor | None,
     *,
     rounds: int,
+    draws: int = 1,
     seed: int,
     progress: bool = False,
 ) -> Array:
-    """Rows of the user's table, ``(n, d)``, with a draw of the missing values in place of NaN.
+    """Rows of the user's table, ``(n, d)``, with missing values drawn in place of NaN.
 
     Args:
         density: That of whole rows, under its context.
@@ -52,12 +53,14 @@ def completed(
         rows: The rows.
         context: Of a single row, ``(1, ...)``, or None.
         rounds: How often values are drawn anew after the first time.
+        draws: How many are made, of which the median is taken, or the commonest category.
         seed: Of what is drawn.
         progress: Show a progress bar.
     """
     y = torch.from_numpy(columns.standardise(rows))
     incomplete = y.isnan().any(1)
-    parts = y[incomplete].to(density.device).split(AT_ONCE) if incomplete.any() else ()
+    wanted = y[incomplete].to(density.device).repeat_interleave(draws, 0)
+    parts = wanted.split(AT_ONCE) if len(wanted) else ()
     generator, filled = torch.Generator(density.device).manual_seed(seed), []
     with progress_counter(progress, "complete", len(parts) * (1 + rounds)) as counter:
         for part in parts:
@@ -69,7 +72,9 @@ def completed(
                 counter.update()
             filled.append(part.cpu())
     if filled:
-        y[incomplete] = torch.cat(filled)
+        drawn = torch.cat(filled).unflatten(0, (-1, draws))
+        coded = torch.from_numpy(np.isin(columns.kept, list(columns.coded)))
+        y[incomplete] = torch.where(coded, drawn.mode(1).values, drawn.median(1).values)  # both are draws
     gaps = np.isnan(rows)
     table = np.where(gaps, columns.from_model(columns.to_model(y)[0]), rows)
     for j, (i, slope, intercept) in columns.duplicates.items():  # of what is there, to the last digit

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
 from ncml.checks import kind_of
@@ -25,6 +26,7 @@ __all__ = [
     "default_density",
     "marginal_density",
     "score_of_rows",
+    "seed_of",
     "seeded",
     "times_of",
     "untrained_density",
@@ -198,6 +200,11 @@ def times_of(process: NoiseProcess, levels: Sequence[float], name: str) -> list[
             f"{name}: got {', '.join(f'{level:g}' for level in levels)}; expected noise levels from {low:g} to "
             f"{high:.6g}, which is all that {process} has; fit an estimator whose process has more noise at its end"
         ) from error
+
+
+def seed_of(random_state: Any) -> int:  # noqa: ANN401 -- whatever check_random_state takes
+    """A seed for torch from the parameter ``random_state``."""
+    return int(check_random_state(random_state).randint(2**31 - 1))
 
 
 @contextmanager

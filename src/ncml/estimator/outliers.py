@@ -41,7 +41,7 @@ from ncml.errors import ArgumentError
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.form import TableForm, rows_of
 from ncml.estimator.neighbours import MOST, Neighbours
-from ncml.estimator.objective import times_of
+from ncml.estimator.objective import seed_of, times_of
 from ncml.estimator.traits import Array, check_not_infinite
 from ncml.estimator.usual import Usual, correlated_pairs
 
@@ -143,7 +143,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         order = random.permutation(len(rows))
         held = min(int(self.calibration * len(rows)), len(rows) - 2)
         if estimator.random_state is None:
-            estimator.set_params(random_state=int(random.randint(2**31 - 1)))
+            estimator.set_params(random_state=seed_of(random))
         if form.categories:
             estimator.set_params(categories=form.declared)
         if estimator.missing is None and np.isnan(rows).any():

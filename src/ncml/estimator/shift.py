@@ -27,7 +27,7 @@ from ncml.density import CellDensity, NoiseConditionalDensity, inner_density
 from ncml.errors import ArgumentError, ColumnScaleWarning, LatticeDataWarning
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.form import TableForm, is_frame
-from ncml.estimator.objective import TableObjective, score_of_rows, seeded, times_of
+from ncml.estimator.objective import TableObjective, score_of_rows, seed_of, seeded, times_of
 from ncml.estimator.traits import Array
 from ncml.objective import LadderTimes
 from ncml.progress import progress_bar
@@ -144,7 +144,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         codes = {form.labels[j]: range(len(values)) for j, values in form.categories.items()}
         estimator.set_params(missing=False, categories=codes or None)
         if estimator.random_state is None:
-            estimator.set_params(random_state=int(random.randint(2**31 - 1)))
+            estimator.set_params(random_state=seed_of(random))
         table = rows[random.permutation(len(rows))]
         if form.frame is not None:
             table = type(form.frame)(table, columns=form.frame.columns)
