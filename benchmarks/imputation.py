@@ -35,10 +35,11 @@ from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401 -- IterativeImputer needs it
 from sklearn.impute import IterativeImputer, KNNImputer
 
-from adbench import STEPS, read, write_report
+from adbench import STEPS, read
 from ncml.estimator import NCMLDensityEstimator, NCMLImputer
 from ncml.evaluation import energy_distance
 from ncml.objective import AtZero
+from ncml.report import write_report
 
 TABLES = ("2_annthyroid", "6_cardio", "23_mammography", "28_pendigits", "40_vowels")
 MISSING = 0.2
@@ -130,7 +131,7 @@ def main() -> None:
     if not names:
         print(f"skipped: no tables in {options.data}; see https://github.com/Minqi824/ADBench")
         return
-    report = {"missing": MISSING, "draws": DRAWS, "steps": steps, "tables": {}}
+    report = {"missing": MISSING, "draws": DRAWS, "median of": MEDIAN_OF, "cut": FARTHEST, "steps": steps, "tables": {}}
     if options.out.exists() and not options.quick:
         report["tables"] = json.loads(options.out.read_text())["tables"]
     for name in names:

@@ -39,7 +39,7 @@ def network(kind, dims, **settings):
     return shaken(made, 0.8, seed=1).eval()
 
 
-def drawn(made, columns, row, n, *, rounds=10):
+def drawn(made, columns, row, n, *, rounds=5):
     rows = np.tile(np.asarray(row, float), (n, 1))
     context = torch.ones(1, *made.event_shape, dtype=F64) if isinstance(made, MarginalMADE) else None
     found = completed(made, columns, rows, context, rounds=rounds, seed=0)
@@ -275,6 +275,7 @@ def test_cells_of_data_frames_stay_as_they_are(monkeypatch):
             "flag": RNG.random(50) < 0.5,
             "other": RNG.integers(0, 9, 50),
             "kind": pd.Categorical(RNG.choice(["bolt", "nut"], 50)),
+            "few": pd.arrays.SparseArray((RNG.random(50) < 0.2).astype(float)),
         }
     )
     X = pd.DataFrame(
@@ -284,12 +285,20 @@ def test_cells_of_data_frames_stay_as_they_are(monkeypatch):
             "flag": [0.25, NAN, NAN, NAN, NAN],
             "other": [1.0, NAN, NAN, 2.0, 5.0],
             "kind": pd.Categorical([None, "nut", None, "nut", "bolt"]),
+            "few": pd.arrays.SparseArray([NAN, 1.0, 0.0, NAN, 0.0]),
         },
         index=[3, 1, 1, 0, 2],
     )
     filled = short(table).complete(X, 0, rounds=1)
     assert filled.index.equals(X.index)
-    assert filled.dtypes.astype(str).tolist() == ["float64", "Int64", "float64", "int64", "category"]
+    assert filled.dtypes.astype(str).tolist() == [
+        "float64",
+        "Int64",
+        "float64",
+        "int64",
+        "category",
+        "Sparse[float64, nan]",
+    ]
     for name in X:
         there = X[name].notna().to_numpy()
         assert filled[name][there].tolist() == X[name][there].tolist(), name
@@ -387,7 +396,7 @@ def test_an_imputer_before_a_classifier():
     gaps["kind"] = gaps["kind"].astype("category")
     y = (table["size"] > 1.0).to_numpy()
     estimator = NCMLDensityEstimator(bounds={"size": (0, None)}, random_state=0)
-    encode = make_column_transformer((OneHotEncoder(), ["kind"]), remainder="passthrough")
+    encode = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["kind"]), remainder="passthrough")
     pipe = make_pipeline(
         NCMLImputer(estimator, rounds=1, random_state=0), encode, RandomForestClassifier(random_state=0)
     )

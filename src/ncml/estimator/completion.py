@@ -15,6 +15,7 @@ as it is, whatever K, so that the rows come to it (iterated sampling importance 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = ["completed", "in_form"]
 
 CANDIDATES = 16  # K
 AT_ONCE = 512  # rows
+FARTHEST = 1e12  # in scales: beyond, single precision overflows in the network, and nothing was learned
 
 
 def completed(
@@ -57,7 +59,9 @@ def completed(
         seed: Of what is drawn.
         progress: Show a progress bar.
     """
-    y = torch.from_numpy(columns.standardise(rows))
+    density = copy.deepcopy(density).float()  # draws need no more digits, and take half the time
+    context = None if context is None else context.to(density.dtype)
+    y = torch.from_numpy(columns.standardise(rows)).clamp(-FARTHEST, FARTHEST)
     incomplete = y.isnan().any(1)
     wanted = y[incomplete].to(density.device).repeat_interleave(draws, 0)
     parts = wanted.split(AT_ONCE) if len(wanted) else ()
@@ -107,9 +111,7 @@ def in_form(form: TableForm, filled: Array, rows: Array, X: Any) -> Any:  # noqa
     table = table.set_axis(X.index) if is_frame(X) else table
     for j, label in enumerate(table.columns):
         if is_frame(X) and X.dtypes.iloc[j] == table.dtypes.iloc[j]:
-            column, missing = X.iloc[:, j].copy(), np.flatnonzero(gaps[:, j])
-            column.iloc[missing] = table.iloc[missing, j].array
-            table[label] = column
+            table[label] = X.iloc[:, j].where(~gaps[:, j], table.iloc[:, j])
         elif changed[j]:
             table[label] = exact[:, j]
     return table

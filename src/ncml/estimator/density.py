@@ -272,7 +272,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             z = density.sample(n_samples, 0.0, whole, generator=generator)
         return self._form.decode(self.columns_.from_model(z))
 
-    def complete(self, X: Any, random_state: Any = None, *, rounds: int = 10, draws: int = 1) -> Any:  # noqa: ANN401
+    def complete(self, X: Any, random_state: Any = None, *, rounds: int = 5, draws: int = 1) -> Any:  # noqa: ANN401
         r"""Fill gaps: one draw of what is missing given all that is there, :math:`p(x_{mis} | x_{obs})` at t = 0.
 
         Draws, not means: completed rows vary as whole ones do, and several calls with other seeds show how far a result

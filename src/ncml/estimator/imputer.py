@@ -52,7 +52,7 @@ class NCMLImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # typ
         estimator: NCMLDensityEstimator | None = None,
         *,
         fits: int = 2,
-        rounds: int = 10,
+        rounds: int = 5,
         draws: int = 1,
         random_state: Any = None,  # noqa: ANN401 -- whatever check_random_state takes
     ) -> None:
