@@ -441,6 +441,20 @@ def test_draws_are_between_the_bounds():
     short(np.concatenate([X, drawn]), bounds=bounds)
 
 
+@pytest.mark.parametrize("kind", [np.float32, "Float32", pd.SparseDtype("float32")])
+def test_draws_of_fewer_digits_are_between_the_bounds(kind):
+    X = np.column_stack([RNG.uniform(0.01, 0.99, 50), RNG.lognormal(size=50) - 0.1])
+    table = pd.DataFrame(X, columns=["share", "size"]).astype(kind) if kind != np.float32 else X.astype(kind)
+    bounds = {0: (0, 1), 1: (-0.1, None)}
+    model = short(table, bounds=bounds)
+    drawn = model.form.decode(model.columns_.from_model(torch.tensor([[60.0] * 2, [-60.0] * 2], dtype=F64)))
+    values = np.asarray(drawn, np.float64)
+    assert (values > [0.0, -0.1]).all()
+    assert (values[:, 0] < 1.0).all()
+    np.testing.assert_allclose(values[:, 0], [1.0, 0.0], atol=1e-7)
+    short(pd.concat([table, drawn]) if kind != np.float32 else np.concatenate([table, drawn]), bounds=bounds)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [

@@ -52,6 +52,8 @@ class Columns:
         low, high: Bounds of what ``width`` made of the kept columns, infinite if there is none, ``(k,)``.
         after: Centre and scale once more, behind the logarithm or logit, ``(2, k)``.
         coded: Columns of codes, by index.
+        first, last: Between which draws lie: within the bounds by a step of the column's type of floats at least, where
+            they are real numbers, ``(k,)``.
     """
 
     names: tuple[str, ...]
@@ -66,6 +68,8 @@ class Columns:
     high: Array
     after: Array
     coded: frozenset[int]
+    first: Array
+    last: Array
 
     @classmethod
     def of(
@@ -74,6 +78,7 @@ class Columns:
         names: Sequence[Any],
         bounds: Bounds | None = None,
         codes: Mapping[int, int] | None = None,
+        types: Mapping[int, np.dtype[Any]] | None = None,
     ) -> Columns:
         """Look at a table, ``(n, d)``, NaN where a value is missing.
 
@@ -82,6 +87,7 @@ class Columns:
             names: Names of the columns, which may be numbers.
             bounds: For a column, by name or index, the values between which it lies, None for infinity.
             codes: Columns of codes 0, 1, ... by index, and how many there are.
+            types: Types of floats that columns of the table have, by index; doubles if not given.
 
         Raises:
             ArgumentError: A column without a value; every column is constant; values too large, too small or too far
@@ -129,6 +135,7 @@ class Columns:
             high,
             np.stack([np.zeros(len(kept)), np.ones(len(kept))]),
             frozenset(codes),
+            *_inside(low, high, width, [(types or {}).get(j, np.dtype(float)) for j in kept]),
         )
         if np.isinf(low).all() and np.isinf(high).all():
             return columns
@@ -235,7 +242,10 @@ class Columns:
 
     def _one(self, k: int) -> Columns:
         """The kept column with that number, as a table of its own."""
-        parts = {name: getattr(self, name)[[k]] for name in ("centre", "scale", "width", "origin", "low", "high")}
+        parts = {
+            name: getattr(self, name)[[k]]
+            for name in ("centre", "scale", "width", "origin", "low", "high", "first", "last")
+        }
         names = (self.names[self.kept[k]],)
         return replace(
             self, names=names, kept=np.array([0]), constant={}, duplicates={}, after=self.after[:, [k]], **parts
@@ -262,12 +272,7 @@ class Columns:
         on = np.isfinite(self.origin)
         step, start = self.width[on], self.origin[on]
         kept[:, on] = start + step * np.round((kept[:, on] - start) / step)
-        real = self.width == 0.0  # between the bounds, never on them, where the density is 0
-        first = np.where(
-            real, np.nextafter(self.low, np.inf), self.low + 0.5 * self.width
-        )  # the bounds before spreading
-        last = np.where(real, np.nextafter(self.high, -np.inf), self.high - 0.5 * self.width)
-        kept = kept.clip(first, last)
+        kept = kept.clip(self.first, self.last)
         X = np.empty((len(kept), len(self.names)))
         X[:, self.kept] = kept
         for j, value in self.constant.items():
@@ -344,3 +349,16 @@ def _check_near(X: Array, centre: Array, scale: Array, names: Sequence[Any]) -> 
             f"X: got {ends[place]:g} in {names[int(place[1])]}, {far[place]:.1g} times its other values' spread from "
             f"them; expected numbers of one kind; make a gap (NaN) of a code for missing values"
         )
+
+
+def _inside(low: Array, high: Array, width: Array, types: Sequence[np.dtype[Any]]) -> tuple[Array, Array]:
+    """The first and last values of draws: the bounds before spreading, or the real numbers of some type between them.
+
+    On a bound the density of real numbers is 0, and a fit to them is refused.
+    """
+    first, last = low + 0.5 * width, high - 0.5 * width
+    for k in np.flatnonzero(width == 0.0).tolist():
+        with np.errstate(over="ignore"):  # of bounds that the type does not reach
+            first[k] = np.nextafter(types[k].type(low[k]), types[k].type(np.inf))
+            last[k] = np.nextafter(types[k].type(high[k]), types[k].type(-np.inf))
+    return first, last

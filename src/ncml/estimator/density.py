@@ -167,7 +167,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         wanted = bool(np.isnan(rows).any()) if self.missing is None else self.missing
         random = check_random_state(self.random_state)
         codes = {j: len(values) for j, values in self._form.categories.items()}
-        self.columns_ = Columns.of(rows, self._names(), self.bounds, codes)
+        self.columns_ = Columns.of(rows, self._names(), self.bounds, codes, self._form.floats)
         self.columns_.warn()
         self._form.warn(rows)
         process = self.process_or_default

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ncml.errors import ArgumentError
 from ncml.estimator.advice import advice_on, names_rows
 from ncml.estimator.bounds import column_of
-from ncml.estimator.traits import Array
+from ncml.estimator.traits import Array, numpy_type
 
 __all__ = ["Categories", "TableForm", "is_frame", "rows_of"]
 
@@ -100,6 +100,13 @@ class TableForm:
     def declared(self) -> dict[Any, list[Any]]:
         """The categories as the parameter ``categories`` takes them."""
         return {self.labels[j]: values for j, values in self.categories.items()}
+
+    @property
+    def floats(self) -> dict[int, np.dtype[Any]]:
+        """The types of columns of floats in fewer digits than doubles, by index."""
+        types = [self.dtype] * len(self.labels) if self.frame is None else list(self.frame.dtypes)
+        floats = {j: np.dtype(numpy_type(kind)) for j, kind in enumerate(types) if getattr(kind, "kind", "O") == "f"}
+        return {j: kind for j, kind in floats.items() if kind.itemsize < np.dtype(float).itemsize}
 
     def names(self, width: int) -> list[Any]:
         """What the columns are called in messages: as in the data frame, or x0, x1, ... of an array of some width."""
@@ -328,13 +335,13 @@ def _held(column: Array, dtype: Any) -> Array:  # noqa: ANN401 -- a type of nump
     """Numbers in the range of a type, rounded for one of integers; as they are for others."""
     kind = getattr(dtype, "kind", "O")
     if kind == "f":
-        most = float(np.finfo(getattr(dtype, "numpy_dtype", getattr(dtype, "subtype", dtype))).max)
+        most = float(np.finfo(numpy_type(dtype)).max)
         return column.clip(-most, most)
     if kind not in "biu":
         return column
     if kind == "b":
         return np.rint(column.clip(0.0, 1.0))
-    whole = np.iinfo(getattr(dtype, "numpy_dtype", getattr(dtype, "subtype", dtype)))
+    whole = np.iinfo(numpy_type(dtype))
     # The largest 64-bit integer is no float: the next float below it is.
     high = float(whole.max) if float(whole.max) == whole.max else float(np.nextafter(float(whole.max), 0.0))
     return np.rint(column.clip(float(whole.min), high))

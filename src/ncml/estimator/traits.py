@@ -18,6 +18,7 @@ __all__ = [
     "check_magnitudes",
     "check_not_infinite",
     "column_lattice",
+    "numpy_type",
     "spread",
     "tied_share",
 ]
@@ -50,6 +51,11 @@ def check_magnitudes(low: Array, high: Array, names: Sequence[Any]) -> None:
             f"X: got numbers from {low[j]:g} to {high[j]:g} in {names[j]}; expected sizes from {1.0 / HUGE:g} to "
             f"{HUGE:g}; change the unit, or make a gap (NaN) of a code for missing values"
         )
+
+
+def numpy_type(dtype: Any) -> Any:  # noqa: ANN401 -- a type of numpy or pandas
+    """The type of numpy that a column of some type holds: that of a nullable or a sparse one."""
+    return getattr(dtype, "numpy_dtype", getattr(dtype, "subtype", dtype))
 
 
 def spread(column: Array) -> float:
