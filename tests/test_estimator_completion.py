@@ -364,6 +364,16 @@ def test_completions_of_a_gaussian():
     np.testing.assert_allclose(np.cov(empty.T), covariance, atol=0.15)
 
 
+def test_what_fills_beside_a_value_far_off_can_be_trained_on():
+    X = np.column_stack([RNG.normal(size=200), RNG.poisson(5, 200), RNG.lognormal(size=200)])
+    bounds = {2: (0, None)}
+    model = NCMLDensityEstimator(small, max_steps=60, random_state=0, bounds=bounds).fit(X)
+    filled = np.concatenate([model.complete([[0.0, far, NAN]], 0) for far in (1e5, 1e7, -1e7, 1e9, -1e9)])
+    assert filled[:, 2].max() > 1e6
+    X[:5, 2] = filled[:, 2]
+    short(X, bounds=bounds)
+
+
 # In a pipeline.
 
 

@@ -146,5 +146,5 @@ def _redrawn(
     log_w = log_w.double().clamp(min=-1e300)  # all candidates alike if what is there is so far off that each weighs 0
     picked = torch.multinomial(log_w.softmax(1), 1, generator=generator)[:, 0]
     picked += torch.arange(0, len(z), CANDIDATES, device=z.device)
-    new = columns.standardise(columns.from_model(drawn[picked]))
+    new = columns.standardise(columns.from_model(drawn[picked])).clip(-FARTHEST, FARTHEST)
     return torch.where(redraw, torch.from_numpy(new).to(y), y)
