@@ -424,6 +424,13 @@ def test_an_imputer_before_a_classifier():
     assert imputer.transform(gaps)["kind"].isin(["bolt", "nut"]).all()
 
 
+def test_an_imputer_forgets_the_names_of_an_earlier_fit():
+    X = RNG.normal(size=(50, 2))
+    imputer = NCMLImputer(NCMLDensityEstimator(max_steps=5), random_state=0)
+    assert imputer.fit(pd.DataFrame(X, columns=["a", "b"])).get_feature_names_out().tolist() == ["a", "b"]
+    assert imputer.fit(X).get_feature_names_out().tolist() == ["x0", "x1"]
+
+
 def test_medians_vary_less_than_draws():
     """Of a Gaussian the median is the mean: the error is that of the best prediction, and of draws sqrt(2) times it."""
     root = np.array([[1.0, 0.0], [0.8, 0.6]])
