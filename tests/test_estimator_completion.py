@@ -488,6 +488,12 @@ def test_what_an_imputer_refuses(settings, error, message):
     assert not hasattr(imputer, "estimator_")
 
 
+def test_an_imputer_refuses_a_flow_at_once():
+    flow = NCMLDensityEstimator(lambda shape, process: MAF(shape, process, hidden=(8,)), max_steps=5)
+    with pytest.raises(UnsupportedError, match="estimator: got one of a MAF; expected a CellDensity"):
+        NCMLImputer(flow).fit(RNG.normal(size=(50, 2)))  # without gaps, and nothing to fill yet
+
+
 def test_shows_its_progress(capsys):
     model = NCMLDensityEstimator(max_steps=5, random_state=0, verbose=1).fit(RNG.normal(size=(50, 2)))
     capsys.readouterr()

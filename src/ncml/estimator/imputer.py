@@ -9,6 +9,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ncml.checks import check_count
+from ncml.density import CellDensity
+from ncml.errors import UnsupportedError
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.objective import seed_of
 
@@ -85,6 +87,9 @@ class NCMLImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # typ
             estimator.set_params(random_state=seed_of(random))
         self._seed = seed_of(random)
         fitted = estimator.fit(X)
+        if not isinstance(fitted.density_, CellDensity):
+            name = type(fitted.density_).__name__
+            raise UnsupportedError(f"estimator: got one of a {name}; expected a CellDensity, as the default density is")
         for _ in range(self.fits - 1):
             if not fitted.marginal_:  # whole rows already
                 break
