@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
+from sklearn.utils import get_tags
 
 from ncml import LinearVESDE
 from ncml.densities import MADE, MAF, MarginalMADE
@@ -193,6 +195,13 @@ def test_of_many_draws_of_categories_the_commonest_is_taken():
     assert kinds[0] < 0.5 < kinds[:2].sum()  # the second one
     assert kinds[2] - kinds[1] > 0.06
     assert middle_of(made, columns, [6.0, NAN]) == [6.0, 2.0]
+
+
+def test_the_commonest_category_beside_a_constant():
+    """Which is set aside, so that the density's columns have other numbers than the table's."""
+    columns, made, _ = counts_and_kinds(2.0, None, -60)
+    moved = replace(columns, names=("one", *columns.names), kept=columns.kept + 1, constant={0: 1.0}, coded={2})
+    assert middle_of(made, moved, [1.0, 6.0, NAN]) == [1.0, 6.0, 2.0]
 
 
 # Estimators.
@@ -422,6 +431,26 @@ def test_an_imputer_before_a_classifier():
     assert filled.notna().all(axis=None)
     imputer.set_params(draws=3)
     assert imputer.transform(gaps)["kind"].isin(["bolt", "nut"]).all()
+
+
+def test_an_imputers_seed_is_all_that_varies():
+    """The estimator has one of its own only if it is given."""
+    X = holed(RNG.normal(size=(50, 2)))
+    imputer = NCMLImputer(NCMLDensityEstimator(max_steps=5), random_state=0)
+    filled = imputer.fit_transform(X)
+    assert np.array_equal(filled, clone(imputer).fit_transform(X))
+    assert imputer.estimator.random_state is None
+    weights = [
+        NCMLImputer(NCMLDensityEstimator(max_steps=5, random_state=3), fits=1, random_state=seed).fit(X).estimator_
+        for seed in (0, 1)
+    ]
+    assert np.array_equal(*(model.score_samples(X) for model in weights))
+
+
+@pytest.mark.parametrize(("missing", "taken"), [(None, True), (True, True), (False, False)])
+def test_an_imputer_takes_the_gaps_that_its_estimator_takes(missing, taken):
+    assert get_tags(NCMLImputer(NCMLDensityEstimator(missing=missing))).input_tags.allow_nan is taken
+    assert get_tags(NCMLImputer()).input_tags.allow_nan
 
 
 def test_an_imputer_forgets_the_names_of_an_earlier_fit():
