@@ -24,7 +24,7 @@ class NCMLImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # typ
     one is trained on whole rows: a first round of what is multiple imputation by a joint model elsewhere. The last one
     fills what is to be transformed.
 
-    The same rows are filled in the same way every time: draws have one seed. For multiple imputation fit once, and call
+    The same table is filled in the same way every time: draws have one seed. For multiple imputation fit once, and call
     ``estimator_.complete`` with several.
 
     Args:
