@@ -20,9 +20,8 @@ __all__ = ["NCMLImputer"]
 class NCMLImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
     r"""Fill gaps by the density of the table, :math:`p(x_{mis} | x_{obs})`, as a transformer of scikit-learn.
 
-    A density is trained on the rows with their gaps, fills these by :meth:`NCMLDensityEstimator.complete`, and the next
-    one is trained on whole rows: a first round of what is multiple imputation by a joint model elsewhere. The last one
-    fills what is to be transformed.
+    A density is trained on the rows with their gaps, and fills these by :meth:`NCMLDensityEstimator.complete`; the next
+    one is trained on the whole rows that result. The last one fills what is to be transformed.
 
     The same table is filled in the same way every time: draws have one seed. For multiple imputation fit once, and call
     ``estimator_.complete`` with several.
