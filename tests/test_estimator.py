@@ -49,6 +49,12 @@ def test_contract_of_scikit_learn(estimator, check):
         check(estimator)
 
 
+@pytest.mark.parametrize("device", ["gpu", "xla"])
+def test_devices_that_are_not_there_are_named(device):
+    with pytest.raises(ArgumentError, match=f"device: got '{device}', which torch cannot use"):
+        NCMLDensityEstimator(Tiny(), max_steps=1, device=device).fit(np.random.default_rng(0).normal(size=(20, 2)))
+
+
 class Normal(SampleableDensity):
     """N(0, 1 + sigma(t)^2) in every column; its parameter changes nothing."""
 

@@ -178,8 +178,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         table = torch.from_numpy(self.columns_.standardise(rows))
         seed = seed_of(random)
         with seeded(seed):
-            density, self.marginal_ = untrained_density(self.density, (table.shape[1],), process, gaps=wanted)
-            density = density.to(self.device or "cpu")
+            made = untrained_density(self.density, (table.shape[1],), process, gaps=wanted, device=self.device)
+            density, self.marginal_ = made
             table = table.to(density.device)
             self.density_ = density
             sobol = torch.quasirandom.SobolEngine(table.shape[1], scramble=True, seed=seed)

@@ -137,7 +137,12 @@ def _hide_more(mask: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def untrained_density(
-    factory: DensityFactory | None, event_shape: Sequence[int], process: NoiseProcess, *, gaps: bool
+    factory: DensityFactory | None,
+    event_shape: Sequence[int],
+    process: NoiseProcess,
+    *,
+    gaps: bool,
+    device: str | None = None,
 ) -> tuple[NoiseConditionalDensity, bool]:
     """What an estimator trains, and whether it is a density of the observed values, whose mask is its context.
 
@@ -145,10 +150,11 @@ def untrained_density(
         factory: The estimator's parameter ``density``; None for the default.
         event_shape, process: Its arguments.
         gaps: Whether rows may have some.
+        device: Where it is to be; the CPU if None.
 
     Raises:
         ArgumentTypeError: The factory returned something else than a density.
-        ArgumentError: It returned one that takes no mask, and there are gaps.
+        ArgumentError: It returned one that takes no mask, and there are gaps; torch cannot use the device.
     """
     default: DensityFactory = marginal_density if gaps else default_density
     density = (default if factory is None else factory)(event_shape, process)
@@ -163,7 +169,18 @@ def untrained_density(
             f"context; expected one for rows with missing values, such as ncml.densities.MarginalMADE(shape, process); "
             f"or impute them"
         )
-    return density, marginal
+    return _placed(density, device), marginal
+
+
+def _placed(density: NoiseConditionalDensity, device: str | None) -> NoiseConditionalDensity:
+    """The density on a device, the CPU if None."""
+    try:
+        return density.to(device or "cpu")
+    except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(
+            f"device: got {device!r}, which torch cannot use ({reason}); expected 'cpu', or 'cuda' beside a GPU"
+        ) from error
 
 
 def _is_marginal(density: NoiseConditionalDensity) -> bool:
