@@ -57,8 +57,8 @@ def complete(
         known: Bool, True where values are known, of the event's shape or of that of ``x``.
         sampler: How to refine; ``RePaint()`` by default: 32 steps of the reverse SDE, ten times each. Its bias is
             stated at :class:`~ncml.density.CompletionTarget`.
-        t_start: Time to draw at; the process's T if None. 0 with an autoregressive density for the draw alone, which is
-            exact if the known values are the first in its order.
+        t_start: Time to draw at; the process's T if None. 0 with an autoregressive density for the draw alone, without
+            moves or sampler, which is exact if the known values are the first in its order.
         moves: Metropolis moves at ``t_start``, one log-density with its score each.
         context: Conditioning with B rows, or None.
         generator: Source of randomness.
