@@ -123,7 +123,9 @@ LINKS = {
         for name in (
             "base.BaseEstimator",
             "base.DensityMixin",
+            "base.OneToOneFeatureMixin",
             "base.OutlierMixin",
+            "base.TransformerMixin",
             "model_selection.GridSearchCV",
         )
     },
