@@ -80,11 +80,14 @@ def others(methods: list[str]) -> list[str]:
 
 
 def scores(tables: dict[str, Any], methods: list[str], key: str, digits: int, *, bold: bool = True) -> str:
-    lines = ["| table | " + " | ".join(methods) + " |", "|" + " --- |" * (1 + len(methods))]
-    for name, t in tables.items():
-        values = [mean(row[m][key] for row in t["seeds"]) for m in methods]
-        cells = [f"**{v:.{digits}f}**" if bold and v == min(values) else f"{v:.{digits}f}" for v in values]
-        lines.append(f"| {name} ({t['columns']} columns) | " + " | ".join(cells) + " |")
+    """A table of the means over the seeds, a row for each method."""
+    found = {m: [mean(row[m][key] for row in t["seeds"]) for t in tables.values()] for m in methods}
+    least = [min(column) for column in zip(*found.values(), strict=True)]
+    names = [f"{name} ({t['columns']} columns)" for name, t in tables.items()]
+    lines = ["| method | " + " | ".join(names) + " |", "|" + " --- |" * (1 + len(names))]
+    for method, values in found.items():
+        shown = [(f"{v:.{digits}f}", bold and v == low) for v, low in zip(values, least, strict=True)]
+        lines.append(f"| {method} | " + " | ".join(f"**{v}**" if best else v for v, best in shown) + " |")
     return "\n".join(lines)
 
 
