@@ -36,6 +36,7 @@ __all__ = [
     "kind_of",
     "per_example",
     "signed",
+    "time_in_range",
 ]
 
 Time: TypeAlias = float | Tensor
@@ -173,6 +174,12 @@ def check_time(t: Time, x: Tensor, T: float = math.inf) -> Tensor:
 def clamp_time(t: float, T: float) -> float:
     """``t``, or T where t is T rounded up to float32; anything else above T is left for the caller to refuse."""
     return T if T < t <= T * ROUNDED else t
+
+
+def time_in_range(t: Time, T: float) -> float:
+    """One time in ``[0, T]`` as a Python float."""
+    like = torch.empty(1, dtype=torch.float64, device=t.device if isinstance(t, Tensor) else None)
+    return float(check_time(clamp_time(float(t), T) if is_real(t) else t, like, T))
 
 
 def signed(levels: Tensor) -> Tensor:

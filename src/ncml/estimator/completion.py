@@ -23,17 +23,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncml.density import CellDensity
+from ncml.density import CellDensity, NoiseConditionalDensity
+from ncml.errors import UnsupportedError
 from ncml.estimator.columns import ENDLESS, Columns
 from ncml.estimator.form import TableForm, is_frame
 from ncml.estimator.traits import Array
 from ncml.progress import progress_counter
 
-__all__ = ["completed", "in_form"]
+__all__ = ["completed", "fillable", "in_form"]
 
 CANDIDATES = 16  # K
 AT_ONCE = 512  # rows
 FARTHEST = 1e12  # in scales: beyond, single precision overflows in the network, and nothing was learned
+
+
+def fillable(density: NoiseConditionalDensity, name: str) -> CellDensity:
+    """The density, if it can fill gaps; ``name`` is the argument or method that it is of.
+
+    Raises:
+        UnsupportedError: It is no :class:`~ncml.density.CellDensity`.
+    """
+    if not isinstance(density, CellDensity):
+        raise UnsupportedError(
+            f"{name}: got a {type(density).__name__}; expected a CellDensity, as the default density is"
+        )
+    return density
 
 
 def completed(
@@ -59,7 +73,7 @@ def completed(
         seed: Of what is drawn.
         progress: Show a progress bar.
     """
-    density = copy.deepcopy(density).float()  # draws need no more digits, and take half the time
+    density = copy.deepcopy(density).float()  # draws need no more digits
     context = None if context is None else context.to(density.dtype)
     y = torch.from_numpy(columns.standardise(rows)).clamp(-FARTHEST, FARTHEST)
     incomplete = y.isnan().any(1)

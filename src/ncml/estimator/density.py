@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ncml.checks import check_count, check_positive, is_real
 from ncml.density import CellDensity, sampleable
-from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning, UnsupportedError
+from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning
 from ncml.estimator.bounds import Bounds
 from ncml.estimator.columns import Columns
-from ncml.estimator.completion import completed, in_form
+from ncml.estimator.completion import completed, fillable, in_form
 from ncml.estimator.form import Categories, TableForm
 from ncml.estimator.objective import DensityFactory, TableObjective, score_of_rows, seed_of, seeded, untrained_density
 from ncml.estimator.stopping import Watch
@@ -296,12 +296,10 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         check_is_fitted(self)
         check_count(rounds, "rounds", minimum=0)
         check_count(draws, "draws")
-        if not isinstance(self.density_, CellDensity):
-            name = type(self.density_).__name__
-            raise UnsupportedError(f"complete: got a {name}; expected a CellDensity, as the default density is")
-        seed, rows, show = seed_of(random_state), self._validated(X, reset=False), bool(self.verbose)
-        whole, how = self._whole(1), {"rounds": rounds, "draws": draws}
-        filled = completed(self.density_, self.columns_, rows, whole, **how, seed=seed, progress=show)
+        density, seed = fillable(self.density_, "complete"), seed_of(random_state)
+        rows, whole = self._validated(X, reset=False), self._whole(1)
+        how = {"rounds": rounds, "draws": draws, "seed": seed}
+        filled = completed(density, self.columns_, rows, whole, **how, progress=bool(self.verbose))
         return in_form(self._form, filled, rows, X)
 
     def _whole(self, n: int) -> Tensor | None:
@@ -369,15 +367,16 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         return list(getattr(self, "feature_names_in_", self._form.names(self.n_features_in_)))
 
     def _validated(self, X: Any, *, reset: bool) -> NDArray[np.float64]:  # noqa: ANN401 -- any table
+        gaps = self.missing is not False and (reset or self.marginal_)
         rows = validate_data(
             self,
-            self._form.encode(X, gaps=self.missing is not False and (reset or self.marginal_)),
+            self._form.encode(X, gaps=gaps),
             reset=reset,
             dtype=np.float64,
             ensure_min_samples=2 if reset else 1,
             ensure_all_finite=False,
         )
-        return check_not_infinite(rows, self._names())
+        return check_not_infinite(rows, self._names(), gaps=gaps)
 
     def _refuse_gaps(self, rows: Array) -> None:
         gaps = np.isnan(rows).any(0)

@@ -9,10 +9,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ncml.checks import check_count
-from ncml.density import CellDensity
-from ncml.errors import UnsupportedError
+from ncml.estimator.completion import fillable
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
-from ncml.estimator.objective import seed_of
+from ncml.estimator.objective import seed_if_none, seed_of
 
 __all__ = ["NCMLImputer"]
 
@@ -82,13 +81,10 @@ class NCMLImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # typ
         for name, minimum in (("fits", 1), ("rounds", 0), ("draws", 1)):
             check_count(getattr(self, name), name, minimum=minimum)
         estimator, random = unfitted(self.estimator), check_random_state(self.random_state)
-        if estimator.random_state is None:
-            estimator.set_params(random_state=seed_of(random))
+        seed_if_none(estimator, random)
         self._seed = seed_of(random)
         fitted = estimator.fit(X)
-        if not isinstance(fitted.density_, CellDensity):
-            name = type(fitted.density_).__name__
-            raise UnsupportedError(f"estimator: got one of a {name}; expected a CellDensity, as the default density is")
+        fillable(fitted.density_, "estimator.density")
         for _ in range(self.fits - 1):
             if not fitted.marginal_:  # whole rows already
                 break

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ __all__ = [
     "default_density",
     "marginal_density",
     "score_of_rows",
+    "seed_if_none",
     "seed_of",
     "seeded",
     "times_of",
@@ -222,6 +225,12 @@ def times_of(process: NoiseProcess, levels: Sequence[float], name: str) -> list[
 def seed_of(random_state: Any) -> int:  # noqa: ANN401 -- whatever check_random_state takes
     """A seed for torch from the parameter ``random_state``."""
     return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def seed_if_none(estimator: BaseEstimator, random: np.random.RandomState) -> None:
+    """Give an estimator a seed unless it has one."""
+    if estimator.random_state is None:
+        estimator.set_params(random_state=seed_of(random))
 
 
 @contextmanager

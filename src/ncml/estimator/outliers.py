@@ -41,7 +41,7 @@ from ncml.errors import ArgumentError
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.form import TableForm, rows_of
 from ncml.estimator.neighbours import MOST, Neighbours
-from ncml.estimator.objective import seed_of, times_of
+from ncml.estimator.objective import seed_if_none, times_of
 from ncml.estimator.traits import Array, check_not_infinite
 from ncml.estimator.usual import Usual, correlated_pairs
 
@@ -142,8 +142,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         random = check_random_state(self.random_state)
         order = random.permutation(len(rows))
         held = min(int(self.calibration * len(rows)), len(rows) - 2)
-        if estimator.random_state is None:
-            estimator.set_params(random_state=seed_of(random))
+        seed_if_none(estimator, random)
         if form.categories:
             estimator.set_params(categories=form.declared)
         if estimator.missing is None and np.isnan(rows).any():
@@ -297,15 +296,16 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         return _below(self.calibration_scores_[k - 1])
 
     def _validated(self, X: Any, form: TableForm, *, reset: bool) -> Array:  # noqa: ANN401 -- any table
+        gaps = self._takes_gaps(reset=reset)
         rows = validate_data(
             self,
-            form.encode(X, gaps=self._takes_gaps(reset=reset)),
+            form.encode(X, gaps=gaps),
             reset=reset,
             dtype=np.float64,
             ensure_min_samples=2 if reset else 1,
             ensure_all_finite=False,
         )
-        return check_not_infinite(rows, getattr(self, "feature_names_in_", form.names(rows.shape[1])))
+        return check_not_infinite(rows, getattr(self, "feature_names_in_", form.names(rows.shape[1])), gaps=gaps)
 
     def _takes_gaps(self, *, reset: bool) -> bool:
         return (self.estimator is None or self.estimator.missing is not False) and (reset or self.estimator_.marginal_)

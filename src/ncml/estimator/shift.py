@@ -27,8 +27,8 @@ from ncml.density import CellDensity, NoiseConditionalDensity, inner_density
 from ncml.errors import ArgumentError, ColumnScaleWarning, LatticeDataWarning
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.form import TableForm, is_frame
-from ncml.estimator.objective import TableObjective, score_of_rows, seed_of, seeded, times_of
-from ncml.estimator.traits import Array
+from ncml.estimator.objective import TableObjective, score_of_rows, seed_if_none, seeded, times_of
+from ncml.estimator.traits import Array, check_not_infinite
 from ncml.objective import LadderTimes
 from ncml.progress import progress_bar
 from ncml.training import fit
@@ -143,8 +143,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         random = check_random_state(self.random_state)
         codes = {form.labels[j]: range(len(values)) for j, values in form.categories.items()}
         estimator.set_params(missing=False, categories=codes or None)
-        if estimator.random_state is None:
-            estimator.set_params(random_state=seed_of(random))
+        seed_if_none(estimator, random)
         table = rows[random.permutation(len(rows))]
         if form.frame is not None:
             table = type(form.frame)(table, columns=form.frame.columns)
@@ -189,11 +188,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
                 f"{name}: got missing values (NaN) in {', '.join(gaps)}; expected complete rows, since where gaps are "
                 f"would be part of what has changed; leave these rows out, or fill them"
             )
-        if infinite := [str(names[j]) for j in np.flatnonzero(np.isinf(rows).any(0))]:
-            raise ArgumentError(
-                f"{name}: got infinity in {', '.join(infinite)}; expected finite numbers; leave these rows out"
-            )
-        return rows
+        return check_not_infinite(rows, names, name, gaps=False)
 
     def _compare(
         self,

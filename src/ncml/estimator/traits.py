@@ -33,12 +33,19 @@ FEWEST = 8  # rows that can show that a column is an affine copy
 HUGE = 1e150  # squares of larger numbers, and of the reciprocal of smaller ones, overflow
 
 
-def check_not_infinite(rows: Array, names: Sequence[Any]) -> Array:
-    """Rows as they are, unless a column holds infinity, which the error names."""
+def check_not_infinite(rows: Array, names: Sequence[Any], name: str = "X", *, gaps: bool) -> Array:
+    """Rows as they are, unless a column holds infinity, which the error names.
+
+    Args:
+        rows: The rows.
+        names: Names of the columns.
+        name: The argument that they are.
+        gaps: Whether they may have some, for the remedy.
+    """
     if infinite := [str(names[j]) for j in np.flatnonzero(np.isinf(rows).any(0)).tolist()]:
+        gap = ", or make a gap (NaN) of it" if gaps else ""
         raise ArgumentError(
-            f"X: got infinity in {', '.join(infinite)}; expected finite numbers; leave these rows out, or make a gap "
-            f"(NaN) of it"
+            f"{name}: got infinity in {', '.join(infinite)}; expected finite numbers; leave these rows out{gap}"
         )
     return rows
 

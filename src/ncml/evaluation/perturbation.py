@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from ncml.checks import check_finite, check_floating, check_generator, check_time, clamp_time, is_real
+from ncml.checks import check_finite, check_floating, check_generator, is_real, time_in_range
 from ncml.errors import ArgumentError
 from ncml.noise import GaussianProcess, Lattice, LevelNoise, NoiseProcess
 from ncml.noise.gaussian import as_gaussian
 
-__all__ = ["crossing_time", "mean_abs_perturbation", "time_in_range"]
+__all__ = ["crossing_time", "mean_abs_perturbation"]
 
 
 def mean_abs_perturbation(
@@ -83,12 +83,6 @@ def crossing_time(process: NoiseProcess, x: Tensor, lattice: Lattice, *, levels:
     while low < (middle := 0.5 * (low + high)) < high:
         low, high = (middle, high) if mean_abs(middle) < target else (low, middle)
     return high
-
-
-def time_in_range(t: float | Tensor, T: float) -> float:
-    """One time in ``[0, T]`` as a Python float."""
-    like = torch.empty(1, dtype=torch.float64, device=t.device if isinstance(t, Tensor) else None)
-    return float(check_time(clamp_time(float(t), T) if is_real(t) else t, like, T))
 
 
 def _check_values(x: Tensor) -> None:

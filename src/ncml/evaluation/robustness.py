@@ -26,11 +26,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import check_choice, check_count, check_generator, check_probability
+from ncml.checks import check_choice, check_count, check_generator, check_probability, time_in_range
 from ncml.density import check_process, dims_of, inner_density, process_by_name, process_of
 from ncml.errors import ArgumentError
 from ncml.evaluation.likelihood import check_batch, data_lattice, log_prob_in_batches
-from ncml.evaluation.perturbation import mean_abs_perturbation, time_in_range
+from ncml.evaluation.perturbation import mean_abs_perturbation
 from ncml.noise import BitsPerDim, GaussianProcess, Lattice, LevelNoise, NoiseProcess
 from ncml.progress import progress_bar
 from ncml.report import jsonable

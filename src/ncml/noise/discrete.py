@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ncml.checks import Time, check_choice, check_floating, check_positive, check_time, clamp_time, per_example
+from ncml.checks import Time, check_choice, check_floating, check_positive, check_time, per_example, time_in_range
 from ncml.errors import ArgumentError
 from ncml.noise.lattice import Lattice
 from ncml.noise.process import NoiseProcess, as_time
@@ -114,23 +114,16 @@ class LevelNoise(DiscreteProcess):
 
     def moved_fraction(self, x: Tensor, t: float) -> float:
         """The expected fraction of the values of ``x`` that move at time ``t`` (0.5 t at a clipped edge)."""
-        t = self._checked(t)
+        t = time_in_range(t, self.T)
         level = self.lattice.nearest(x)
         at_edge = ((level == 0) | (level == self.levels - 1)).double().mean().item()
         return t * (1.0 - 0.5 * at_edge) if self.edge == "clip" else t
 
     def transition_matrix(self, t: float) -> Tensor:
         """Probabilities of moving from level i (row) to level j (column), ``(levels, levels)``, float64."""
-        k, t = self.levels, self._checked(t)
+        k, t = self.levels, time_in_range(t, self.T)
         move = torch.full((k - 1,), 0.5 * t, dtype=torch.float64)
         matrix = torch.diag(move, 1) + torch.diag(move, -1)
         if self.edge == "reflect":
             matrix[0, 1] = matrix[-1, -2] = t
         return matrix + torch.diag(1.0 - matrix.sum(1))
-
-    def _checked(self, t: float) -> float:
-        """A time in ``[0, T]``: beyond, the probabilities would be none."""
-        value = clamp_time(float(t), self.T)
-        if not 0.0 <= value <= self.T:
-            raise ArgumentError(f"t: got {value:.6g}; expected 0 <= t <= T = {self.T:.6g}")
-        return value
