@@ -12,11 +12,14 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.neighbors import KernelDensity
+from sklearn.pipeline import make_pipeline
+from sklearn.utils import get_tags
 
 from ncml.densities import MADE, MarginalMADE
 from ncml.errors import ArgumentError, ArgumentTypeError
-from ncml.estimator import FeatureShift, NCMLDensityEstimator, NCMLOutlierDetector
+from ncml.estimator import FeatureShift, NCMLDensityEstimator, NCMLImputer, NCMLOutlierDetector
 from ncml.estimator.form import TableForm
 
 N = 40
@@ -355,6 +358,21 @@ def test_estimators_of_another_kind(made):
     X = np.random.default_rng(0).normal(size=(30, 2))
     with pytest.raises(ArgumentTypeError, match="estimator: got KernelDensity; expected an NCMLDensityEstimator"):
         made(KernelDensity()).fit(X, X)
+
+
+@pytest.mark.parametrize("wrong", ["mean", KernelDensity(), NCMLDensityEstimator])
+@pytest.mark.parametrize("made", [NCMLImputer, NCMLOutlierDetector, FeatureShift])
+def test_wrong_estimators_are_refused_by_fit_alone(made, wrong):
+    """What scikit-learn asks of any estimator has an answer before."""
+    X = np.random.default_rng(0).normal(size=(30, 2))
+    model = made(wrong)
+    assert get_tags(model).input_tags.allow_nan is (made is not FeatureShift)
+    assert made.__name__ in repr(model) + repr(make_pipeline(model))
+    copy = clone(model)
+    assert type(copy.estimator) is type(wrong)
+    with pytest.raises(ArgumentTypeError, match=r"^estimator: got .*; expected an NCMLDensityEstimator"):
+        copy.fit(X, X)
+    assert not hasattr(copy, "n_features_in_")
 
 
 def test_shift_of_constants_says_nothing_of_columns_inside():

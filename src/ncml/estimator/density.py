@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from ncml.checks import check_count, check_positive, is_real
+from ncml.checks import check_count, check_positive, is_real, kind_of
 from ncml.density import CellDensity, sampleable
 from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning
 from ncml.estimator.bounds import Bounds
@@ -37,7 +37,7 @@ ROWS = 1024  # evaluated at once: what comes between stays in the cache
 def unfitted(estimator: NCMLDensityEstimator | None) -> NCMLDensityEstimator:
     """A copy to fit of the parameter ``estimator`` of what is built on a density; the default if None."""
     if not isinstance(estimator, NCMLDensityEstimator | None):
-        raise ArgumentTypeError(f"estimator: got {type(estimator).__name__}; expected an NCMLDensityEstimator, or None")
+        raise ArgumentTypeError(f"estimator: got {kind_of(estimator)}; expected an NCMLDensityEstimator, or None")
     return NCMLDensityEstimator() if estimator is None else cast(NCMLDensityEstimator, clone(estimator))
 
 

@@ -64,7 +64,7 @@ class NCMLImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # typ
 
     def __sklearn_tags__(self) -> Any:  # noqa: ANN401 -- scikit-learn's Tags
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = self.estimator is None or self.estimator.missing is not False
+        tags.input_tags.allow_nan = getattr(self.estimator, "missing", None) is not False  # what is none, fit refuses
         return tags
 
     def fit(self, X: Any, y: Any = None) -> NCMLImputer:  # noqa: ANN401 -- any table

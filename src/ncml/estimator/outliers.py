@@ -120,7 +120,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
 
     def __sklearn_tags__(self) -> Any:  # noqa: ANN401 -- scikit-learn's Tags
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = self.estimator is None or self.estimator.missing is not False
+        tags.input_tags.allow_nan = self._takes_gaps(reset=True)
         return tags
 
     def fit(self, X: Any, y: Any = None) -> NCMLOutlierDetector:  # noqa: ANN401 -- any table
@@ -308,7 +308,8 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         return check_not_infinite(rows, getattr(self, "feature_names_in_", form.names(rows.shape[1])), gaps=gaps)
 
     def _takes_gaps(self, *, reset: bool) -> bool:
-        return (self.estimator is None or self.estimator.missing is not False) and (reset or self.estimator_.marginal_)
+        expected = getattr(self.estimator, "missing", None) is not False  # also where fit will refuse the estimator
+        return expected and (reset or self.estimator_.marginal_)
 
     def _check_left(self, rows: Array, seen: Array, names: list[Any]) -> None:
         """Refuse a calibration part that leaves the training without what the table has."""
