@@ -357,6 +357,10 @@ def small(shape, process):
     return MarginalMADE(shape, process, hidden=(32, 32), components=4, data_std=1.0)
 
 
+def small_with_gaps(shape, process):
+    return MarginalMADE(shape, process, hidden=(8,), components=2)
+
+
 def test_completions_of_a_gaussian():
     """Means and variances given what is there, of a density trained on rows with gaps: within a tenth of the scale."""
     root = np.array([[1.0, 0.0, 0.0], [0.9, 0.3, 0.0], [-0.6, 0.2, 0.7]])
@@ -406,6 +410,39 @@ def test_an_imputer_fits_again_to_whole_rows():
     complete = NCMLImputer(estimator, fits=3).fit(whole)
     assert not complete.estimator_.marginal_
     assert np.isfinite(complete.transform(X)).all()
+
+
+@pytest.mark.parametrize(("gaps", "fits"), [(False, 1), (True, 3)])
+def test_an_imputer_fits_as_often_as_it_says(gaps, fits):
+    """Once where nothing is missing, also if gaps may come; else every fit is to what the one before filled."""
+    calls = []
+
+    def counted(shape, process):
+        calls.append(shape)
+        return small_with_gaps(shape, process)
+
+    X = pd.DataFrame({"a": RNG.normal(size=50), "n": pd.array(RNG.poisson(2, 50), "Int64"), "kind": ["x", "y"] * 25})
+    table = X.mask(RNG.random(X.shape) < 0.2) if gaps else X
+    estimator = NCMLDensityEstimator(counted, categories=["kind"], missing=True, max_steps=2, random_state=0)
+    imputer = NCMLImputer(estimator, fits=3, rounds=1, random_state=0).fit(table)
+    assert len(calls) == fits
+    filled = table
+    for _ in range(fits):
+        filled = estimator.fit(filled).complete(table, imputer._seed, rounds=1)
+    pd.testing.assert_frame_equal(imputer.transform(table), filled)
+
+
+@pytest.mark.parametrize(("gaps", "fits"), [(False, 1), (True, 3)])
+def test_an_imputer_whose_density_asks_for_gaps_fits_as_often(gaps, fits):
+    """By default the second density is one of whole rows, and the third as well."""
+    X = RNG.normal(size=(50, 2))
+    X = holed(X) if gaps else X
+    estimator = NCMLDensityEstimator(max_steps=2, random_state=0)
+    imputer = NCMLImputer(estimator, fits=3, rounds=1, random_state=0).fit(X.tolist())
+    filled = X
+    for _ in range(fits):
+        filled = estimator.fit(filled).complete(X, imputer._seed, rounds=1)
+    assert np.array_equal(imputer.transform(X), filled)
 
 
 def test_an_imputer_before_a_classifier():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -27,7 +28,7 @@ class NCMLImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # typ
 
     Args:
         estimator: The density, unfitted. Default ``NCMLDensityEstimator()``.
-        fits: How many densities are trained, one after another; only one if that is of whole rows already.
+        fits: How many densities are trained, one after another; only one if no value is missing.
         rounds: As of :meth:`NCMLDensityEstimator.complete`.
         draws: The same: 1 fills with draws, more with medians and commonest categories.
         random_state: Seed of the draws, and of the estimator if it has none.
@@ -85,9 +86,8 @@ class NCMLImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # typ
         self._seed = seed_of(random)
         fitted = estimator.fit(X)
         fillable(fitted.density_, "estimator.density")
-        for _ in range(self.fits - 1):
-            if not fitted.marginal_:  # whole rows already
-                break
+        gaps = np.isnan(np.asarray(fitted.form.encode(X), np.float64)).any()
+        for _ in range(self.fits - 1 if gaps else 0):
             fitted = clone(estimator).fit(fitted.complete(X, self._seed, rounds=self.rounds))
         self.estimator_: NCMLDensityEstimator = fitted
         self.n_features_in_ = fitted.n_features_in_
