@@ -153,6 +153,15 @@ def test_what_cells_refuse():
         made.sample(2, place=lambda _, drawn: drawn / 0.0)
 
 
+@pytest.mark.parametrize("kind", [MADE, MarginalMADE])
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_a_cell_has_two_ends(kind, end):
+    """In the call too, by which a density is trained: of one end alone it would take x to be a value."""
+    x, t = torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    with pytest.raises(ArgumentError, match=f"^low, high: got {end} alone; expected both ends of the cells, or none$"):
+        network(kind)(x, t, torch.ones_like(x) if kind is MarginalMADE else None, **{end: x})
+
+
 def test_hidden_values_have_no_cells():
     made = network(MarginalMADE)
     x = torch.tensor([[0.2, 0.0, 0.4]], dtype=torch.float64)

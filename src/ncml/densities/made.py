@@ -121,6 +121,9 @@ class MADE(CellDensity):
         high: Tensor | None = None,
     ) -> Tensor:
         """Log-likelihood ``(B,)`` in nats; ``given`` as for :meth:`log_conditionals`, to train with."""
+        if (low is None) != (high is None):
+            alone = "high" if low is None else "low"
+            raise ArgumentError(f"low, high: got {alone} alone; expected both ends of the cells, or none")
         on_lattice = self.process.on_lattice(t) if edges and self.lattice is not None else None
         cells = None if low is None or high is None else (low, high)
         return self._terms(x, given, t, context, on_lattice, cells).sum(1)

@@ -33,7 +33,7 @@ class CellDensity(AutoregressiveDensity):
         low: Tensor | None = None,
         high: Tensor | None = None,
     ) -> Tensor:
-        """As :meth:`ncml.NoiseConditionalDensity.forward`; with ``low`` and ``high`` what :meth:`log_cells` has."""
+        """As :meth:`ncml.NoiseConditionalDensity.forward`; with ``low`` and ``high``, both, as :meth:`log_cells`."""
 
     def log_cells(self, x: Tensor, low: Tensor, high: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
         r"""Log-probability of the cells of some values times the density of the others.
