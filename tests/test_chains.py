@@ -11,6 +11,7 @@ import torch
 
 from ncml import VESDE, DiscreteProcess, Lattice, LevelNoise, SampleableDensity, generate
 from ncml.densities import GaussianMixtureDensity, ToyLattice
+from ncml.density import Target
 from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
 from ncml.sampling import HMC, AnnealedLangevin, LatticeGibbs, LatticeMetropolis, MetropolisLangevin, Sampler
 from tests.problems import PMF, PROCESSES, gaussian, plane_mixture, seeded
@@ -245,6 +246,20 @@ def test_states_without_mass_are_left(sampler):
     noisy = density.sample(2000, 0.3, generator=seeded(0))
     refined = sampler(density, noisy, 0.3, generator=seeded(1))
     assert bool((density.log_prob(refined) > -math.inf).all())
+
+
+def test_levels_without_mass_are_never_drawn():
+    """By the least and the largest uniform: 1 was 0 or 2, but were it not for their mass most likely 1."""
+    density = ToyLattice(LevelNoise(5), GAPS)
+    noisy = density.lattice.to_unit(torch.tensor([[1], [3]]), dtype=F64)
+    for u in (0.0, math.nextafter(1.0, 0.0)):
+
+        class Planted(Target):
+            def uniform(self, n, u=u):
+                return torch.full((n,), u, dtype=F64)
+
+        refined = LatticeGibbs(1)(Planted(density), noisy, 0.3)
+        assert bool((density.log_prob(refined) > -math.inf).all())
 
 
 def test_states_without_mass_are_failures():

@@ -174,6 +174,22 @@ def test_particles_that_fail_are_lost_once(threshold):
     assert (last.info["log_weights"][last.x[:, 0].isnan()] == -math.inf).all()
 
 
+@pytest.mark.parametrize("u", [0.0, math.nextafter(1.0, 0.0)])
+def test_particles_without_weight_are_never_picked(u):
+    """Also the first and the last one, by the least and the largest uniform."""
+
+    class Planted(Target):
+        def uniform(self, n):
+            return torch.full((n,), u, dtype=F64)
+
+    inner = gaussian(VP)
+    density = CallableDensity(lambda x, t: torch.where(x[:, 0].abs() < 100.0, inner(x, t), -math.inf), (1,), VP)
+    x = inner.sample(10, VP.T, generator=seeded(0))
+    x[[0, 4, 9]] = 1e4
+    refined = AnnealedSMC(2, threshold=1.0).refine(Planted(density, generator=seeded(1)), x)
+    assert (refined.x.abs() < 100.0).all()
+
+
 def test_particles_without_any_mass_are_an_error():
     def log_p(x, t):
         return torch.where(x[:, 0].abs() <= 1.0, 0.0 * x[:, 0], -math.inf)

@@ -126,7 +126,7 @@ class LatticeGibbs(Sampler):
                     log_joint[:, k] += target.log_prob(y, 0.0)
                 possible = (log_joint > -torch.inf).any(1, keepdim=True)
                 cumulated = torch.where(possible, log_joint, shares.log()).softmax(1).cumsum(1)
-                drawn = (cumulated < target.uniform(len(x))[:, None] * cumulated[:, -1:]).sum(1)
+                drawn = (cumulated <= target.uniform(len(x))[:, None] * cumulated[:, -1:]).sum(1)
                 levels[:, i] = origin[rows, drawn.clamp(max=reach - 1)]
             x = lattice.to_unit(levels, dtype=x.dtype).reshape(x.shape)
             if sweep == self.sweeps:

@@ -123,7 +123,10 @@ class AnnealedSMC(GridSampler):
         """Systematic resampling, in place in the state."""
         n = len(x)
         places = (torch.arange(n, device=x.device, dtype=torch.float64) + float(target.uniform(1))) / n
-        rows = torch.searchsorted(state.log_weights.double().softmax(0).cumsum(0), places).clamp(max=n - 1)
+        shares = state.log_weights.double().softmax(0)
+        # From the right, and up to the last one that has weight: none is picked without.
+        last = int(shares.nonzero()[-1])
+        rows = torch.searchsorted(shares.cumsum(0), places, right=True).clamp(max=last)
         state.log_z += float(state.log_weights.logsumexp(0)) - math.log(n)
         state.log_p, state.score = state.log_p[rows], state.score[rows]
         state.log_weights = torch.zeros_like(state.log_weights)
