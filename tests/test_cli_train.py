@@ -672,6 +672,17 @@ def test_a_file_then_options(tmp_path):
     assert (config["optim"]["steps"], config["optim"]["learning_rate"]) == (1, 1.0)
 
 
+def test_the_settings_of_a_run_are_a_file_too(run, tmp_path, capsys):
+    """As another run recorded them, with options that override."""
+    arguments = ["--config", str(run / "config.json"), "--out", str(tmp_path / "r"), "--optim.steps", "1"]
+    assert main(["train", *arguments]) == 0
+    old, new = (json.loads((folder / "config.json").read_text()) for folder in (run, tmp_path / "r"))
+    assert new == {**old, "optim": {**old["optim"], "steps": 1}}
+    (tmp_path / "broken.json").write_text("{")
+    assert main(["train", "--config", str(tmp_path / "broken.json"), "--out", str(tmp_path / "r2")]) == 2
+    assert "broken.json: got a file that is not JSON" in capsys.readouterr().err
+
+
 def test_configurations_survive_json():
     config = from_dict(TrainConfig, {"data": {"name": "folder", "folder": "a/b"}, "run": {"loggers": ["wandb"]}})
     assert config.data.folder == Path("a/b")

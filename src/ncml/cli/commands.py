@@ -63,9 +63,9 @@ def _settings_before(arguments: Sequence[str]) -> TrainConfig:
     if known.config is not None:
         if not known.config.exists():
             raise ArgumentError(f"config: got {known.config}, where there is no file; expected a TOML file")
-        before = read_toml(known.config)
+        before = _stored(known.config) if known.config.suffix == ".json" else read_toml(known.config)
     elif known.resume and (known.out / SETTINGS).exists():
-        before = _stored(known.out)
+        before = _stored(known.out / SETTINGS)
     return _renamed(before, known.model, known.data)
 
 
@@ -88,9 +88,8 @@ def _renamed(before: TrainConfig, model: str | None, data: str | None) -> TrainC
     return before
 
 
-def _stored(out: Path) -> TrainConfig:
-    """The configuration of the run in a folder."""
-    path = out / SETTINGS
+def _stored(path: Path) -> TrainConfig:
+    """The configuration that a run has recorded."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -127,7 +126,7 @@ def _train_command(before: TrainConfig) -> Callable[..., int]:
             noise: The noise process, and how often each noise level is trained.
             optim: The optimizer.
             run: How the run is carried out.
-            config: A TOML file with a configuration; other options override it.
+            config: A TOML file with a configuration, or the config.json of a run; other options override it.
             out: Folder of the run.
             resume: Continue from the latest checkpoint in the folder, with its configuration.
                 Options and the file may only change how the run is carried out, where the data are, and of optim the
@@ -135,7 +134,7 @@ def _train_command(before: TrainConfig) -> Callable[..., int]:
         """
         settings = TrainConfig(data, model_config(model), noise, optim, run)
         if resume and (out / SETTINGS).exists():
-            check_resumed(_stored(out), settings)
+            check_resumed(_stored(out / SETTINGS), settings)
         return train(settings, out, resume)
 
     command.__defaults__ = (before.data, defaults, *(command.__defaults__ or ()))
