@@ -206,7 +206,7 @@ class Faults:
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
 
-        self.refused(self.run(outer / "run", somebody), "a folder that may not be written to", "Permission denied")
+        self.refused(self.run(outer / "run", somebody), "a folder that may not be written to", str(outer / "run"))
         self.expect(list(outer.iterdir()) == [], "a folder that may not be written to: nothing is left")
         return {"as_root": os.geteuid() == 0}
 

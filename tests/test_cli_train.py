@@ -157,6 +157,28 @@ def test_results_are_not_put_in_the_place_of_a_file(run, tmp_path, capsys):
     assert (tmp_path / "here").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("file/run", r"out: got \S+/file/run below \S+/file, which is a file; expected a folder"),
+        ("theirs/new/run", r"out: got \S+/theirs/new/run; expected a place that may be written to, as \S+ is not"),
+    ],
+)
+def test_where_results_go_is_known_before_there_are_some(run, tmp_path, capsys, monkeypatch, place, message):
+    """Before data are read and samples are drawn, also by a first start with --resume."""
+    (tmp_path / "file").touch()
+    (tmp_path / "theirs").mkdir()
+    monkeypatch.setattr("ncml.files.os.access", lambda path, mode: path != tmp_path / "theirs")  # root may anyway
+    monkeypatch.setattr(ImageSource, "load", None)
+    monkeypatch.setattr("ncml.cli.sample.draw_samples", None)
+    settings = {"train": SMALL, "sample": [str(run)], "complete": [str(run)], "evaluate": [str(run)]}
+    settings["train --resume"] = SMALL
+    for command, arguments in settings.items():
+        assert main([*command.split(), *arguments, "--out", str(tmp_path / place)]) == 2
+        assert re.search(message, capsys.readouterr().err), command
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "theirs"]
+
+
 def test_sample_with_another_sampler(run, tmp_path, capsys):
     """The named one, with as many steps; and --n, since not everything is an image."""
     arguments = ["--n", "3", "--steps", "2", "--batch-size", "3", "--sampler", "heun"]

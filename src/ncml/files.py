@@ -15,13 +15,18 @@ __all__ = ["as_folder", "only_here", "replacing"]
 
 
 def as_folder(out: Path) -> Path:
-    """Where results go, refused if it is a file.
+    """Where results go, refused if no folder is there and none can be made.
 
     Raises:
-        ArgumentError: A file is there.
+        ArgumentError: A file is there, or above it, or the folder may not be written to.
     """
-    if out.exists() and not out.is_dir():
-        raise ArgumentError(f"out: got {out}, which is a file; expected a folder, which is made if it is not there")
+    absolute = out.absolute()
+    place = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not place.is_dir():
+        where = out if place == absolute else f"{out} below {place}"
+        raise ArgumentError(f"out: got {where}, which is a file; expected a folder, which is made if it is not there")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ArgumentError(f"out: got {out}; expected a place that may be written to, as {place} is not")
     return out
 
 

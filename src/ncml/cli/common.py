@@ -129,11 +129,11 @@ def results_folder(run: Path, out: Path | None, name: str) -> Path:
     """Where results go: the folder given, or one in that of the run (not in a checkpoint, which may be removed).
 
     Raises:
-        ArgumentError: A file is there.
+        ArgumentError: No folder is there, and none can be made.
     """
-    if out is not None:
-        return as_folder(out)
-    return (run.parent.parent if (run / MANIFEST).exists() else run) / name
+    if out is None:
+        out = (run.parent.parent if (run / MANIFEST).exists() else run) / name
+    return as_folder(out)
 
 
 def with_place(data: DataSource, place: Path | None) -> DataSource:

@@ -67,12 +67,12 @@ def evaluate(
         raise ArgumentError("claims, row: got one without the other; expected a file of claims and one of its rows")
     beside = None if claims is None or row is None else read_claims(claims, row)
     opened = open_run(run, threads)
+    folder = results_folder(run, out, "evaluation")
     data = with_place(opened.config.data, data_folder)
     _check_capabilities(opened, settings, ood)
     every, held_out = test_data(opened, data)
     train = data.load(train=True) if settings.samples or (settings.ood_images and settings.ood_levels) else None
     test = every.mixed(settings.images)
-    folder = results_folder(run, out, "evaluation")
     counted = {"test_examples": len(test), "held_out": held_out}
     report: dict[str, Any] = {"settings": settings, "model": opened.source(), **counted}
     if remark := getattr(every, "remark", ""):

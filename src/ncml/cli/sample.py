@@ -96,6 +96,10 @@ def sample(
     density = long_enough(opened, sample_length(opened, length, seconds), "sample")
     labels = class_labels(opened, label, images)
     t_start = start_time(opened, noise)
+    # A folder for each kind of samples: they are there to be compared.
+    kind = "samples" + ("" if noise is None else f"-noise{noise:g}") + ("" if label is None else f"-{label}")
+    kind += "" if sampler == "euler-maruyama" else f"-{sampler}"
+    folder = results_folder(run, out, kind)
     process = opened.process
     with StopSignals() as signals:
         x = draw_samples(
@@ -127,10 +131,6 @@ def sample(
         "batch_size": batch_size,
     }
     every_class = len(opened.kind.classes) if labels is not None and label is None else None
-    # A folder for each kind of samples: they are there to be compared.
-    kind = "samples" + ("" if noise is None else f"-noise{noise:g}") + ("" if label is None else f"-{label}")
-    kind += "" if sampler == "euler-maruyama" else f"-{sampler}"
-    folder = results_folder(run, out, kind)
     _write(opened, folder, "sample", x, settings, time.perf_counter() - start, columns=every_class)
     return _status(opened, signals, len(x), images)
 
@@ -192,6 +192,7 @@ def complete(
             f"rows: got {rows}; expected 0 to {most}: how many of the {most} {of} are kept; leave it out for half"
         )
     t_start = start_time(opened, noise)
+    folder = results_folder(run, out, "completions")
     found = test_data(opened, with_place(opened.config.data, data_folder))[0]
     if positions is not None and isinstance(found, Windows):
         found = found.of_length(positions) or found
@@ -217,7 +218,6 @@ def complete(
         kept = x.clone()
         kept[:, :, rows:] = 0.0
         grid = torch.cat([torch.stack([x, kept], 1), completed], 1).flatten(0, 1)
-    folder = results_folder(run, out, "completions")
     took = time.perf_counter() - start
     _write(opened, folder, "complete", completed.flatten(0, 1), settings, took, grid, 2 + draws, originals=x)
     return _status(opened, signals, len(x), n)
