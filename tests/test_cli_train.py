@@ -539,6 +539,15 @@ def test_a_damaged_configuration(tmp_path, capsys, text):
     assert "config.json: got" in capsys.readouterr().err
 
 
+def test_a_damaged_checkpoint_is_refused_before_data_are_read(run, tmp_path, capsys, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    path = open_checkpoint(tmp_path / "run").folder / "training.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr(ImageSource, "load", None)
+    assert main(["train", "--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert "training.safetensors: got" in capsys.readouterr().err
+
+
 def test_a_refused_start_leaves_nothing(tmp_path):
     """So that the corrected command is a first start again."""
     for wrong in (["--optim.accumulate", "3"], ["--noise.std-in-levels", "20"]):

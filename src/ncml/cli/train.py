@@ -60,13 +60,12 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
     started = (as_folder(out) / SETTINGS).exists()
     if started and not resume:
         raise ArgumentError(f"out: got {out}, which holds a run; expected a new folder; or go on with --resume")
+    checkpoint = open_checkpoint(out) if resume and _has_checkpoint(out) else None
     run = _Run.of(settings, out)
-    going_on = resume and _has_checkpoint(out)
-    run.initialize(going_on)
+    run.initialize(checkpoint is not None)
     run.announce_data()
     trainer = run.trainer()
-    if going_on:
-        checkpoint = open_checkpoint(out)
+    if checkpoint is not None:
         check_data(checkpoint, run.kind, len(run.examples), choice_of(run.examples))
         trainer.load(checkpoint)
     if run.first:  # from here on the folder holds a run
