@@ -347,6 +347,60 @@ def test_what_does_not_fit_is_refused_with_a_remedy(make, message):
         make()
 
 
+class Given(nn.Module):
+    """Takes a context of width 3, as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Linear(3, D)
+
+    def forward(self, x, t, context):
+        return torch.distributions.Normal(self.mean(context), 1.0 + t[:, None]).log_prob(x).sum(1)
+
+
+def test_shapes_that_a_module_refuses_are_said():
+    """Where it is called, in the words of the call; what torch said stays as the cause."""
+    context, shapes = torch.zeros(6, 5), rf"x \(6, {D}\), t \(6,\), context \(6, 5\)"
+    net = Given()
+    own = CallableDensity(
+        net,
+        (D,),
+        VP,
+        score=lambda x, t, context: net.mean(context) - x,
+        sample=lambda n, t, context, generator: net.mean(context),
+    )
+    calls = {
+        "module": [lambda: own.log_prob(X, T, context), lambda: own(X, T, context)],
+        "score": [lambda: own.score(X, T, context)],
+        "sample": [lambda: own.sample(6, T, context)],
+    }
+    for name, each in calls.items():
+        given = shapes if name != "sample" else r"t \(6,\), context \(6, 5\)"
+        for call in each:
+            with pytest.raises(ArgumentError, match=rf"^{name}: got {given}, which it refuses \(mat1 and") as found:
+                call()
+            assert "; expected what it was built for; look at the width of the context" in str(found.value)
+            assert type(found.value.__cause__) is RuntimeError
+
+    fewer = CallableDensity(Net(8), (D,), VP, features=6)
+    with pytest.raises(ArgumentError, match=r"c \(6, 6\), which .*; build it for c of width 6, or change features"):
+        fewer.log_prob(X)
+    edgeless = CallableDensity(Net(8), (D,), VP, features=6, lattice=Lattice(4), density=Net(9))
+    with pytest.raises(ArgumentError, match=r"^density: got x"):
+        edgeless.log_density(X)
+    with pytest.raises(ArgumentError, match=r"t \(6,\), which it refuses .*; look at event_shape$"):
+        CallableDensity(lambda x, t: x @ torch.zeros(D + 1), (D,)).log_prob(X)
+
+
+def test_other_errors_of_a_module_stay_as_they_are():
+    def broken(x, t):
+        raise RuntimeError("no power")
+
+    with pytest.raises(RuntimeError, match=r"^no power$") as found:
+        CallableDensity(broken, (D,)).log_prob(X)
+    assert not isinstance(found.value, NCMLError)
+
+
 def test_a_compiled_module_has_scores_and_is_checked():
     net = Net()
     density, plain = wrapped(torch.compile(net, backend="eager")), wrapped(net)
