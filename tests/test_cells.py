@@ -10,8 +10,8 @@ from scipy import integrate
 from scipy.stats import logistic, nbinom, norm
 
 from ncml import VPSDE, Lattice, LinearVESDE, NCMLObjective
-from ncml.densities import MADE, MarginalMADE
-from ncml.errors import ArgumentError, NonFiniteError, UnsupportedError
+from ncml.densities import MADE, MAF, MarginalMADE
+from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
 from ncml.estimator import Columns, FeatureShift, NCMLDensityEstimator, NCMLOutlierDetector
 from ncml.estimator.objective import TableObjective
 from ncml.nn.heads import GaussianHead, LogisticHead
@@ -370,6 +370,37 @@ def test_shift_without_noise_of_columns_on_lattices():
     assert shift.p_values_[1] == 0.1
     with pytest.raises(ArgumentError, match="noise: got 0 and only columns on lattices"):
         shift.fit(X[:, 2:], Y[:, 2:])
+
+
+@pytest.mark.parametrize("density", [None, small, MAF], ids=["default", "small", "flow"])
+@pytest.mark.parametrize("frame", [False, True])
+def test_shift_without_noise_of_lattices_alone_is_refused_before_training(density, frame, monkeypatch):
+    """Under bounds, with categories and constants too; not of densities whose scores are slopes there."""
+
+    class TrainingBeganError(Exception):
+        pass
+
+    def fit(estimator, X):
+        raise TrainingBeganError
+
+    monkeypatch.setattr(NCMLDensityEstimator, "fit", fit)
+    rng = np.random.default_rng(0)
+    X, Y = np.stack([rng.poisson(2.0, (2, 50)), rng.random((2, 50)) < 0.5, np.ones((2, 50))], 2).astype(float)
+    settings = {"bounds": {0: (0, None)}, "categories": [1]}
+    if frame:
+        X, Y = (pd.DataFrame(rows, columns=["n", "kind", "one"]).astype({"kind": "category"}) for rows in (X, Y))
+        settings = {"bounds": {"n": (0, None)}}
+    state = torch.get_rng_state()
+    shift = FeatureShift(NCMLDensityEstimator(density, **settings), noise=0.0, random_state=0)
+    message = "noise: got 0 and only columns on lattices"
+    refused = pytest.raises(TrainingBeganError) if density is MAF else pytest.raises(ArgumentError, match=message)
+    with refused:
+        shift.fit(X, Y)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(TrainingBeganError):
+        shift.set_params(noise=0.1).fit(X, Y)
+    with pytest.raises(ArgumentTypeError, match="density: got MADE; expected a function"):
+        FeatureShift(NCMLDensityEstimator(network(dims=2), **settings), noise=0.0).fit(X, Y)
 
 
 def test_other_densities_are_averaged_over_points():

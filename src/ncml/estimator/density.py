@@ -159,7 +159,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
                 without values, missing values with ``missing=False`` or a density that takes no mask, or a parameter
                 out of range.
         """
-        self._check_parameters()
+        self.check_parameters()
         self._form = TableForm.of(X, self.categories)
         rows = self._validated(X, reset=True)
         if self.missing is False:
@@ -266,10 +266,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         density = sampleable(self.density_, "fit with another one to sample")
         generator = torch.Generator(density.device).manual_seed(seed_of(random_state))
         whole = self._whole(n_samples)
-        if isinstance(density, CellDensity):
-            z = density.sample(n_samples, 0.0, whole, generator=generator, place=self.columns_.middle)
-        else:
-            z = density.sample(n_samples, 0.0, whole, generator=generator)
+        placed: dict[str, Any] = {"place": self.columns_.middle} if isinstance(density, CellDensity) else {}
+        z = density.sample(n_samples, 0.0, whole, generator=generator, **placed)
         return self._form.decode(self.columns_.from_model(z))
 
     def complete(self, X: Any, random_state: Any = None, *, rounds: int = 5, draws: int = 1) -> Any:  # noqa: ANN401
@@ -387,7 +385,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
                 f"density is that of the values that are there"
             )
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """Refuse parameters out of range, as ``fit`` does."""
         for name in ("max_steps", "batch_size", "patience", "dequantisations"):
             check_count(getattr(self, name), name)
         check_positive(self.learning_rate, "learning_rate")

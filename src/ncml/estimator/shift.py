@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from ncml.checks import Time, check_count, check_nonnegative
 from ncml.density import CellDensity, NoiseConditionalDensity, inner_density
 from ncml.errors import ArgumentError, ColumnScaleWarning, LatticeDataWarning
+from ncml.estimator.columns import Columns
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.form import TableForm, is_frame
-from ncml.estimator.objective import TableObjective, score_of_rows, seed_if_none, seeded, times_of
+from ncml.estimator.objective import TableObjective, score_of_rows, seed_if_none, seeded, times_of, untrained_density
 from ncml.estimator.traits import Array, check_not_infinite
 from ncml.objective import LadderTimes
 from ncml.progress import progress_bar
@@ -136,10 +137,13 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         check_count(self.steps, "steps")
         check_nonnegative(self.noise, "noise", "a noise level >= 0")
         estimator = unfitted(self.estimator)
+        estimator.check_parameters()
         (t,) = times_of(estimator.process_or_default, (self.noise,), "noise")
         form = TableForm.of(X, estimator.categories).joined(Y, estimator.categories)
         first = self._complete(form, X, "X")
         rows = np.concatenate([first, self._complete(form, Y, "Y")])
+        if t == 0.0:
+            self._check_slopes(estimator, form, rows)
         random = check_random_state(self.random_state)
         codes = {form.labels[j]: range(len(values)) for j, values in form.categories.items()}
         estimator.set_params(missing=False, categories=codes or None)
@@ -148,11 +152,6 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         if form.frame is not None:
             table = type(form.frame)(table, columns=form.frame.columns)
         columns, density = estimator.fit(table).columns_, estimator.density_
-        if t == 0.0 and isinstance(density, CellDensity) and np.isfinite(columns.origin).all():
-            raise ArgumentError(
-                "noise: got 0 and only columns on lattices, such as integers, whose probabilities have no slope; "
-                "expected noise > 0"
-            )
         self.estimator_: NCMLDensityEstimator = estimator
         self.names_ = tuple(getattr(self, "feature_names_in_", columns.names))
         objective = TableObjective(estimator.process_or_default, LadderTimes((t,)), columns=columns)
@@ -171,6 +170,24 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         self.p_values_[kept] = max_p_values(values)
         return self
 
+    def _check_slopes(self, estimator: NCMLDensityEstimator, form: TableForm, rows: Array) -> None:
+        """Refuse to compare rows without noise if their probabilities are all that is learned of them."""
+        codes = {j: len(values) for j, values in form.categories.items()}
+        columns = Columns.of(rows, self._names(form), estimator.bounds, codes)
+        if not np.isfinite(columns.origin).all():
+            return
+        with seeded(0):
+            shape = (len(columns.kept),)
+            density, _ = untrained_density(estimator.density, shape, estimator.process_or_default, gaps=False)
+        if isinstance(density, CellDensity):
+            raise ArgumentError(
+                "noise: got 0 and only columns on lattices, such as integers, whose probabilities have no slope; "
+                "expected noise > 0"
+            )
+
+    def _names(self, form: TableForm) -> list[Any]:
+        return list(getattr(self, "feature_names_in_", form.names(self.n_features_in_)))
+
     def _complete(self, form: TableForm, table: Any, name: str) -> Array:  # noqa: ANN401 -- any tables
         """Rows of finite numbers, with the columns of X."""
         encoded = form.encode(table, name, gaps=False)
@@ -182,7 +199,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
             raise ArgumentError(f"{name}: got {got}; expected the columns of X, {form.labels}, in this order")
         first: dict[str, Any] = {"ensure_min_samples": 2} if name == "X" else {"reset": False}
         rows = cast(Array, validate_data(self, encoded, dtype=np.float64, ensure_all_finite=False, **first))
-        names = getattr(self, "feature_names_in_", form.names(rows.shape[1]))
+        names = self._names(form)
         if gaps := [str(names[j]) for j in np.flatnonzero(np.isnan(rows).any(0))]:
             raise ArgumentError(
                 f"{name}: got missing values (NaN) in {', '.join(gaps)}; expected complete rows, since where gaps are "
