@@ -8,15 +8,18 @@ import math
 import pytest
 import torch
 
-from ncml import VESDE, VPSDE, Lattice, NCMLObjective, NoiseConditionalDensity
+from ncml import VESDE, VPSDE, Lattice, LevelNoise, NCMLObjective, NoiseConditionalDensity
 from ncml.densities import MarginalMADE
 from ncml.errors import ArgumentError
 from ncml.evaluation import (
     bits_per_dim,
+    delta_log_p,
     flow_log_prob,
     fokker_planck_residual,
     ladder_bound,
     level_noise_table,
+    mean_abs_perturbation,
+    robustness_curve,
 )
 from ncml.objective import LadderTimes
 from ncml.sampling import AnnealedSMC, restore
@@ -106,8 +109,11 @@ def test_the_mask_is_seen_by_the_conditionals():
     ],
 )
 def test_wrong_masks(context, message):
+    x = torch.zeros(8, 3, dtype=torch.float64)
     with pytest.raises(ArgumentError, match=message):
-        marginal().log_prob(torch.zeros(8, 3, dtype=torch.float64), 0.0, context)
+        marginal().log_prob(x, 0.0, context)
+    with pytest.raises(ArgumentError, match=message.replace("B", "8")):
+        bits_per_dim(marginal(), x, 0.0, context, lattice=Lattice(9))
 
 
 def test_bits_are_per_observed_value():
@@ -122,6 +128,49 @@ def test_bits_are_per_observed_value():
     assert row.moved == 1.0
 
 
+def with_gaps(n=6):
+    """Points of a lattice, and masks."""
+    lattice, masks = Lattice(9), MASKS[:n]
+    return lattice, lattice.quantize(torch.rand(n, 3, dtype=F64, generator=seeded(1)) * 2.0 - 1.0), masks
+
+
+@pytest.mark.parametrize("value", [0.3, -7.0, 1e30])
+def test_what_stands_in_gaps_need_not_be_on_the_lattice(value):
+    """Nor does it matter, at any time, under level noise, or in training."""
+    density, (lattice, x, masks) = marginal(), with_gaps()
+    masses = NormalMasses((3,), VP, lattice)
+    level = NormalMasses((3,), LevelNoise(9), lattice)
+    dequantised = NormalMasses((3,), LevelNoise(9))
+    how = {"lattice": lattice}
+    calls = [
+        lambda x: bits_per_dim(density, x, 0.0, masks, **how, dequantisations=2, importance=2).values,
+        lambda x: bits_per_dim(masses, x, 0.0, masks).values,
+        lambda x: bits_per_dim(level, x, 0.5, masks).values,
+        lambda x: masses.log_prob(x, 0.0, masks),
+        lambda x: level_noise_table(density, x, (0.5,), masks, **how)[0].bits.values,
+        lambda x: delta_log_p(density, x, 1.0, 0.1, masks, **how).signed,
+        lambda x: NCMLObjective(VP, dequantize=lattice)(density, x, masks, generator=how["generator"]),
+        lambda x: NCMLObjective(LevelNoise(9))(level, x, masks, generator=how["generator"]),
+        lambda x: NCMLObjective(LevelNoise(9), dequantize=lattice)(dequantised, x, masks, generator=how["generator"]),
+    ]
+    for call in calls:
+        found = []
+        for there in (x, torch.where(masks == 1, x, value)):
+            how["generator"] = seeded(0)
+            found.append(torch.as_tensor(call(there)))
+        assert torch.equal(*found)
+        with pytest.raises(ArgumentError, match="lattice points"):
+            call(torch.where(masks == 1, x + 0.01, x))
+
+
+def test_noise_of_rows_with_gaps_is_that_of_observed_values():
+    """What the axis of a curve says: by the same values in a table without gaps."""
+    lattice, x, _ = with_gaps()
+    first = torch.tensor([[1.0, 0.0, 0.0]], dtype=F64).expand(len(x), 3)
+    curve = robustness_curve(marginal(), x, [0.1], (0.5,), first, lattice=lattice, generator=seeded(0))
+    assert curve.mean_abs_perturbation == mean_abs_perturbation(VP, x[:, :1], 0.1) / lattice.width
+
+
 class MaskedNormal(NoiseConditionalDensity):
     """The ladder of N(0, STD^2 I), of the observed values, in closed form."""
 
@@ -132,6 +181,13 @@ class MaskedNormal(NoiseConditionalDensity):
 
     def observed(self, x, context=None):
         return context != 0
+
+
+class NormalMasses(MaskedNormal):
+    """The same at every time, taken for masses of bins."""
+
+    def forward(self, x, t, context=None, *, edges=True):
+        return (torch.distributions.Normal(0.0, STD).log_prob(x) * context).sum(1)
 
 
 @pytest.mark.parametrize("mask", [(1.0, 1.0, 1.0), (1.0, 0.0, 1.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0)])
@@ -185,5 +241,6 @@ def test_a_mask_reaches_the_formulas_of_the_network():
     assert bool((under.log_prob(x, 0.4, nothing) == 0.0).all())
     assert bool((flow_log_prob(density, x, nothing) == 0.0).all())
     assert torch.equal(density.observed(x, MASKS[:5]), MASKS[:5] == 1)
+    assert density.observed(x[:0], MASKS[:0]).shape == (0, 3)
     weights = restore(density, x, sigmas=[0.1, 0.2, 0.4], context=nothing).posterior
     torch.testing.assert_close(weights, torch.full_like(weights, 1.0 / 3.0))

@@ -70,7 +70,12 @@ class MarginalMADE(MADE):
         )
 
     def observed(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
-        return None if context is None else (context != 0).reshape(x.shape)
+        if context is None:
+            return None
+        expected = tuple(x.flatten(1).shape)
+        if tuple(context.shape) != expected:
+            raise ArgumentError(f"context: got shape {tuple(context.shape)}; expected {expected}, the mask")
+        return (context != 0).reshape(x.shape)
 
     def _hidden(self, context: Tensor | None) -> Tensor | None:
         assert context is not None  # the conditioning has refused it

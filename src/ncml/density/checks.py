@@ -21,6 +21,7 @@ from ncml.checks import (
     check_input,
     check_time,
 )
+from ncml.density.lengths import PADDING
 from ncml.density.modes import evaluating
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ncml.noise import NoiseProcess
@@ -36,9 +37,11 @@ __all__ = [
     "check_kept",
     "check_log_density",
     "check_noise",
+    "check_on_lattice",
     "check_score",
     "checked_resample",
     "checked_sample",
+    "gaps_filled",
     "observed_dims",
     "process_by_name",
 ]
@@ -82,6 +85,19 @@ def check_given(given: Tensor | None, x: Tensor, name: str = "given") -> Tensor 
         )
     check_finite(given, name, "a conditional is given numbers")
     return given
+
+
+def gaps_filled(density: NoiseConditionalDensity, x: Tensor, context: Tensor | None) -> Tensor:
+    """A batch whose gaps hold a value that every check accepts, whatever they held: it is no part of the event."""
+    observed = density.observed(x, context)
+    return x if observed is None else torch.where(observed, x, PADDING)
+
+
+def check_on_lattice(density: NoiseConditionalDensity, x: Tensor, t: Tensor, context: Tensor | None) -> None:
+    """Refuse values off the density's lattice, if it has one, in rows whose times ``(B,)`` keep data there."""
+    if density.lattice is not None and density.process is not None:
+        clean, x = density.process.on_lattice(t), gaps_filled(density, x, context)
+        density.lattice.check(x if bool(clean.all()) else x[clean])
 
 
 def check_kept(density: NoiseConditionalDensity, x: Tensor, t: Tensor) -> Tensor:

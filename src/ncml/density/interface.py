@@ -41,7 +41,14 @@ import torch
 from torch import Tensor, nn
 
 from ncml.checks import Time, is_whole
-from ncml.density.checks import check_arguments, check_log_density, check_score, checked_resample, checked_sample
+from ncml.density.checks import (
+    check_arguments,
+    check_log_density,
+    check_on_lattice,
+    check_score,
+    checked_resample,
+    checked_sample,
+)
 from ncml.density.gradient import gradient
 from ncml.density.lengths import padded
 from ncml.density.modes import eval_mode, evaluating, usable
@@ -202,9 +209,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         """
         x, more = padded(self, x, lengths)
         x, t, context = check_arguments(self, x, t, context, finite=check_finite)
-        if self.lattice is not None and self.process is not None:
-            clean = self.process.on_lattice(t)
-            self.lattice.check(x if bool(clean.all()) else x[clean])
+        check_on_lattice(self, x, t, context)
         return self._evaluated(x, t, context, edges=True, **more)
 
     def log_density(
@@ -266,8 +271,7 @@ class NoiseConditionalDensity(nn.Module, abc.ABC):
         if not len(x):
             return 0.0 * x if create_graph else torch.zeros_like(x)
         with evaluating(self):
-            x, t = usable(x), usable(t)
-            context = None if context is None else usable(context)
+            x, t, context = usable(x), usable(t), None if context is None else usable(context)
             if not more or "lengths" in inspect.signature(self.forward_score).parameters:
                 score = self.forward_score(x, t, context, create_graph=create_graph, **more)
             else:  # a forward_score without lengths, such as the one above

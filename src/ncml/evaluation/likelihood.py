@@ -27,8 +27,10 @@ from ncml.density import (
     NoiseConditionalDensity,
     check_arguments,
     check_log_density,
+    check_on_lattice,
     dims_of,
     evaluating,
+    gaps_filled,
     inner_density,
     usable,
 )
@@ -138,12 +140,12 @@ def data_lattice(density: nn.Module, lattice: Lattice | None) -> Lattice:
 def check_batch(
     density: NoiseConditionalDensity, x: Tensor, t: Time, context: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Checked arguments of a call over a whole data set, times as ``(B,)``; refuses an empty one."""
+    """Checked arguments of a call over a whole data set, times as ``(B,)``, gaps filled; refuses an empty one."""
     x, times, context = check_arguments(density, x, t, context)
     if x.shape[0] == 0:
         raise ArgumentError(f"x: got an empty batch, shape {tuple(x.shape)}; expected at least one example")
     with torch.inference_mode(False):  # scores are asked of these
-        return usable(x), usable(times), None if context is None else usable(context)
+        return usable(gaps_filled(density, x, context)), usable(times), None if context is None else usable(context)
 
 
 def batches(n: int, batch_size: int, progress: bool, label: str) -> Iterable[slice]:
@@ -169,8 +171,7 @@ def log_prob_in_batches(
     to the call.
     """
     inner = inner_density(density)
-    if inner.lattice is not None and inner.process is not None:
-        inner.lattice.check(x[inner.process.on_lattice(t)])
+    check_on_lattice(inner, x, t, context)
     parts = []
     with evaluating(density), torch.no_grad():
         for rows in batches(x.shape[0], batch_size, progress, "log-likelihood"):

@@ -311,7 +311,7 @@ def robustness_curve(
         clean = data.bits(0.0, t)
         for pi, row in results.items():
             row.append(DeltaLogP(clean, data.bits(pi, t)))
-    return RobustnessCurve.of(process, data.x, ts, results, lattice=data.lattice, seed=data.seeds[0])
+    return RobustnessCurve.of(process, data.x[data.known], ts, results, lattice=data.lattice, seed=data.seeds[0])
 
 
 def _checked_pis(pis: Sequence[float]) -> list[float]:
@@ -343,14 +343,16 @@ class _NoisyData:
         self.level = LevelNoise(self.lattice.levels, edge)
         if process is not None:
             check_process(density, process)
-        self.x, _, self.context = check_batch(inner_density(density), x, 0.0, context)
+        self.inner = inner_density(density)
+        self.x, _, self.context = check_batch(self.inner, x, 0.0, context)
         self.lattice.check(self.x)
+        observed = self.inner.observed(self.x, self.context)
+        self.known: Any = slice(None) if observed is None else observed
         check_generator(generator, self.x.device)
         # Seeds instead of the numbers themselves: these would be as large as the data, per draw.
         seeds = torch.randint(2**62, (check_count(draws, "draws"),), generator=generator, device=self.x.device)
         self.seeds: list[int] = seeds.tolist()
         self.density, self.process, self.order, self.batch_size = density, process, order, batch_size
-        self.inner = inner_density(density)
 
     def source(self, seed: int) -> torch.Generator:
         return torch.Generator(self.x.device).manual_seed(seed)
@@ -374,8 +376,7 @@ class _NoisyData:
     def moved(self, pi: float) -> float:
         """Fraction of values that level noise moved."""
         changed = [self.level.perturb(self.x, pi, generator=self.source(seed)) != self.x for seed in self.seeds]
-        known = self.inner.observed(self.x, self.context)
-        return float(torch.stack([(c if known is None else c[known]).double().mean() for c in changed]).mean())
+        return float(torch.stack([c[self.known].double().mean() for c in changed]).mean())
 
     def _draw(self, pi: float, t: float, on_lattice: bool, source: torch.Generator) -> Tensor:
         # Drawn in this order whatever is used, so that every pi and t sees the same numbers.
@@ -391,10 +392,9 @@ class _NoisyData:
         def dequantize(y: Tensor) -> Tensor:
             return y if self.inner.lattice is not None else self.lattice.dequantize(y, generator=source)
 
-        before = self.order == "before"
         if on_lattice:
-            return dequantize(perturb(level(self.x)) if before else level(perturb(self.x)))
-        if before:
+            return dequantize(perturb(level(self.x)) if self.order == "before" else level(perturb(self.x)))
+        if self.order == "before":
             return perturb(dequantize(level(self.x)))
         steps = (uniforms >= 1.0 - 0.5 * pi).to(self.x) - (uniforms < 0.5 * pi).to(self.x)
         return perturb(dequantize(self.x)) + self.lattice.width * steps

@@ -20,7 +20,7 @@ from ncml.checks import (
     check_nonnegative,
     check_time,
 )
-from ncml.density import at_zero_only, check_arguments, check_process, inner_density, unwrapped
+from ncml.density import at_zero_only, check_arguments, check_process, gaps_filled, inner_density, unwrapped
 from ncml.density.lengths import padded
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedError
 from ncml.noise import DiscreteProcess, GaussianProcess, Lattice, NoiseProcess
@@ -276,6 +276,7 @@ class NCMLObjective:
             )
         lattice = self.dequantize if inner.lattice is None else inner.lattice
         if lattice is not None:  # unscaled 0 .. 255 would train without a word
+            x = gaps_filled(inner, x, context)
             lattice.check(x)
         return x, context
 
