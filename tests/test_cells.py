@@ -1,6 +1,7 @@
 """Exact probabilities of cells: of the heads, of MADE, and of tables with columns on lattices."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 import torch
 from scipy import integrate
 from scipy.stats import logistic, nbinom, norm
+from sklearn.base import clone
 
 from ncml import VPSDE, Lattice, LinearVESDE, NCMLObjective
 from ncml.densities import MADE, MAF, MarginalMADE
@@ -401,6 +403,49 @@ def test_shift_without_noise_of_lattices_alone_is_refused_before_training(densit
         shift.set_params(noise=0.1).fit(X, Y)
     with pytest.raises(ArgumentTypeError, match="density: got MADE; expected a function"):
         FeatureShift(NCMLDensityEstimator(network(dims=2), **settings), noise=0.0).fit(X, Y)
+
+
+class WithoutEnds(MADE):
+    """A call of one's own, which knows nothing of cells."""
+
+    def forward(self, x, t, context=None, *, edges=True):
+        return super().forward(x, t, context, edges=edges)
+
+
+class WithMore(MADE):
+    """The same, passing on whatever it is given."""
+
+    def forward(self, x, t, context=None, **more):
+        return super().forward(x, t, context, **more)
+
+
+def test_a_call_without_the_ends_of_cells_is_refused_where_there_are_some():
+    """Before training, by what is missing; tables of real numbers need none."""
+    refused = pytest.raises(
+        UnsupportedError, match=r"^WithoutEnds\.forward: got \(x, t, context, edges\); expected low and high too"
+    )
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    for call in (network(WithoutEnds).log_cells, network(WithoutEnds).score_cells):
+        with refused:
+            call(x, x, x)
+    more = network(WithMore)
+    expected = MADE.forward(more, x, torch.zeros(2, dtype=torch.float64), low=x - 1.0, high=x)
+    assert torch.equal(more.log_cells(x, x - 1.0, x), expected)
+    rng = np.random.default_rng(0)
+    real, counts = rng.normal(size=(50, 2)), rng.poisson(2.0, (50, 2))
+    for kind in (WithoutEnds, WithMore):
+        estimator = NCMLDensityEstimator(partial(kind, hidden=(8,), components=2), max_steps=2, random_state=0)
+        assert np.isfinite(estimator.fit(real).score_samples(real)).all()
+        estimator = clone(estimator)
+        if kind is WithMore:
+            assert np.isfinite(estimator.fit(counts).score_samples(counts)).all()
+            continue
+        with refused:
+            estimator.fit(counts)
+        assert not hasattr(estimator, "losses_")
+    lattice = NCMLDensityEstimator(partial(MADE, hidden=(8,), lattice=Lattice(9)), validation_fraction=0, max_steps=2)
+    with pytest.raises(UnsupportedError, match="MADE with a lattice"):
+        lattice.fit(counts)
 
 
 def test_other_densities_are_averaged_over_points():

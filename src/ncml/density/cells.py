@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Callable
 from typing import cast
 
@@ -35,6 +36,24 @@ class CellDensity(AutoregressiveDensity):
     ) -> Tensor:
         """As :meth:`ncml.NoiseConditionalDensity.forward`; with ``low`` and ``high``, both, as :meth:`log_cells`."""
 
+    def check_cells(self) -> None:
+        """Refuse a density that has no probabilities of cells after all.
+
+        Raises:
+            UnsupportedError: It has a lattice, or a ``forward`` of its own that does not take the ends of cells.
+        """
+        name = type(self).__name__
+        if self.lattice is not None:
+            raise UnsupportedError(f"log_cells: got a {name} with a lattice, whose cells log_prob has; expected none")
+        parameters = inspect.signature(self.forward).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if not (takes_any or {"low", "high"} <= parameters.keys()):
+            raise UnsupportedError(
+                f"{name}.forward: got ({', '.join(parameters)}); expected low and high too, the ends of the cells of "
+                f"values on lattices: def forward(self, x, t, context=None, *, edges=True, low=None, high=None), which "
+                f"passes them on"
+            )
+
     def log_cells(self, x: Tensor, low: Tensor, high: Tensor, t: Time = 0.0, context: Tensor | None = None) -> Tensor:
         r"""Log-probability of the cells of some values times the density of the others.
 
@@ -53,12 +72,10 @@ class CellDensity(AutoregressiveDensity):
             ``(B,)`` nats.
 
         Raises:
-            UnsupportedError: The density has a lattice, whose cells ``log_prob`` has.
+            UnsupportedError: As :meth:`check_cells`.
         """
         x, t, context = check_arguments(self, x, t, context)
-        if self.lattice is not None:
-            name = type(self).__name__
-            raise UnsupportedError(f"log_cells: got a {name} with a lattice, whose cells log_prob has; expected none")
+        self.check_cells()
         low, high = _checked_ends(low, high, x)
         with eval_mode(self):
             return cast(Tensor, self(x, t, context, low=low, high=high))

@@ -158,6 +158,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             ArgumentError: Infinite values, strings that are no declared categories, only constant columns, a column
                 without values, missing values with ``missing=False`` or a density that takes no mask, or a parameter
                 out of range.
+            UnsupportedError: Columns on a lattice, and a :class:`~ncml.density.CellDensity` that takes no cells.
         """
         self.check_parameters()
         self._form = TableForm.of(X, self.categories)
@@ -178,7 +179,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         table = torch.from_numpy(self.columns_.standardise(rows))
         seed = seed_of(random)
         with seeded(seed):
-            made = untrained_density(self.density, (table.shape[1],), process, gaps=wanted, device=self.device)
+            expected = {"gaps": wanted, "cells": self.columns_.jittered}
+            made = untrained_density(self.density, (table.shape[1],), process, **expected, device=self.device)
             density, self.marginal_ = made
             table = table.to(density.device)
             self.density_ = density

@@ -145,6 +145,7 @@ def untrained_density(
     process: NoiseProcess,
     *,
     gaps: bool,
+    cells: bool,
     device: str | None = None,
 ) -> tuple[NoiseConditionalDensity, bool]:
     """What an estimator trains, and whether it is a density of the observed values, whose mask is its context.
@@ -153,11 +154,13 @@ def untrained_density(
         factory: The estimator's parameter ``density``; None for the default.
         event_shape, process: Its arguments.
         gaps: Whether rows may have some.
+        cells: Whether values have some, as those on a lattice do.
         device: Where it is to be; the CPU if None.
 
     Raises:
         ArgumentTypeError: The factory returned something else than a density.
         ArgumentError: It returned one that takes no mask, and there are gaps; torch cannot use the device.
+        UnsupportedError: It returned a :class:`~ncml.density.CellDensity` that takes no cells, and there are some.
     """
     default: DensityFactory = marginal_density if gaps else default_density
     density = (default if factory is None else factory)(event_shape, process)
@@ -172,6 +175,8 @@ def untrained_density(
             f"context; expected one for rows with missing values, such as ncml.densities.MarginalMADE(shape, process); "
             f"or impute them"
         )
+    if cells and isinstance(density, CellDensity):
+        density.check_cells()
     return _placed(density, device), marginal
 
 

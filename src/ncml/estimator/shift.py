@@ -177,8 +177,8 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
         if not np.isfinite(columns.origin).all():
             return
         with seeded(0):
-            shape = (len(columns.kept),)
-            density, _ = untrained_density(estimator.density, shape, estimator.process_or_default, gaps=False)
+            shape, process = (len(columns.kept),), estimator.process_or_default
+            density, _ = untrained_density(estimator.density, shape, process, gaps=False, cells=True)
         if isinstance(density, CellDensity):
             raise ArgumentError(
                 "noise: got 0 and only columns on lattices, such as integers, whose probabilities have no slope; "
