@@ -378,7 +378,10 @@ def test_the_table_of_mutants_is_what_its_script_writes():
         assert words in page
 
 
-@pytest.mark.parametrize("name", ["benchmarks", "adbench", "feature_shift", "table_likelihood", "imputation"])
+PAGES = ("benchmarks", "adbench", "feature_shift", "table_likelihood", "few_rows", "imputation")  # of benchmarks
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_page_of_benchmarks_is_what_its_script_writes(name):
     folder = ROOT / "docs" / "results"
     assert runpy.run_path(str(folder / f"{name}.py"))["page"]() == (folder / f"{name}.md").read_text()

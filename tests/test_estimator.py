@@ -11,6 +11,7 @@ import torch
 from scipy import integrate
 from scipy.stats import norm
 from sklearn.base import clone
+from sklearn.datasets import load_wine
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -21,6 +22,7 @@ from ncml import VPSDE, SampleableDensity
 from ncml.densities import MADE, MarginalMADE
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.estimator import Columns, NCMLDensityEstimator, NCMLImputer, NCMLOutlierDetector
+from ncml.estimator.objective import default_density, dropout_for
 from ncml.objective import AtZero
 from tests.statistics import ks_bound, ks_distance
 
@@ -332,3 +334,24 @@ def test_held_out_rows_without_a_density_do_not_decide_alone():
     model = NCMLDensityEstimator(Tiny(Edged), learning_rate=1e-2, max_steps=150, random_state=0).fit(X)
     assert model.n_iter_ > 25
     assert model.validation_score_ == -np.inf
+
+
+@pytest.mark.parametrize(("rows", "columns", "dropout"), [(2, 9, 0.6), (20, 4, 0.5), (80, 4, 0.3), (640, 4, 0.0)])
+def test_the_fewer_rows_for_every_column_the_more_units_drop(rows, columns, dropout):
+    assert dropout_for(rows, columns) == pytest.approx(dropout)
+    assert dropout_for(1000 * rows, columns) == 0.0
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_default_densities_drop_as_many_units_as_the_rows_want(missing):
+    X = np.random.default_rng(0).normal(size=(80, 4))
+    fitted = NCMLDensityEstimator(missing=missing, max_steps=1, random_state=0).fit(X)
+    assert fitted.density_.net.dropout.p == dropout_for(80, 4) > 0.0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_dropout_keeps_a_few_rows_from_being_learned_by_heart(seed):
+    X = np.random.default_rng(seed).permutation(load_wine().data)
+    without = {"density": lambda shape, process: default_density(shape, process, dropout=0.0)}
+    fitted, other = (NCMLDensityEstimator(**how, random_state=seed).fit(X[:100]) for how in ({}, without))
+    assert fitted.score(X[100:]) > other.score(X[100:]) + 0.5  # it is 1.0 to 1.6

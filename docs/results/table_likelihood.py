@@ -12,7 +12,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RECORD = HERE.parents[1] / "benchmarks" / "results" / "table_likelihood.json"
-OWN_DROPOUT = 0.1
+DROPOUT = 0.1  # with which the estimator's learning rate was chosen
 WAYS = ("NCML", "maximum likelihood")
 
 
@@ -55,7 +55,7 @@ All fits had {record["steps"]:,} steps at most, which NCML has to share among al
 
 Samples of NCML are the closer ones by energy distance in {sum(closer)} of {len(closer) * seeds} pairs.
 
-With the estimator's own dropout of {OWN_DROPOUT:g}, this is the number of tables on which NCML's held-out rows are
+With a dropout of {DROPOUT:g}, this is the number of tables on which NCML's held-out rows are
 likeliest at each rate: {often(tables, record["rates_and_dropouts"])}.
 
 | table | rows | maximum likelihood, nats | NCML, nats | NCML ahead by, seed by seed | median row | rows ahead |
@@ -77,8 +77,8 @@ chosen learning rates and dropouts.
 
 
 def often(tables: dict[str, Any], settings: list[list[float]]) -> str:
-    """On how many tables each rate is the best, with the estimator's own dropout."""
-    own = [k for k, (_, dropout) in enumerate(settings) if dropout == OWN_DROPOUT]
+    """On how many tables each rate is the best, with this dropout."""
+    own = [k for k, (_, dropout) in enumerate(settings) if dropout == DROPOUT]
     best = [settings[max(own, key=t["NCML"]["held_out"].__getitem__)][0] for t in tables.values()]
     return ", ".join(f"{best.count(rate)} at {rate:g}" for rate in sorted(set(best)))
 

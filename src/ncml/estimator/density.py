@@ -64,8 +64,9 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
 
     Args:
         density: Takes ``(event_shape, process)`` to an untrained density, with ``event_shape = (number of columns,)``.
-            Default: ``default_density``, or ``marginal_density`` for rows with gaps; then it has to be a density of the
-            observed values given their mask as context, as :class:`~ncml.densities.MarginalMADE` is.
+            Default: ``default_density``, or ``marginal_density`` for rows with gaps, with the dropout ``dropout_for``.
+            For gaps it has to be a density of the observed values given their mask, as
+            :class:`~ncml.densities.MarginalMADE` is.
         process: The noise process, in units of the columns' scales. Default ``LinearVESDE(2.0)``: t is the standard
             deviation of the noise, at most 2 of the columns'.
         times: Which noise levels are trained. Default ``LogUniformTimes(0.02, p_zero=0.3)``; ``AtZero()`` is maximum
@@ -96,8 +97,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         losses_: The loss of every step, nats.
         n_iter_: Steps after which the weights were taken.
         validation_score_: Mean log-likelihood of the held-out rows at t = 0, in the units of the data; NaN without.
-        n_features_in_: As in scikit-learn.
-        feature_names_in_: As in scikit-learn.
+        n_features_in_, feature_names_in_: As in scikit-learn.
 
     Example:
         >>> from ncml.estimator import NCMLDensityEstimator
@@ -158,7 +158,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             ArgumentError: Infinite values, strings that are no declared categories, only constant columns, a column
                 without values, missing values with ``missing=False`` or a density that takes no mask, or a parameter
                 out of range.
-            UnsupportedError: Columns on a lattice, and a :class:`~ncml.density.CellDensity` that takes no cells.
+            UnsupportedError: Columns on a lattice, and a :class:`~ncml.density.CellDensity` without cells.
         """
         self.check_parameters()
         self._form = TableForm.of(X, self.categories)
@@ -179,7 +179,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         table = torch.from_numpy(self.columns_.standardise(rows))
         seed = seed_of(random)
         with seeded(seed):
-            expected = {"gaps": wanted, "cells": self.columns_.jittered}
+            expected: dict[str, Any] = {"rows": len(rows), "gaps": wanted, "cells": self.columns_.jittered}
             made = untrained_density(self.density, (table.shape[1],), process, **expected, device=self.device)
             density, self.marginal_ = made
             table = table.to(density.device)

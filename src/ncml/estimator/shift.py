@@ -178,7 +178,7 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
             return
         with seeded(0):
             shape, process = (len(columns.kept),), estimator.process_or_default
-            density, _ = untrained_density(estimator.density, shape, process, gaps=False, cells=True)
+            density, _ = untrained_density(estimator.density, shape, process, rows=len(rows), gaps=False, cells=True)
         if isinstance(density, CellDensity):
             raise ArgumentError(
                 "noise: got 0 and only columns on lattices, such as integers, whose probabilities have no slope; "
