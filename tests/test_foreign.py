@@ -393,12 +393,27 @@ def test_shapes_that_a_module_refuses_are_said():
 
 
 def test_other_errors_of_a_module_stay_as_they_are():
-    def broken(x, t):
-        raise RuntimeError("no power")
+    """Also where torch speaks of sizes that no event of another shape would mend."""
 
-    with pytest.raises(RuntimeError, match=r"^no power$") as found:
-        CallableDensity(broken, (D,)).log_prob(X)
-    assert not isinstance(found.value, NCMLError)
+    class FullError(RuntimeError):
+        pass
+
+    def broken(error):
+        raise error
+
+    calls = {
+        "^no power$": lambda x, t: broken(RuntimeError("no power")),
+        "^no size is left$": lambda x, t: broken(FullError("no size is left")),
+        "invalid gradient": lambda x, t: broken(RuntimeError("returned an invalid gradient, expected shape [6, 3]")),
+        "view size is not compatible": lambda x, t: x.t().view(-1),
+        "is out of bounds for dimension 1 with size": lambda x, t: x.gather(1, torch.full((len(x), 1), D)).sum(1),
+        "size mismatch for weight": lambda x, t: nn.Linear(D, 1).load_state_dict(nn.Linear(D + 1, 1).state_dict()),
+        "overflowed with sizes": lambda x, t: x.new_empty(2**40, 2**40),
+    }
+    for message, call in calls.items():
+        with pytest.raises(RuntimeError, match=message) as found:
+            CallableDensity(call, (D,)).log_prob(X)
+        assert not isinstance(found.value, NCMLError)
 
 
 def test_a_compiled_module_has_scores_and_is_checked():

@@ -22,7 +22,8 @@ from ncml.noise import GaussianProcess, Lattice, NoiseProcess
 __all__ = ["CallableDensity"]
 
 Function = Callable[..., Tensor]
-SHAPES = re.compile(r"\b(shapes?|sizes?|channels)\b", re.IGNORECASE)  # what torch speaks of where they do not fit
+SHAPES = re.compile(r"\b(shape|size)s?\b", re.IGNORECASE)  # what torch speaks of where they do not fit
+OTHERS = re.compile("contiguous|out of bounds|state_dict|overflow|invalid gradient")  # and where all else is wrong
 
 
 class CallableDensity(SampleableDensity):
@@ -275,7 +276,8 @@ def _called(name: str, function: Function, **given: Any) -> Tensor:  # noqa: ANN
     try:
         return function(*given.values())
     except RuntimeError as error:
-        if type(error) is not RuntimeError or not SHAPES.search(str(error)):
+        said = str(error)
+        if type(error) is not RuntimeError or not SHAPES.search(said) or OTHERS.search(said):
             raise
         shapes = ", ".join(f"{key} {tuple(v.shape)}" for key, v in given.items() if isinstance(v, Tensor))
         remedy = "look at event_shape"
@@ -284,7 +286,7 @@ def _called(name: str, function: Function, **given: Any) -> Tensor:  # noqa: ANN
         elif given.get("context") is not None:
             remedy = "look at the width of the context"
         raise ArgumentError(
-            f"{name}: got {shapes}, which it refuses ({error}); expected what it was built for; {remedy}"
+            f"{name}: got {shapes}, which it refuses ({said}); expected what it was built for; {remedy}"
         ) from error
 
 
