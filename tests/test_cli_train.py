@@ -638,6 +638,7 @@ def test_two_processes_train_sample_and_evaluate_as_one(run, tmp_path):
         (["--model.features", "9"], "--model.heads: got 2; expected a divisor of --model.features 9"),
         (["--data.name", "mnist", "--data.folder", "nowhere"], "nowhere"),
         (["--config", "nowhere.toml"], "config: got nowhere.toml, where there is no file"),
+        (["--config", "."], "config: got ., where there is no file; expected a TOML file, or the config.json of a run"),
         (["--run.strategy", "nonsense"], "nonsense"),
     ],
 )

@@ -61,8 +61,10 @@ def _settings_before(arguments: Sequence[str]) -> TrainConfig:
         return TrainConfig()  # tyro will say what is wrong
     before = TrainConfig()
     if known.config is not None:
-        if not known.config.exists():
-            raise ArgumentError(f"config: got {known.config}, where there is no file; expected a TOML file")
+        if not known.config.exists() or known.config.is_dir():
+            raise ArgumentError(
+                f"config: got {known.config}, where there is no file; expected a TOML file, or the config.json of a run"
+            )
         before = _stored(known.config) if known.config.suffix == ".json" else read_toml(known.config)
     elif known.resume and (known.out / SETTINGS).exists():
         before = _stored(known.out / SETTINGS)
