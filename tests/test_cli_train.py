@@ -548,6 +548,23 @@ def test_a_damaged_checkpoint_is_refused_before_data_are_read(run, tmp_path, cap
     assert "training.safetensors: got" in capsys.readouterr().err
 
 
+def test_a_run_that_went_on_while_data_were_read_is_resumed_from_where_it_is(run, tmp_path, capsys, monkeypatch):
+    """Not from the checkpoint that was the latest before, which may be gone."""
+    out, load = tmp_path / "run", ImageSource.load
+    shutil.copytree(run, out)
+    folder = open_checkpoint(out).folder
+    later = folder.rename(tmp_path / folder.name)
+
+    def read(*arguments, **more):
+        if later.exists():
+            later.rename(folder)
+        return load(*arguments, **more)
+
+    monkeypatch.setattr(ImageSource, "load", read)
+    assert main(["train", "--out", str(out), "--resume", "--optim.steps", "10"]) == 0
+    assert "Going on after step 8" in capsys.readouterr().out
+
+
 def test_a_refused_start_leaves_nothing(tmp_path):
     """So that the corrected command is a first start again."""
     for wrong in (["--optim.accumulate", "3"], ["--noise.std-in-levels", "20"]):

@@ -66,6 +66,8 @@ def train(settings: TrainConfig, out: Path, resume: bool) -> int:
     run.announce_data()
     trainer = run.trainer()
     if checkpoint is not None:
+        if find_checkpoint(out) != checkpoint.folder:  # another process went on while data were read
+            checkpoint = open_checkpoint(out)
         check_data(checkpoint, run.kind, len(run.examples), choice_of(run.examples))
         trainer.load(checkpoint)
     if run.first:  # from here on the folder holds a run
