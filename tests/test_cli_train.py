@@ -168,7 +168,8 @@ def test_where_results_go_is_known_before_there_are_some(run, tmp_path, capsys, 
     """Before data are read and samples are drawn, also by a first start with --resume."""
     (tmp_path / "file").touch()
     (tmp_path / "theirs").mkdir()
-    monkeypatch.setattr("ncml.files.os.access", lambda path, mode: path != tmp_path / "theirs")  # root may anyway
+    here = tmp_path / "theirs"  # to which root may write anyway
+    monkeypatch.setattr("ncml.files.os.access", lambda path, mode: path != here or not mode & os.W_OK)
     monkeypatch.setattr(ImageSource, "load", None)
     monkeypatch.setattr("ncml.cli.sample.draw_samples", None)
     settings = {"train": SMALL, "sample": [str(run)], "complete": [str(run)], "evaluate": [str(run)]}

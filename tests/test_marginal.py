@@ -129,8 +129,8 @@ def test_bits_are_per_observed_value():
 
 
 def with_gaps(n=6):
-    """Points of a lattice, and masks."""
-    lattice, masks = Lattice(9), MASKS[:n]
+    """Points of a lattice, of which 0 is none, and masks."""
+    lattice, masks = Lattice(8), MASKS[:n]
     return lattice, lattice.quantize(torch.rand(n, 3, dtype=F64, generator=seeded(1)) * 2.0 - 1.0), masks
 
 
@@ -139,8 +139,8 @@ def test_what_stands_in_gaps_need_not_be_on_the_lattice(value):
     """Nor does it matter, at any time, under level noise, or in training."""
     density, (lattice, x, masks) = marginal(), with_gaps()
     masses = NormalMasses((3,), VP, lattice)
-    level = NormalMasses((3,), LevelNoise(9), lattice)
-    dequantised = NormalMasses((3,), LevelNoise(9))
+    level = NormalMasses((3,), LevelNoise(8), lattice)
+    dequantised = NormalMasses((3,), LevelNoise(8))
     how = {"lattice": lattice}
     calls = [
         lambda x: bits_per_dim(density, x, 0.0, masks, **how, dequantisations=2, importance=2).values,
@@ -150,8 +150,8 @@ def test_what_stands_in_gaps_need_not_be_on_the_lattice(value):
         lambda x: level_noise_table(density, x, (0.5,), masks, **how)[0].bits.values,
         lambda x: delta_log_p(density, x, 1.0, 0.1, masks, **how).signed,
         lambda x: NCMLObjective(VP, dequantize=lattice)(density, x, masks, generator=how["generator"]),
-        lambda x: NCMLObjective(LevelNoise(9))(level, x, masks, generator=how["generator"]),
-        lambda x: NCMLObjective(LevelNoise(9), dequantize=lattice)(dequantised, x, masks, generator=how["generator"]),
+        lambda x: NCMLObjective(LevelNoise(8))(level, x, masks, generator=how["generator"]),
+        lambda x: NCMLObjective(LevelNoise(8), dequantize=lattice)(dequantised, x, masks, generator=how["generator"]),
     ]
     for call in calls:
         found = []
