@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,8 +21,6 @@ from ncml.noise import GaussianProcess, Lattice, NoiseProcess
 __all__ = ["CallableDensity"]
 
 Function = Callable[..., Tensor]
-SHAPES = re.compile(r"\b(shape|size)s?\b", re.IGNORECASE)  # what torch speaks of where they do not fit
-OTHERS = re.compile("contiguous|out of bounds|state_dict|overflow|invalid gradient")  # and where all else is wrong
 
 
 class CallableDensity(SampleableDensity):
@@ -61,9 +58,8 @@ class CallableDensity(SampleableDensity):
         ArgumentTypeError: Something given is not callable, or not with these arguments, or is a class in place of an
             instance.
         ArgumentError: A lattice without ``density``; a context without ``features``; modules that cannot be told
-            apart. At a call: shapes that the module refuses, a result of the wrong shape, parameters that were not
-            found, or, under a Gaussian process, values that do not depend on ``x``, which are masses of categories, not
-            densities.
+            apart. At a call: a result of the wrong shape, parameters that were not found, or, under a Gaussian process,
+            values that do not depend on ``x``, which are masses of categories, not densities.
         UnsupportedError: The density was built without ``sample`` or ``score``, and needs it; a copy of a density whose
             functions would go on using the modules of the original.
 
@@ -145,14 +141,14 @@ class CallableDensity(SampleableDensity):
         return {"features": 0 if self.conditioning is None else self.conditioning.noise.features}
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, edges: bool = True) -> Tensor:
-        name, function = ("module", self.module) if edges or self._density is None else ("density", self._density)
+        function = self.module if edges or self._density is None else self._density
         given = self._given(x, t, context)
         looking = not self._moves and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if self._score is not None:
             x = x.detach()
         elif looking and not x.requires_grad and any(p.requires_grad for p in self.parameters()):
             x = x.detach().requires_grad_()
-        log_p = _checked(_called(name, function, x=x, **given), x)
+        log_p = _checked(function(x, *given), x)
         if looking:
             self._look(log_p, x, t, context)
         return log_p
@@ -171,8 +167,7 @@ class CallableDensity(SampleableDensity):
                     "score itself, CallableDensity(..., score=)"
                 ) from error
         with torch.set_grad_enabled(create_graph):
-            given = self._given(x, t, context)
-            score = _called("score", self._score, x=x if create_graph else x.detach(), **given)
+            score = self._score(x if create_graph else x.detach(), *self._given(x, t, context))
         if not isinstance(score, Tensor) or score.shape != x.shape:
             raise ArgumentError(f"score: got {_shape_of(score)}; expected a tensor of the shape of x, {tuple(x.shape)}")
         if create_graph and not score.requires_grad:
@@ -198,9 +193,8 @@ class CallableDensity(SampleableDensity):
             )
         with library_draws(generator, self.dtype, self.device):
             if self.conditioning is None:
-                return _called("sample", self._sample, n=n, t=t, context=context, generator=generator)
-            c = self.conditioning(t, context).to(self.dtype)
-            return _called("sample", self._sample, n=n, c=c, generator=generator)
+                return self._sample(n, t, context, generator)
+            return self._sample(n, self.conditioning(t, context).to(self.dtype), generator)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CallableDensity:
         if not self._copied:
@@ -213,11 +207,10 @@ class CallableDensity(SampleableDensity):
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
-    def _given(self, x: Tensor, t: Tensor, context: Tensor | None) -> dict[str, Tensor]:
-        """What the functions get after x, in this order."""
+    def _given(self, x: Tensor, t: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         if self.conditioning is not None:
-            return {"c": self.conditioning(t, context).to(x.dtype)}
-        return {"t": t} if context is None else {"t": t, "context": context}
+            return (self.conditioning(t, context).to(x.dtype),)
+        return (t,) if context is None else (t, context)
 
     def _look(self, log_p: Tensor, x: Tensor, t: Tensor, context: Tensor | None) -> None:
         """Refuse what autograd shows to be wrong: parameters that are not the density's, values that do not need x."""
@@ -269,25 +262,6 @@ def _binds(signature: inspect.Signature, arguments: list[str]) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _called(name: str, function: Function, **given: Any) -> Tensor:  # noqa: ANN401 -- what it takes, in order
-    """What a function returns; if torch says that shapes do not fit, an error that says which ones it was given."""
-    try:
-        return function(*given.values())
-    except RuntimeError as error:
-        said = str(error)
-        if type(error) is not RuntimeError or not SHAPES.search(said) or OTHERS.search(said):
-            raise
-        shapes = ", ".join(f"{key} {tuple(v.shape)}" for key, v in given.items() if isinstance(v, Tensor))
-        remedy = "look at event_shape"
-        if "c" in given:
-            remedy = f"build it for c of width {given['c'].shape[1]}, or change features or the context's width"
-        elif given.get("context") is not None:
-            remedy = "look at the width of the context"
-        raise ArgumentError(
-            f"{name}: got {shapes}, which it refuses ({said}); expected what it was built for; {remedy}"
-        ) from error
 
 
 def _checked(log_p: Any, x: Tensor) -> Tensor:  # noqa: ANN401 -- whatever a function of someone else returns
