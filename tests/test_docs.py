@@ -298,7 +298,7 @@ def test_what_is_said_of_the_detector_is_what_was_recorded():
     assert f"network by maximum likelihood comes to {mean['maximum likelihood']:.1f}" in readme
     assert abs(mean["NCML"] - mean["k-NN"]) < 0.2
     gain = {name: score["NCML"][name] - score["maximum likelihood"][name] for name in large}
-    assert gain.pop("cardio") > 0.0 > sum(gain.values())  # all of it
+    assert gain.pop("cardio") > 2.0 * abs(sum(gain.values()))  # most of it
 
 
 def test_what_is_said_of_tables_is_what_was_recorded():
@@ -378,10 +378,10 @@ def test_the_table_of_mutants_is_what_its_script_writes():
         assert words in page
 
 
-PAGES = ("benchmarks", "adbench", "feature_shift", "table_likelihood", "few_rows", "imputation")  # of benchmarks
+OF_BENCHMARKS = ("benchmarks", "adbench", "feature_shift", "table_likelihood", "few_rows", "imputation")
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", OF_BENCHMARKS)
 def test_page_of_benchmarks_is_what_its_script_writes(name):
     folder = ROOT / "docs" / "results"
     assert runpy.run_path(str(folder / f"{name}.py"))["page"]() == (folder / f"{name}.md").read_text()

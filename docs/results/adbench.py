@@ -113,7 +113,7 @@ order*, test on the others and all anomalies. AUROC in percent, mean over the se
 tables, the detector as it is but for `calibration=0`: all of these rows train ({record["steps"]} steps at most).
 
 **What came out.** In the mean over the nine tables of 1,000 rows or more NCML comes to {mean_of("NCML"):.2f},
-{gain:+.1f} points from the same network by maximum likelihood ({mean_of("maximum likelihood"):.2f}), all of it on
+{gain:+.1f} points from the same network by maximum likelihood ({mean_of("maximum likelihood"):.2f}), most of it on
 cardio: the mean of the other eight is {others("NCML"):.2f} against {others("maximum likelihood"):.2f}. (A column of
 cardio is constant in training, which some of its anomalies break; the detector minds, the log-density at t = 0 does
 not.) The nearest neighbours' {mean_of("k-NN"):.2f} are reached, hardly passed. Where the gain comes from:

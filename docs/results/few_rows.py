@@ -38,10 +38,10 @@ of 0 that it has for tables of many rows: the fewer rows for every column, the m
 density and the number of components and kind of covariances of the mixture are chosen by cross-validation; the Gaussian
 has Ledoit and Wolf's shrinkage. Columns on a lattice are spread by uniform noise once, alike for all. {seeds} seeds.
 
-**What came out.** Dropout helps: beside none, the held-out rows are likelier in {better(found, "NCML, dropout 0")} of
-{pairs} pairs of part and seed. Beside maximum likelihood of the same network NCML is ahead in
-{better(found, "maximum likelihood")}. Beside the best of scikit-learn's three densities NCML's mean is ahead
-{ahead} tables. Where it is not, and all that you want is a density of some hundred rows, take the mixture.
+**What came out.** With dropout the other rows are likelier than without in {better(found, "NCML, dropout 0")} of
+{pairs} pairs of part and seed. NCML is ahead of maximum likelihood of the same network in
+{better(found, "maximum likelihood")}, and its mean over the seeds is ahead of the best of scikit-learn's three
+densities {ahead} tables. Where it is behind, and a density of the data is all you want, theirs are the better ones.
 
 ## Mean log-likelihood of a row
 

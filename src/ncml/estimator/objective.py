@@ -63,8 +63,8 @@ def marginal_density(event_shape: Sequence[int], process: NoiseProcess, *, dropo
 def dropout_for(rows: int, columns: int) -> float:
     r"""The dropout of the default densities for n rows of d columns: :math:`.5 - .1 \log_2 \frac n{5d}` within [0, .6].
 
-    A few rows are soon learned by heart, which dropout delays; from 160 rows for every column on there is none, for it
-    would cost more likelihood than it gains. Chosen by rows held out of thirteen tables, cut to 50 to 18,000 rows.
+    A few rows are soon learned by heart, which dropout delays: what it gains is on the page "Tables of few rows". From
+    160 rows for every column on there is none. Chosen by held-out rows of thirteen tables, cut to several sizes.
     """
     return min(0.6, max(0.0, 0.5 - 0.1 * math.log2(rows / (5 * columns))))
 
