@@ -65,8 +65,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
     Args:
         density: Takes ``(event_shape, process)`` to an untrained density, with ``event_shape = (number of columns,)``.
             Default: ``default_density``, or ``marginal_density`` for rows with gaps, with the dropout ``dropout_for``.
-            For gaps it has to be a density of the observed values given their mask, as
-            :class:`~ncml.densities.MarginalMADE` is.
+            For gaps one of the observed values given their mask, as :class:`~ncml.densities.MarginalMADE` is.
         process: The noise process, in units of the columns' scales. Default ``LinearVESDE(2.0)``: t is the standard
             deviation of the noise, at most 2 of the columns'.
         times: Which noise levels are trained. Default ``LogUniformTimes(0.02, p_zero=0.3)``; ``AtZero()`` is maximum
@@ -97,7 +96,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         losses_: The loss of every step, nats.
         n_iter_: Steps after which the weights were taken.
         validation_score_: Mean log-likelihood of the held-out rows at t = 0, in the units of the data; NaN without.
-        n_features_in_, feature_names_in_: As in scikit-learn.
+        n_features_in_: As in scikit-learn.
+        feature_names_in_: As in scikit-learn.
 
     Example:
         >>> from ncml.estimator import NCMLDensityEstimator
