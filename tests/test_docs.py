@@ -311,14 +311,16 @@ def test_what_is_said_of_tables_is_what_was_recorded():
     noisy, plain, likely = (found.count(1) for found in ranks.values())
     seeds = len(ranks["sigma 0.5"])
     assert f"[{noisy} cases of {seeds}](docs/results/feature_shift.md), maximum likelihood in {likely}." in readme
-    times = {1: "once", 2: "twice"}
+    times = {1: "once", 2: "twice", 4: "four times"}
     assert f"comes first {noisy} times of {seeds} by scores at half a standard deviation of noise" in page
     assert f"{times[plain]} by scores of the rows themselves, and {times[likely]} after maximum likelihood" in page
     filled = json.loads((results / "imputation.json").read_text())["tables"]
     assert f"better than scikit-learn's imputers on all {words[len(filled)]} tables tried" in page
     rows = [row for table in filled.values() for row in table["seeds"]]
-    assert "trains once more on whole rows, which is better where many values are missing" in page
-    assert sum(row["NCML, twice"]["crps"] < row["NCML"]["crps"] for row in rows) > 0.9 * len(rows)
+    better = sum(row["NCML, twice"]["crps"] < row["NCML"]["crps"] for row in rows)
+    twice = f"which is better where many values are missing (in {better} of {len(rows)} trials)"
+    assert f"trains once more on whole rows, {twice}" in page
+    assert better > 0.7 * len(rows)
     for row in rows:
         assert row["NCML"]["crps"] < min(row[m]["crps"] for m in ("chained equations", "chained trees", "k-NN"))
     script = runpy.run_path(str(ROOT / "docs" / "results" / "table_likelihood.py"))
