@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from ncml.checks import check_count
 from ncml.estimator.completion import fillable
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
-from ncml.estimator.objective import seed_if_none, seed_of
+from ncml.estimator.objective import may_have_gaps, seed_if_none, seed_of
 
 __all__ = ["NCMLImputer"]
 
@@ -65,7 +65,7 @@ class NCMLImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # typ
 
     def __sklearn_tags__(self) -> Any:  # noqa: ANN401 -- scikit-learn's Tags
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = getattr(self.estimator, "missing", None) is not False  # what is none, fit refuses
+        tags.input_tags.allow_nan = may_have_gaps(self.estimator)
         return tags
 
     def fit(self, X: Any, y: Any = None) -> NCMLImputer:  # noqa: ANN401 -- any table

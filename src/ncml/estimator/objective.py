@@ -29,6 +29,7 @@ __all__ = [
     "default_density",
     "dropout_for",
     "marginal_density",
+    "may_have_gaps",
     "score_of_rows",
     "seed_if_none",
     "seed_of",
@@ -64,7 +65,7 @@ def dropout_for(rows: int, columns: int) -> float:
     r"""The dropout of the default densities for n rows of d columns: :math:`.5 - .1 \log_2 \frac n{5d}` within [0, .6].
 
     A few rows are soon learned by heart, which dropout delays: what it gains is on the page "Tables of few rows". From
-    160 rows for every column on there is none. Chosen by held-out rows of thirteen tables, cut to several sizes.
+    160 rows for every column on there is none.
     """
     return min(0.6, max(0.0, 0.5 - 0.1 * math.log2(rows / (5 * columns))))
 
@@ -250,6 +251,11 @@ def times_of(process: NoiseProcess, levels: Sequence[float], name: str) -> list[
 def seed_of(random_state: Any) -> int:  # noqa: ANN401 -- whatever check_random_state takes
     """A seed for torch from the parameter ``random_state``."""
     return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def may_have_gaps(estimator: Any) -> bool:  # noqa: ANN401 -- whatever is given for one
+    """Whether an estimator takes rows with gaps; true of what is none, which ``fit`` refuses."""
+    return getattr(estimator, "missing", None) is not False
 
 
 def seed_if_none(estimator: BaseEstimator, random: np.random.RandomState) -> None:

@@ -41,7 +41,7 @@ from ncml.errors import ArgumentError
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.form import TableForm, rows_of
 from ncml.estimator.neighbours import MOST, Neighbours
-from ncml.estimator.objective import seed_if_none, times_of
+from ncml.estimator.objective import may_have_gaps, seed_if_none, times_of
 from ncml.estimator.traits import Array, check_not_infinite
 from ncml.estimator.usual import Usual, correlated_pairs
 
@@ -308,8 +308,7 @@ class NCMLOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # 
         return check_not_infinite(rows, getattr(self, "feature_names_in_", form.names(rows.shape[1])), gaps=gaps)
 
     def _takes_gaps(self, *, reset: bool) -> bool:
-        expected = getattr(self.estimator, "missing", None) is not False  # also where fit will refuse the estimator
-        return expected and (reset or self.estimator_.marginal_)
+        return may_have_gaps(self.estimator) and (reset or self.estimator_.marginal_)
 
     def _check_left(self, rows: Array, seen: Array, names: list[Any]) -> None:
         """Refuse a calibration part that leaves the training without what the table has."""
