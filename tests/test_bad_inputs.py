@@ -1217,6 +1217,12 @@ for _name, _message, _settings in [
         r"context_features, classes: got",
         {"context_features": 1, "classes": 2},
     ),
+    ("linear", r"linear_components: got -1; expected an integer >= 0", {"linear_components": -1}),
+    (
+        "linear-many",
+        r"linear_components: got 3; expected at most components=2",
+        {"components": 2, "linear_components": 3},
+    ),
 ]:
     row(
         f"made-{_name}",

@@ -331,6 +331,11 @@ def own(**options):
         (made, {"head": "gaussian"}, "head is logistic, not gaussian"),
         (made, {"noise_features": 10, "context_features": 6}, "noise_features is 16, not 10"),
         (made, {"order": (2, 1, 0)}, "another order"),
+        (
+            lambda **options: made(**{"linear_components": 1, **options}),
+            {"linear_components": 2},
+            "linear_components is 1, not 2",
+        ),
         (maf, {"data_std": 0.3}, "data_std is None, not 0.3"),
         (maf, {"noise_features": 10, "context_features": 6}, "noise_features is 16, not 10"),
         (ncpn, {"heads": 2}, "heads is 4, not 2"),

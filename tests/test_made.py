@@ -28,7 +28,7 @@ orders = pytest.mark.parametrize("order", [None, ORDER], ids=["row-major", "perm
 
 def strong(event_shape, process=VP, *, seed=0, gain=2.0, **settings) -> MADE:
     """A MADE in float64 whose conditionals depend strongly on what comes before them."""
-    settings = {"hidden": (24, 24), "components": 3, "noise_features": 6, **settings}
+    settings = {"hidden": (24, 24), "components": 3, "linear_components": 1, "noise_features": 6, **settings}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return shaken(MADE(event_shape, process, **settings), gain, seed)
@@ -60,6 +60,43 @@ def test_data_std_scales_values_at_every_noise_level(head, process):
     noise = plain.draw_noise(5, generator=seeded(1))
     torch.testing.assert_close(scaled.sample(5, t, noise=noise), plain.sample(5, t, noise=noise) / c, **close)
     torch.testing.assert_close(scaled.resample(x, noise, t), plain.resample(c * x, noise, t) / c, **close)
+
+
+# Linear components.
+
+
+@pytest.mark.parametrize("order", [None, [2, 0, 1]], ids=["row-major", "permuted"])
+def test_one_linear_component_is_a_linear_regression(order):
+    """In the order of sampling, x = W y + s e, with y the x that level off beyond 5."""
+    made = MADE((3,), VP, hidden=(5,), components=1, head="gaussian", linear_components=1, order=order).double()
+    W, raw = torch.tensor([[0.0, 0, 0], [0.7, 0, 0], [-1.2, 0.4, 0]], dtype=F64), torch.tensor([-1.0, 0.2, -2.0])
+    with torch.no_grad():
+        made.net.out.weight.zero_()
+        made.net.out.bias.copy_(torch.cat([torch.zeros(6), raw]))
+        made.net.linear.weight.copy_(W)
+    s = made.head.log_scales(raw.double()).exp()
+
+    def mean(x):
+        return (x / (1 + (x / 5) ** 4) ** 0.25) @ W.t()
+
+    x = 3.0 * torch.randn(6, 3, dtype=F64, generator=seeded(0))
+    ordered = x[:, made.order]
+    expected = torch.distributions.Normal(mean(ordered), s).log_prob(ordered).sum(1)
+    torch.testing.assert_close(made.log_prob(x, VP.T), expected, rtol=1e-12, atol=1e-12)
+    noise = made.draw_noise(6, generator=seeded(1))
+    drawn = made.sample(6, noise=noise)[:, made.order]
+    torch.testing.assert_close((drawn - mean(drawn)) / s, torch.special.ndtri(noise[:, :, 1]), rtol=0.0, atol=1e-12)
+
+
+def test_linear_components_are_spread_among_all_and_start_from_nothing():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = MADE((3,), VP, hidden=(4,), components=8)
+        torch.manual_seed(0)
+        made = MADE((3,), VP, hidden=(4,), components=8, linear_components=2)
+    x = torch.randn(5, 3, generator=seeded(0))
+    assert torch.equal(made.log_prob(x), plain.log_prob(x))
+    assert made.net.linear_outputs.nonzero().flatten().tolist() == [8 + 2, 8 + 6]  # logits, means, scales
 
 
 # Causality.
@@ -259,11 +296,13 @@ def test_networks_narrower_than_the_data_stay_normalised_and_causal(hidden):
 
 @heads
 def test_sampling_under_autocast_gives_finite_values_in_float32(head):
-    made = MADE((4,), VP, lattice=Lattice(17), hidden=(16,), head=head)
+    made = MADE((4,), VP, lattice=Lattice(17), hidden=(16,), linear_components=5, head=head)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x = made.sample(50, VP.T, generator=seeded(0))
-    assert x.dtype == torch.float32
-    assert bool(x.isfinite().all())
+        log_p = made.log_prob(x, VP.T)
+    for values in (x, log_p):
+        assert values.dtype == torch.float32
+        assert bool(values.isfinite().all())
 
 
 def test_bfloat16_autocast_moves_bits_by_at_most_2e_3():

@@ -37,7 +37,9 @@ def marginal() -> MarginalMADE:
     """In float64, with conditionals and masks that matter."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        density = MarginalMADE((3,), VP, hidden=(16, 16), components=2, head="gaussian", order=ORDER).double()
+        settings = {"hidden": (16, 16), "components": 2, "linear_components": 1, "head": "gaussian", "order": ORDER}
+        density = MarginalMADE((3,), VP, **settings).double()
+        assert density.net.linear is not None
         for p in density.parameters():
             p.add_(0.2 * torch.randn_like(p))
     return density

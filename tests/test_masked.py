@@ -34,9 +34,11 @@ SIZES = [
 sizes = pytest.mark.parametrize(("inputs", "hidden"), SIZES, ids=str)
 
 
-def network(inputs: int = 6, hidden: tuple[int, ...] = (9, 7), seed: int = 0) -> MaskedMLP:
+def network(
+    inputs: int = 6, hidden: tuple[int, ...] = (9, 7), seed: int = 0, linear: tuple[int, ...] = (1,)
+) -> MaskedMLP:
     """A network in float64 whose parameters are all far from zero, masked entries included."""
-    net = MaskedMLP(inputs, 2, hidden, CONDITIONING).double()
+    net = MaskedMLP(inputs, 2, hidden, CONDITIONING, linear=linear).double()
     randomise(net, seed)
     return net
 
@@ -118,22 +120,22 @@ def test_no_output_depends_on_its_own_input_or_a_later_one(inputs, hidden, chang
 @changes
 def test_every_output_depends_on_every_input_before_it(change):
     """Where the layers are wide enough: masks that hide too much would pass the test above."""
-    below = jacobian(change(network(6, (12, 12))))[torch.ones(6, 6).tril(-1).bool()]
+    below = jacobian(change(network(6, (12, 12), linear=())))[torch.ones(6, 6).tril(-1).bool()]
     assert bool((below > 0.0).all())
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
 def test_a_lost_mask_is_noticed(layer):
     net = network(6, (12, 12))
-    [*net.layers, net.out][layer].mask.fill_(1.0)
+    [*net.layers, net.out, net.linear][layer].mask.fill_(1.0)
     assert not is_causal(net)
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
 def test_one_leaking_weight_is_noticed(layer):
     """The last unit (or input) seen by the first row that must not see it."""
     net = network(6, (12, 12))
-    mask = [*net.layers, net.out][layer].mask
+    mask = [*net.layers, net.out, net.linear][layer].mask
     assert mask[0, -1] == 0.0
     mask[0, -1] = 1.0
     assert not is_causal(net)
@@ -143,7 +145,7 @@ def test_hidden_weights_get_no_gradient():
     """So that norms, clipping and momentum see only the weights that are used."""
     net = network()
     net(torch.ones(2, 6, dtype=F64), torch.ones(2, CONDITIONING, dtype=F64)).square().sum().backward()
-    for layer in (*net.layers, net.out):
+    for layer in (*net.layers, net.out, net.linear):
         assert bool((layer.weight.grad[layer.mask == 0.0] == 0.0).all())
         assert bool((layer.weight.grad[layer.mask == 1.0] != 0.0).any())
 
@@ -151,6 +153,23 @@ def test_hidden_weights_get_no_gradient():
 def test_masks_are_not_part_of_the_state():
     """A checkpoint cannot bring another mask along."""
     assert not any("mask" in name for name in network().state_dict())
+
+
+def test_the_linear_term_is_that_of_its_outputs_alone():
+    """All the same; nothing of it is dropped, and inputs far out count as 5."""
+    net = MaskedMLP(4, 3, (8,), CONDITIONING, dropout=0.9, linear=(0, 2)).double()
+    with torch.no_grad():
+        for p in net.out.parameters():
+            p.zero_()
+        net.linear.weight.copy_(torch.arange(16.0).view(4, 4))
+    x = torch.randn(6, 4, dtype=F64, generator=seeded(0))
+    y = x / (1 + (x / 5) ** 4) ** 0.25
+    x[0], y[0] = 1e30, 5.0
+    x[1], y[1] = -1e300, -5.0
+    terms = [0 * y[:, 0], 4 * y[:, 0], 8 * y[:, 0] + 9 * y[:, 1], 12 * y[:, 0] + 13 * y[:, 1] + 14 * y[:, 2]]
+    outputs = net(x, torch.ones(6, CONDITIONING, dtype=F64))
+    for output, factor in enumerate((1.0, 0.0, 1.0)):
+        torch.testing.assert_close(outputs[:, :, output], factor * torch.stack(terms, 1), rtol=1e-12, atol=1e-12)
 
 
 @sizes

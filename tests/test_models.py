@@ -388,7 +388,14 @@ def test_every_setting_reaches_the_model(model):
             "fourier_scale": 2.0,
         },
         "maf": {"transforms": 1, "hidden": (4,), "data_std": 3.0, "noise_features": 4},
-        "made": {"hidden": (4,), "components": 2, "head": "gaussian", "dropout": 0.5, "noise_features": 4},
+        "made": {
+            "hidden": (4,),
+            "components": 2,
+            "head": "gaussian",
+            "dropout": 0.5,
+            "linear_components": 1,
+            "noise_features": 4,
+        },
         "causal-transformer": {
             "width": 8,
             "layers": 1,

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import Time, check_choice
+from ncml.checks import Time, check_choice, check_count
 from ncml.density import CellDensity, check_arguments, check_given, check_noise, eval_mode
 from ncml.errors import ArgumentError
 from ncml.nn.conditioning import Conditioning, NoiseScaling
@@ -41,6 +41,9 @@ class MADE(CellDensity):
         dropout: Probability of dropping a hidden unit in training mode (sampling and scores never do).
         data_std: For continuous data: if given, data are first scaled by ``1 / sqrt(alpha(t)^2 data_std^2 +
             sigma(t)^2)``, so that they look alike to the network at every noise level.
+        linear_components: How many of the components have a mean with a linear term in the values before, the same at
+            every noise level, beside what the network makes of them. Of few examples such components learn nearly
+            linear relations that the network would not; the other components are for what is not linear.
         order: A permutation of the flat indices; row-major if None.
         noise_features: Number of noise features.
         context_features: Width of a floating context, 0 for none.
@@ -67,6 +70,7 @@ class MADE(CellDensity):
         head: Literal["logistic", "gaussian"] = "logistic",
         dropout: float = 0.0,
         data_std: float | None = None,
+        linear_components: int = 0,
         order: Sequence[int] | Tensor | None = None,
         noise_features: int = 16,
         context_features: int = 0,
@@ -86,7 +90,11 @@ class MADE(CellDensity):
         self.head = HEADS[head](components, lattice)
         self.scaling = NoiseScaling(process, data_std)
         self.conditioning = Conditioning(process, noise_features, context_features, classes)
-        self.net = MaskedMLP(dims, self.head.outputs, hidden, self.conditioning.features, dropout)
+        linear = self._linear_components = check_count(linear_components, "linear_components", minimum=0)
+        if linear > components:
+            raise ArgumentError(f"linear_components: got {linear}; expected at most components={components}")
+        means = self.head.means_of(linear)
+        self.net = MaskedMLP(dims, self.head.outputs, hidden, self.conditioning.features, dropout, means)
         with torch.no_grad():
             self.net.out.bias.copy_(self.head.initial_bias().repeat_interleave(dims))
             self.net.out.weight.mul_(0.1)  # start near the same broad mixture for every value
@@ -102,6 +110,7 @@ class MADE(CellDensity):
             "head": self._head,
             "data_std": self.scaling.data_std,
             "noise_features": self.conditioning.noise.features,
+            "linear_components": self._linear_components,
         }
 
     @property
@@ -257,6 +266,7 @@ class MADESettings:
         dropout: Probability of dropping a hidden unit in training.
         data_std: Standard deviation of data on no lattice, by which they are scaled at every noise level; no scaling
             if not given.
+        linear_components: How many of the components have a mean with a linear term in the values before.
         noise_features: Number of features that encode the noise level.
     """
 
@@ -265,6 +275,7 @@ class MADESettings:
     head: Literal["logistic", "gaussian"] = "logistic"
     dropout: float = 0.0
     data_std: float | None = None
+    linear_components: int = 0
     noise_features: int = 16
 
     def build(
@@ -287,6 +298,7 @@ class MADESettings:
             head=self.head,
             dropout=self.dropout,
             data_std=self.data_std,
+            linear_components=self.linear_components,
             noise_features=self.noise_features,
             classes=classes,
         )

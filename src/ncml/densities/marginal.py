@@ -33,8 +33,8 @@ class MarginalMADE(MADE):
     have nothing to do with the values; if they do, the density is that of rows with such gaps.
 
     Args:
-        event_shape, process, hidden, components, head, dropout, data_std, order, noise_features: As for
-            :class:`~ncml.densities.MADE`.
+        event_shape, process, hidden, components, head, dropout, data_std, linear_components, order, noise_features: As
+            for :class:`~ncml.densities.MADE`.
 
     Example:
         >>> density = MarginalMADE((3,), VPSDE.at_noise(0.5), hidden=(16,), components=2)
@@ -53,6 +53,7 @@ class MarginalMADE(MADE):
         head: Literal["logistic", "gaussian"] = "logistic",
         dropout: float = 0.0,
         data_std: float | None = None,
+        linear_components: int = 0,
         order: Sequence[int] | Tensor | None = None,
         noise_features: int = 16,
     ) -> None:
@@ -64,6 +65,7 @@ class MarginalMADE(MADE):
             head=head,
             dropout=dropout,
             data_std=data_std,
+            linear_components=linear_components,
             order=order,
             noise_features=noise_features,
             context_features=math.prod(event_shape),

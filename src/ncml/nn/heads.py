@@ -74,6 +74,10 @@ class MixtureHead(abc.ABC):
         """Smallest log-scale: 0.23 of a half-width (-7 at 256 levels), or -7 for continuous data."""
         return -7.0 if self.lattice is None else math.log(self.lattice.half_width) - 1.46
 
+    def means_of(self, count: int) -> list[int]:
+        """Where in the outputs the means of ``count`` components are that start evenly spread among all."""
+        return [self.components + (2 * i + 1) * self.components // (2 * count) for i in range(count)]
+
     def initial_bias(self) -> Tensor:
         """Outputs to start from: even weights, means spread over [-1, 1], scales to match, ``(3K,)``."""
         k = self.components

@@ -22,6 +22,16 @@ from ncml.checks import check_count, check_probability
 __all__ = ["MaskedMLP"]
 
 
+FAR = 5.0
+"""Where inputs level off in linear terms, which one odd input would otherwise move without limit."""
+
+
+def _levelled(x: Tensor) -> Tensor:
+    """Near x where that is small, and never beyond :data:`FAR`; smooth."""
+    x = x.clamp(-1e4, 1e4)  # powers of more would overflow
+    return x * (1.0 + (x / FAR).square().square()).pow(-0.25)
+
+
 class _MaskedLinear(nn.Linear):
     """A linear layer whose weight is multiplied by a mask at every use.
 
@@ -53,10 +63,21 @@ class MaskedMLP(nn.Module):
             before them: a layer of h units passes on at most h of the D pasts.
         conditioning: Width of the conditioning vector, added to every hidden layer.
         dropout: Probability of dropping a hidden unit in training mode.
+        linear: Which of the outputs of input i also have a linear term in the inputs before i, the same for all of them
+            and for every conditioning: a direct connection, zero at the start, of which nothing is dropped. Inputs are
+            of order one; those far out count as 5 or -5 there.
     """
 
+    linear_outputs: Tensor
+
     def __init__(
-        self, inputs: int, outputs: int, hidden: Sequence[int], conditioning: int, dropout: float = 0.0
+        self,
+        inputs: int,
+        outputs: int,
+        hidden: Sequence[int],
+        conditioning: int,
+        dropout: float = 0.0,
+        linear: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.inputs, self.outputs = check_count(inputs, "inputs"), check_count(outputs, "outputs")
@@ -72,6 +93,12 @@ class MaskedMLP(nn.Module):
         # Rows of one kind of output are contiguous, so that heads work on long vectors.
         self.out = _MaskedLinear((position[:, None] >= degrees[-1][None, :]).repeat(outputs, 1), bias=True)
         self.conditioner = nn.Linear(conditioning, sum(self.hidden))
+        self.linear = _MaskedLinear(position[:, None] > position[None, :], bias=False) if linear else None
+        if self.linear is not None:
+            nn.init.zeros_(self.linear.weight)
+            chosen = torch.zeros(outputs)
+            chosen[list(linear)] = 1.0
+            self.register_buffer("linear_outputs", chosen, persistent=False)
         # ends[l][d]: how many units of layer l have a degree below d.
         self.ends = [[int((g < d).sum()) for d in range(inputs + 1)] for g in degrees]
 
@@ -82,8 +109,10 @@ class MaskedMLP(nn.Module):
             h = F.silu(cast(_MaskedLinear, layer).shifted(h, shift))
             if self.dropout.p > 0.0:
                 h = self.dropout(h)
-        outputs: Tensor = self.out(h)
-        return outputs.view(len(x), self.outputs, self.inputs).transpose(1, 2)
+        outputs: Tensor = self.out(h).view(len(x), self.outputs, self.inputs)
+        if self.linear is not None:
+            outputs = torch.addcmul(outputs, self.linear_outputs[:, None], self.linear(_levelled(x))[:, None])
+        return outputs.transpose(1, 2)
 
     def incremental(self, conditioning: Tensor) -> IncrementalPass:
         """A pass that takes one input at a time (no gradients); its state is its own."""
@@ -114,17 +143,26 @@ class IncrementalPass:
         self.rows = self.x.unbind()
         self.out_weights = net.out.weight.detach().unflatten(0, (net.outputs, net.inputs)).unbind(1)
         self.out_biases = net.out.bias.detach().unflatten(0, (net.outputs, net.inputs, 1)).unbind(1)
+        self.linear = None
+        if net.linear is not None:
+            self.linear = net.linear_outputs, net.linear.weight.detach(), torch.empty_like(self.x)
         self._extend()
 
     def outputs(self) -> Tensor:
         """Outputs of the next position, ``(outputs, n)``."""
         i = self.position
         known = self.ends[-1][i + 1]
-        return torch.addmm(self.out_biases[i], self.out_weights[i].narrow(1, 0, known), self.h[-1].narrow(0, 0, known))
+        out = torch.addmm(self.out_biases[i], self.out_weights[i].narrow(1, 0, known), self.h[-1].narrow(0, 0, known))
+        if self.linear is not None:
+            chosen, weight, levelled = self.linear
+            out.addr_(chosen, weight[i, :i] @ levelled[:i])
+        return out
 
     def push(self, value: Tensor) -> None:
         """Set the next position to ``value``, ``(n,)``, and compute the units that it completes."""
         self.rows[self.position].copy_(value)
+        if self.linear is not None:
+            self.linear[-1][self.position] = _levelled(value)
         self.position += 1
         if self.position < len(self.rows):
             self._extend()
