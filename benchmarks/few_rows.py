@@ -5,10 +5,10 @@
 Of five tables that scikit-learn brings, a random part of 50 to 1,200 rows trains, and the others (800 at most) are the
 figure: the mean and the median over rows of the log-likelihood, nats, in the columns' scales. Columns on a lattice or
 with ties are spread by uniform noise within their step once, alike for all, and constant columns are left out. The
-estimator is as it is, by NCML and by maximum likelihood, and with the dropout that it has for many rows. scikit-learn's
-have what they need by cross-validation: the bandwidth of a kernel density, the number of components and the kind of
-covariances of a Gaussian mixture; a Gaussian has Ledoit and Wolf's shrinkage. Results are written after every table,
-beside those that are there.
+estimator is as it is, by NCML and by maximum likelihood; with the dropout that it has for many rows; and without linear
+components where it has some, with them where it has none. scikit-learn's have what they need by cross-validation: the
+bandwidth of a kernel density, the number of components and the kind of covariances of a Gaussian mixture; a Gaussian
+has Ledoit and Wolf's shrinkage. Results are written after every table, beside those that are there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sklearn.neighbors import KernelDensity
 from sklearn.preprocessing import StandardScaler
 
 from ncml.estimator import Columns, NCMLDensityEstimator
-from ncml.estimator.objective import default_density
+from ncml.estimator.defaults import LINEAR_COMPONENTS, default_density, dropout_for, linear_components_for
 from ncml.objective import AtZero
 from ncml.report import write_report
 
@@ -64,6 +64,17 @@ def ncml(train: np.ndarray, others: np.ndarray, seed: int, **settings) -> np.nda
     return NCMLDensityEstimator(random_state=seed, **settings).fit(train).score_samples(others)
 
 
+def otherwise(
+    train: np.ndarray, others: np.ndarray, seed: int, *, dropout: float | None = None, **settings
+) -> np.ndarray:
+    """By NCML with another dropout, or else with the other choice of linear components."""
+    own = linear_components_for(train)
+    if dropout is None:
+        dropout, own = dropout_for(*train.shape), LINEAR_COMPONENTS - own
+    density = partial(default_density, dropout=dropout, linear_components=own)
+    return ncml(train, others, seed, density=density, **settings)
+
+
 def theirs(train: np.ndarray, others: np.ndarray, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
     """The log-density of a model that is fitted to standardised rows."""
     scaler = StandardScaler().fit(train)
@@ -86,7 +97,8 @@ def gaussian(train: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 WAYS: dict[str, Way] = {
     "NCML": partial(ncml),
-    f"NCML, dropout {MANY:g}": partial(ncml, density=partial(default_density, dropout=MANY)),
+    f"NCML, dropout {MANY:g}": partial(otherwise, dropout=MANY),
+    "NCML, linear or not": partial(otherwise),
     "maximum likelihood": partial(ncml, times=AtZero()),
     "kernel density": lambda train, others, _: theirs(train, others, kernel),
     "Gaussian mixture": lambda train, others, _: theirs(train, others, mixture),
@@ -94,18 +106,20 @@ WAYS: dict[str, Way] = {
 }
 
 
-def compared(X: np.ndarray, rows: int, seeds: int, quick: bool) -> dict[str, dict[str, list[float]]]:
-    """Mean and median log-likelihood of other rows by every way, seed by seed."""
+def compared(X: np.ndarray, rows: int, seeds: int, quick: bool) -> tuple[dict[str, dict[str, list[float]]], list[int]]:
+    """Mean and median log-likelihood of other rows by every way, and linear components of the estimator, per seed."""
+    linear = []
     found: dict[str, dict[str, list[float]]] = {name: {"mean": [], "median": []} for name in WAYS}
     for seed in range(seeds):
         X = X[np.random.default_rng(seed).permutation(len(X))]
         train, others = X[:rows], X[rows:][:MOST_OTHERS]
+        linear.append(linear_components_for(train))
         for name, way in WAYS.items():
             steps = {"max_steps": 20} if quick and isinstance(way, partial) else {}
             log_p = way(train, others, seed, **steps)
             found[name]["mean"].append(float(log_p.mean()))
             found[name]["median"].append(float(np.median(log_p)))
-    return found
+    return found, linear
 
 
 def main() -> None:
@@ -123,10 +137,11 @@ def main() -> None:
     names, sizes, seeds = (["iris"], (50,), 1) if options.quick else (options.tables, ROWS, options.seeds)
     for name in names:
         X = read(name)
-        record = report["tables"][name] = {"rows": len(X), "columns": X.shape[1], "trained": {}}
+        record = report["tables"][name] = {"rows": len(X), "columns": X.shape[1], "trained": {}, "linear": {}}
         for rows in (rows for rows in sizes if rows <= MOST_SHARE * len(X)):
             start = time.perf_counter()
-            found = record["trained"][rows] = compared(X, rows, seeds, options.quick)
+            found, linear = compared(X, rows, seeds, options.quick)
+            record["trained"][rows], record["linear"][rows] = found, linear
             shown = "  ".join(f"{way} {np.mean(v['mean']):.2f}" for way, v in found.items())
             print(f"{name:14} {rows:5}  {time.perf_counter() - start:4.0f} s  {shown}", flush=True)
         if not options.quick:

@@ -31,7 +31,7 @@ from torch import Tensor
 from adbench import LARGE, SMALL, STEPS, read, write_report
 from ncml.densities import MADE
 from ncml.estimator import NCMLDensityEstimator
-from ncml.estimator.objective import SIZE
+from ncml.estimator.defaults import SIZE
 from ncml.evaluation import energy_distance
 from ncml.objective import AtZero
 
@@ -44,7 +44,7 @@ FARTHEST = 20.0
 
 
 def network(event_shape, process, dropout: float) -> MADE:
-    """The estimator's own, with another dropout."""
+    """The estimator's own, with another dropout, and without linear components."""
     return MADE(event_shape, process, data_std=1.0, **SIZE | {"dropout": dropout})
 
 

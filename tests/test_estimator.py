@@ -22,7 +22,7 @@ from ncml import VPSDE, SampleableDensity
 from ncml.densities import MADE, MarginalMADE
 from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.estimator import Columns, NCMLDensityEstimator, NCMLImputer, NCMLOutlierDetector
-from ncml.estimator.objective import default_density, dropout_for
+from ncml.estimator.defaults import default_density, dropout_for
 from ncml.objective import AtZero
 from tests.statistics import ks_bound, ks_distance
 

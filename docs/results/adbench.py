@@ -129,7 +129,8 @@ ladder and its single levels, the best would come to {best:.2f}, {best - mean_of
 
 **How it was chosen.** By the small tables; by clusters of normal training rows left out of the training; and by
 training rows made odd on purpose. The learning rate is the one of four that makes held-out normal rows likeliest on
-most tables ([page](table_likelihood.md)). No anomaly of a large table had a say. An earlier statistic, the ladder
+most tables ([page](table_likelihood.md)), and likelihoods of such rows chose when the network has linear components
+([page](few_rows.md)). No anomaly of a large table had a say. An earlier statistic, the ladder
 alone, had been run on all tables before (with 600 steps: 91.06, +.3 over maximum likelihood), so that its figures were
 known.
 

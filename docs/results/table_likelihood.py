@@ -38,9 +38,10 @@ def page() -> str:
     dropouts = sorted({dropout for _, dropout in record["rates_and_dropouts"]})
     return f"""# Tables: what noise does to the likelihood
 
-`python benchmarks/table_likelihood.py --data FOLDER`. The estimator's own network is trained on a random half of the
-normal rows of ADBench's {len(tables)} tables, at all noise levels (NCML) and at t = 0 only (maximum likelihood). The
-likelihood at t = 0 of the other half is compared; {seeds} seeds, each with halves of its own. Either has the learning
+`python benchmarks/table_likelihood.py --data FOLDER`. The estimator's own network, without linear
+components, is trained on a random half of the normal rows of ADBench's {len(tables)} tables, at all noise levels (NCML)
+and at t = 0 only (maximum likelihood). The likelihood at t = 0 of the other half is compared; {seeds} seeds, each with
+halves of its own. Either has the learning
 rate and the dropout whose held-out training rows are likeliest, table by table; tried were the rates {shown(rates)},
 each with the dropouts {shown(dropouts)}.
 

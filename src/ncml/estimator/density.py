@@ -20,6 +20,7 @@ from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning
 from ncml.estimator.bounds import Bounds
 from ncml.estimator.columns import Columns
 from ncml.estimator.completion import completed, fillable, in_form
+from ncml.estimator.defaults import default_factory
 from ncml.estimator.form import Categories, TableForm
 from ncml.estimator.objective import DensityFactory, TableObjective, score_of_rows, seed_of, seeded, untrained_density
 from ncml.estimator.stopping import Watch
@@ -64,7 +65,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
 
     Args:
         density: Takes ``(event_shape, process)`` to an untrained density, with ``event_shape = (number of columns,)``.
-            Default: ``default_density``, or ``marginal_density`` for rows with gaps, with the dropout ``dropout_for``.
+            Default: ``default_density`` with the dropout and linear components that suit the rows (``dropout_for``,
+            ``linear_components_for``), or ``marginal_density`` for rows with gaps.
             For gaps one of the observed values given their mask, as :class:`~ncml.densities.MarginalMADE` is.
         process: The noise process, in units of the columns' scales. Default ``LinearVESDE(2.0)``: t is the standard
             deviation of the noise, at most 2 of the columns'.
@@ -179,11 +181,11 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         table = torch.from_numpy(self.columns_.standardise(rows))
         seed = seed_of(random)
         with seeded(seed):
-            expected: dict[str, Any] = {"rows": len(rows), "gaps": wanted, "cells": self.columns_.jittered}
-            made = untrained_density(self.density, (table.shape[1],), process, **expected, device=self.device)
-            density, self.marginal_ = made
-            table = table.to(density.device)
-            self.density_ = density
+            z = self.columns_.to_model(table)[0].numpy()
+            factory = default_factory(z, gaps=wanted) if self.density is None else self.density
+            wants: dict[str, Any] = {"gaps": wanted, "cells": self.columns_.jittered, "device": self.device}
+            density, self.marginal_ = untrained_density(factory, (table.shape[1],), process, **wants)
+            self.density_, table = density, table.to(density.device)
             sobol = torch.quasirandom.SobolEngine(table.shape[1], scramble=True, seed=seed)
             self._points = sobol.draw(self.dequantisations)
             generator = torch.Generator(table.device).manual_seed(seed)
@@ -207,9 +209,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
                     label="fit",
                     callback=watch,
                 )
-        self.n_iter_, self.validation_score_ = len(self.losses_), float("nan")
-        if watch is not None:
-            self.n_iter_, self.validation_score_ = watch.finish()
+        self.n_iter_, self.validation_score_ = (len(self.losses_), float("nan")) if watch is None else watch.finish()
         density.double()  # float32 has a row's last digits depend on the rows beside it
         return self
 

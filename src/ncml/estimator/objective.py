@@ -1,4 +1,4 @@
-"""What an estimator of a table trains: its default densities, and the objective on rows with lattices and gaps."""
+"""What an estimator of a table trains: the objective on rows with lattices and gaps, and a density that fits them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +15,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
 from ncml.checks import kind_of
-from ncml.densities import MADE, MarginalMADE
+from ncml.densities import MarginalMADE
 from ncml.density import CellDensity, NoiseConditionalDensity, unwrapped
 from ncml.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from ncml.estimator.columns import Columns
@@ -26,9 +25,6 @@ from ncml.objective import NCMLObjective
 __all__ = [
     "DensityFactory",
     "TableObjective",
-    "default_density",
-    "dropout_for",
-    "marginal_density",
     "may_have_gaps",
     "score_of_rows",
     "seed_if_none",
@@ -39,40 +35,6 @@ __all__ = [
 ]
 
 DensityFactory = Callable[[Sequence[int], NoiseProcess], NoiseConditionalDensity]
-
-SIZE: dict[str, Any] = {"hidden": (256, 256), "components": 8}  # of the default densities
-
-
-def default_density(event_shape: Sequence[int], process: NoiseProcess, *, dropout: float = 0.0) -> MADE:
-    """The density of a table unless another is asked for: a small :class:`~ncml.densities.MADE`.
-
-    Mixtures of logistics have several modes in every column, as columns of integers and codes do, and heavy tails.
-
-    Args:
-        event_shape: ``(number of columns,)``.
-        process: The noise process.
-        dropout: Probability of dropping a hidden unit in training; the estimators take :func:`dropout_for`.
-    """
-    return MADE(event_shape, process, data_std=_data_std(process), dropout=dropout, **SIZE)
-
-
-def marginal_density(event_shape: Sequence[int], process: NoiseProcess, *, dropout: float = 0.0) -> MarginalMADE:
-    """The density of a table with gaps unless another is asked for, of the same size."""
-    return MarginalMADE(event_shape, process, data_std=_data_std(process), dropout=dropout, **SIZE)
-
-
-def dropout_for(rows: int, columns: int) -> float:
-    r"""The dropout of the default densities for n rows of d columns: :math:`.5 - .1 \log_2 \frac n{5d}` within [0, .6].
-
-    A few rows are soon learned by heart, which dropout delays: what it gains is on the page "Tables of few rows". From
-    160 rows for every column on there is none.
-    """
-    return min(0.6, max(0.0, 0.5 - 0.1 * math.log2(rows / (5 * columns))))
-
-
-def _data_std(process: NoiseProcess) -> float | None:
-    """That of columns in their scales, where the process has a standard deviation for the noise beside it."""
-    return 1.0 if isinstance(process, GaussianProcess) else None
 
 
 @dataclass(frozen=True)
@@ -157,11 +119,10 @@ def _hide_more(mask: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def untrained_density(
-    factory: DensityFactory | None,
+    factory: DensityFactory,
     event_shape: Sequence[int],
     process: NoiseProcess,
     *,
-    rows: int,
     gaps: bool,
     cells: bool,
     device: str | None = None,
@@ -169,9 +130,8 @@ def untrained_density(
     """What an estimator trains, and whether it is a density of the observed values, whose mask is its context.
 
     Args:
-        factory: The estimator's parameter ``density``; None for the default.
+        factory: The estimator's parameter ``density``, or the default one.
         event_shape, process: Its arguments.
-        rows: How many there are.
         gaps: Whether rows may have some.
         cells: Whether values have some, as those on a lattice do.
         device: Where it is to be; the CPU if None.
@@ -181,9 +141,6 @@ def untrained_density(
         ArgumentError: It returned one that takes no mask, and there are gaps; torch cannot use the device.
         UnsupportedError: It returned a :class:`~ncml.density.CellDensity` that takes no cells, and there are some.
     """
-    if factory is None:
-        dropout = dropout_for(rows, math.prod(event_shape))
-        factory = partial(marginal_density if gaps else default_density, dropout=dropout)
     density = factory(event_shape, process)
     if not isinstance(density, NoiseConditionalDensity):
         raise ArgumentTypeError(

@@ -26,6 +26,7 @@ from ncml.checks import Time, check_count, check_nonnegative
 from ncml.density import CellDensity, NoiseConditionalDensity, inner_density
 from ncml.errors import ArgumentError, ColumnScaleWarning, LatticeDataWarning
 from ncml.estimator.columns import Columns
+from ncml.estimator.defaults import default_density
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
 from ncml.estimator.form import TableForm, is_frame
 from ncml.estimator.objective import TableObjective, score_of_rows, seed_if_none, seeded, times_of, untrained_density
@@ -178,7 +179,8 @@ class FeatureShift(BaseEstimator):  # type: ignore[misc] # scikit-learn has no t
             return
         with seeded(0):
             shape, process = (len(columns.kept),), estimator.process_or_default
-            density, _ = untrained_density(estimator.density, shape, process, rows=len(rows), gaps=False, cells=True)
+            factory = default_density if estimator.density is None else estimator.density
+            density, _ = untrained_density(factory, shape, process, gaps=False, cells=True)
         if isinstance(density, CellDensity):
             raise ArgumentError(
                 "noise: got 0 and only columns on lattices, such as integers, whose probabilities have no slope; "
