@@ -64,15 +64,16 @@ def ncml(train: np.ndarray, others: np.ndarray, seed: int, **settings) -> np.nda
     return NCMLDensityEstimator(random_state=seed, **settings).fit(train).score_samples(others)
 
 
-def otherwise(
-    train: np.ndarray, others: np.ndarray, seed: int, *, dropout: float | None = None, **settings
+def changed(
+    train: np.ndarray, others: np.ndarray, seed: int, *, change: Callable[[dict], dict], **settings
 ) -> np.ndarray:
-    """By NCML with another dropout, or else with the other choice of linear components."""
-    own = linear_components_for(train)
-    if dropout is None:
-        dropout, own = dropout_for(*train.shape), LINEAR_COMPONENTS - own
-    density = partial(default_density, dropout=dropout, linear_components=own)
-    return ncml(train, others, seed, density=density, **settings)
+    """By NCML with changes to what the estimator's own network goes by."""
+    own = {"dropout": dropout_for(*train.shape), "linear_components": linear_components_for(train)}
+    return ncml(train, others, seed, density=partial(default_density, **own | change(own)), **settings)
+
+
+def other_choice(own: dict) -> dict:
+    return {"linear_components": LINEAR_COMPONENTS - own["linear_components"]}
 
 
 def theirs(train: np.ndarray, others: np.ndarray, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
@@ -97,8 +98,8 @@ def gaussian(train: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 WAYS: dict[str, Way] = {
     "NCML": partial(ncml),
-    f"NCML, dropout {MANY:g}": partial(otherwise, dropout=MANY),
-    "NCML, linear or not": partial(otherwise),
+    f"NCML, dropout {MANY:g}": partial(changed, change=lambda own: {"dropout": MANY}),
+    "NCML, linear or not": partial(changed, change=other_choice),
     "maximum likelihood": partial(ncml, times=AtZero()),
     "kernel density": lambda train, others, _: theirs(train, others, kernel),
     "Gaussian mixture": lambda train, others, _: theirs(train, others, mixture),
