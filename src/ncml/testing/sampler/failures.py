@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from ncml.testing.cases import FEW, SamplerCase
-from ncml.testing.expectations import expect, expect_close, expect_refused, expect_same_bits, require
+from ncml.testing.expectations import expect, expect_refused, expect_same_bits, require
 from ncml.testing.reference import FailingGaussian
 
 BAD = 3
@@ -70,8 +70,7 @@ def failed_rows_do_not_cost_the_others(case: SamplerCase) -> None:
         expect(named == expected, f"info['failed'] = {named} (failing at t <= {below:.3g})", f"{expected}", meaning)
         nan = refined.x.isnan().all(1).nonzero().flatten().tolist()
         expect(nan == expected, f"NaN in the rows {nan} (failing at t <= {below:.3g})", f"{expected}", meaning)
-        # Not to the bit: functions of fewer rows may end in other last digits, by the processor.
-        expect_close(refined.x[others], sound[others], 1e-10, "the other rows against a run without failure", meaning)
+        expect_same_bits(refined.x[others], sound[others], "the other rows against a run without failure", meaning)
 
 
 CHECKS = (
