@@ -91,7 +91,10 @@ class AdaptiveSampler(Sampler):
             y, error = self.attempt(target, x, t, s, live, memory)
             good = error <= 1.0
             rows = live[good]
-            h[live] = (t - s)[live] * (0.9 * error.clamp(min=1e-8).pow(-self.power)).clamp(0.1, 5.0).nan_to_num(0.1)
+            # Of all rows: the last digit of a power can depend on a row's place, which others that end must not move.
+            sizes = torch.ones_like(t).index_copy(0, live, error)
+            factor = (0.9 * sizes.clamp(min=1e-8).pow(-self.power)).clamp(0.1, 5.0).nan_to_num(0.1)
+            h[live] = ((t - s) * factor)[live]
             x[rows], t[rows] = y[good], s[rows]
             self.arrived(memory, rows)
             tried[live] += 1
