@@ -74,8 +74,7 @@ def power() -> str:
     return f"""## Does anything differ?
 
 `python benchmarks/shift_power.py`: how often tests reject at 5 % when nothing was changed, when a column was
-shuffled, and when it was moved by half a standard deviation; and how often they name that column and no other. (The
-network was one without linear components, which the others above have.)
+shuffled, and when it was moved by half a standard deviation; and how often they name that column and no other.
 FeatureShift deals out the rows anew {record["resamples"]} times; *marginals* is a permutation test of
 Kolmogorov-Smirnov distances, column by column, adjusted for looking at thirty; *classifier* is the classifier
 two-sample test, which names no column.
