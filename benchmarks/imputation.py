@@ -1,10 +1,10 @@
-"""Filling gaps: ncml's completions against scikit-learn's imputers, on ADBench's tables.
+"""Filling gaps: ncml's completions against scikit-learn's imputers, on ADBench's tables and one of scikit-learn's.
 
     python benchmarks/imputation.py --data FOLDER
 
-FOLDER has the tables, of which the normal rows are taken, in an order of their own for every seed. A fifth of all
-values, at random, is missing in the rows that train and in those that are filled. Recorded are, in scales (standard
-deviations of the columns in the training rows),
+FOLDER has ADBench's tables, of which the normal rows are taken; scikit-learn brings the breast cancer table. Rows are
+in an order of their own for every seed. A fifth of all values, at random, is missing in the rows that train and in
+those that are filled. Recorded are, in scales (standard deviations of the columns in the training rows),
 
 - the continuous ranked probability score of the missing values, E|X - x| - E|X - X'| / 2 with X, X' draws and x the
   true value: the smaller, the better the law that is drawn from; of a method that fills with one value it is the
@@ -31,17 +31,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401 -- IterativeImputer needs it
 from sklearn.impute import IterativeImputer, KNNImputer
 
 from adbench import STEPS, read
 from ncml.estimator import NCMLDensityEstimator, NCMLImputer
+from ncml.estimator.defaults import LINEAR_COMPONENTS, dropout_for, marginal_density
 from ncml.evaluation import energy_distance
 from ncml.objective import AtZero
 from ncml.report import write_report
 
-TABLES = ("2_annthyroid", "6_cardio", "23_mammography", "28_pendigits", "40_vowels")
+TABLES = ("2_annthyroid", "6_cardio", "23_mammography", "28_pendigits", "40_vowels", "30_satellite")
+SCIKIT = "breast-cancer"  # of scikit-learn
 MISSING = 0.2
 TRAIN, TEST, DRAWS = 3000, 300, 4
 MEDIAN_OF = 25  # draws
@@ -56,6 +59,14 @@ def fitted(train, seed, steps, *, fits=2, **settings):
 def drawn(train, test, seed, steps, **settings):
     density = fitted(train, seed, steps, **settings).estimator_
     return [density.complete(test, seed + k) for k in range(DRAWS)]
+
+
+def linear_or_not(train, test, seed, steps):
+    """With linear components where the estimator has none, without them where it has some."""
+    own = NCMLDensityEstimator(max_steps=1, random_state=seed).fit(train).density_.hidden_settings()
+    linear = LINEAR_COMPONENTS - own["linear_components"]
+    settings = {"dropout": dropout_for(*train.shape), "linear_components": linear}
+    return drawn(train, test, seed, steps, fits=1, density=partial(marginal_density, **settings))
 
 
 def medians(train, test, seed, steps):
@@ -93,6 +104,7 @@ def hot_deck(train, test, seed, steps):
 
 METHODS = {
     "NCML": partial(drawn, fits=1),
+    "NCML, linear or not": linear_or_not,
     "NCML, twice": drawn,
     "maximum likelihood, twice": partial(drawn, times=AtZero()),
     "NCML, medians": medians,
@@ -102,6 +114,14 @@ METHODS = {
     "k-NN": neighbours,
     "hot deck": hot_deck,
 }
+
+
+def read_rows(folder: Path, name: str) -> np.ndarray:
+    """The table, or the normal rows of one of ADBench's."""
+    if name == SCIKIT:
+        return load_breast_cancer().data
+    X, y = read(folder, name)
+    return X[y == 0]
 
 
 def measured(draws: list[np.ndarray], truth: np.ndarray, gaps: np.ndarray, others: np.ndarray) -> dict[str, float]:
@@ -118,7 +138,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NCML_DATA", ".")) / "adbench")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tables", nargs="*", default=TABLES)
+    parser.add_argument("--tables", nargs="*", default=[*TABLES, SCIKIT])
+    parser.add_argument("--methods", nargs="*", default=[*METHODS], choices=[*METHODS], help="others stay as they are")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "imputation.json")
     parser.add_argument("--quick", action="store_true", help="one table, few steps, nothing recorded")
     options = parser.parse_args()
@@ -126,36 +147,36 @@ def main() -> None:
     warnings.simplefilter("ignore")
     names, seeds, steps = options.tables, options.seeds, STEPS
     if options.quick:
-        names, seeds, steps = TABLES[-1:], 1, 10
-    names = [name for name in names if (options.data / f"{name}.npz").exists()]
-    if not names:
-        print(f"skipped: no tables in {options.data}; see https://github.com/Minqi824/ADBench")
-        return
+        names, seeds, steps = [SCIKIT], 1, 10
+    if missing := [name for name in names if name != SCIKIT and not (options.data / f"{name}.npz").exists()]:
+        print(f"skipped: {', '.join(missing)}, not in {options.data}; see https://github.com/Minqi824/ADBench")
+    names = [name for name in names if name not in missing]
     report = {"missing": MISSING, "draws": DRAWS, "median of": MEDIAN_OF, "cut": FARTHEST, "steps": steps, "tables": {}}
     if options.out.exists() and not options.quick:
         report["tables"] = json.loads(options.out.read_text())["tables"]
     for name in names:
-        X, y = read(options.data, name)
-        X = X[y == 0]
-        rows: list[dict[str, dict[str, float]]] = []
+        X, title = read_rows(options.data, name), name.split("_", 1)[-1]
+        rows: list[dict[str, dict[str, float]]] = report["tables"].get(title, {}).get("seeds", [])
+        rows += [{} for _ in range(seeds - len(rows))]
         for seed in range(seeds):
             rng = np.random.default_rng(seed)
             mixed = X[rng.permutation(len(X))]
             train = mixed[: min(TRAIN, len(X) // 2)]
-            test, others = np.split(mixed[len(train) :][: 4 * TEST], [TEST])
+            further = mixed[len(train) :][: 4 * TEST]
+            test, others = np.split(further, [min(TEST, len(further) // 2)])
             varied = train.std(0) > 1e-9  # a column that is constant in training says nothing
             mean, scale = train.mean(0)[varied], train.std(0)[varied]
             train, test, others = ((x[:, varied] - mean) / scale for x in (train, test, others))
             holed = [np.where(rng.random(x.shape) < MISSING, np.nan, x) for x in (train, test)]
-            rows.append({})
-            for method, fill in METHODS.items():
+            for method in options.methods:
                 start = time.process_time()
-                draws = fill(*holed, seed, steps)
-                rows[-1][method] = measured(draws, test, np.isnan(holed[1]), others)
-                rows[-1][method]["seconds"] = time.process_time() - start
-            shown = "  ".join(f"{method} {found['crps']:.3f}" for method, found in rows[-1].items())
+                draws = METHODS[method](*holed, seed, steps)
+                seconds = time.process_time() - start
+                rows[seed][method] = {**measured(draws, test, np.isnan(holed[1]), others), "seconds": seconds}
+            rows[seed] = {method: rows[seed][method] for method in METHODS if method in rows[seed]}
+            shown = "  ".join(f"{method} {found['crps']:.3f}" for method, found in rows[seed].items())
             print(f"{name:16} seed {seed}  {shown}", flush=True)
-        report["tables"][name.split("_", 1)[1]] = {"rows": len(X), "columns": X.shape[1], "seeds": rows}
+        report["tables"][title] = {"rows": len(X), "columns": X.shape[1], "seeds": rows}
         if not options.quick:
             write_report(options.out, report)
 

@@ -10,7 +10,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 
 from ncml.densities import MADE, MarginalMADE
 from ncml.estimator import NCMLDensityEstimator
-from ncml.estimator.defaults import default_density, dropout_for, linear_components_for, linear_gain
+from ncml.estimator.defaults import default_density, dropout_for, linear_components_for, linear_gain, marginal_density
 
 RNG = np.random.default_rng(0)
 
@@ -34,6 +34,26 @@ def test_the_gain_is_that_of_normal_distributions(rho, columns):
     """Minus half the log-determinant of their correlations, which the conditional variances make up."""
     gain = linear_gain(with_correlations(chain(rho, columns), 1000))
     assert gain == pytest.approx(-0.5 * np.linalg.slogdet(chain(rho, columns))[1] / columns, abs=0.01)
+
+
+@pytest.mark.parametrize("gaps", [0.1, 0.4])
+def test_of_rows_with_gaps_the_gain_is_that_of_all_that_is_known_before(gaps):
+    """Of a chain the last column counts, as what is known predicts it: of the variance v = q + (1 - q) rho^2 v'."""
+    rho, q = 0.9, 1.0 - gaps
+    z = with_correlations(chain(rho, 5), 1000)
+    z[RNG.random(z.shape) < gaps] = np.nan
+    gain, known = 0.0, q
+    for _ in range(4):
+        gain -= 0.5 * np.log(1.0 - rho**2 * known)
+        known = q + (1.0 - q) * rho**2 * known
+    assert linear_gain(z) == pytest.approx(gain / 5, abs=0.03)
+
+
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_a_column_with_hardly_a_value_gains_nothing(known):
+    z = with_correlations(chain(0.9, 2), 50)
+    z[known:, 1] = np.nan
+    assert linear_gain(z) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_of_many_columns_evenly_spaced_ones_stand_for_all():
@@ -91,9 +111,13 @@ def test_columns_are_looked_at_as_the_density_sees_them():
 
 
 @pytest.mark.parametrize("rows", [5, 12, 20, 30, 100])
-def test_few_rows_do_not_look_linear(rows):
+@pytest.mark.parametrize("gaps", [0.0, 0.4])
+def test_few_rows_do_not_look_linear(rows, gaps):
     """As many columns as rows fit anything, even when the mean is known; the rows left out one by one show it."""
-    assert max(linear_gain(np.random.default_rng(seed).normal(size=(rows, 30))) for seed in range(5)) < 0.3
+    for seed in range(5):
+        z = np.random.default_rng(seed).normal(size=(rows, 30))
+        z[np.random.default_rng(seed + 5).random(z.shape) < gaps] = np.nan
+        assert linear_gain(z) < 0.3
 
 
 @pytest.mark.parametrize(("load", "linear"), [(load_breast_cancer, True), (load_digits, False), (load_wine, False)])
@@ -114,12 +138,13 @@ def test_a_factory_that_is_false_is_a_factory():
     assert NCMLDensityEstimator(Empty(), max_steps=1).fit(X).density_.net.hidden == (3,)
 
 
-def test_rows_with_gaps_have_a_density_of_observed_values_without_linear_components():
-    X = load_breast_cancer().data[:100].copy()
-    X[0, 0] = np.nan
-    fitted = NCMLDensityEstimator(max_steps=1, random_state=0).fit(X)
-    assert isinstance(fitted.density_, MarginalMADE)
-    assert fitted.density_.net.linear is None
+@pytest.mark.parametrize(("load", "linear"), [(load_breast_cancer, True), (load_wine, False)])
+def test_rows_with_gaps_have_a_density_of_observed_values_by_the_same_rule(load, linear):
+    X = load().data[:100]
+    X = np.where(np.random.default_rng(0).random(X.shape) < 0.1, np.nan, X)
+    density = NCMLDensityEstimator(max_steps=1, random_state=0).fit(X).density_
+    assert isinstance(density, MarginalMADE)
+    assert (density.net.linear is not None) == linear
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -130,3 +155,17 @@ def test_a_few_rows_teach_linear_components_what_they_do_not_teach_the_network(s
         NCMLDensityEstimator(density, max_steps=300, random_state=seed).fit(X[:100]) for density in (None, without)
     )
     assert fitted.score(X[100:]) > other.score(X[100:]) + 3.0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gaps_too_are_better_filled_with_them(seed):
+    """What is drawn for the gaps of other rows is nearer to what was there."""
+    X = np.random.default_rng(seed).permutation(load_breast_cancer().data)
+    X = (X - X.mean(0)) / X.std(0)
+    holed = np.where(np.random.default_rng(seed).random(X.shape) < 0.2, np.nan, X)
+    without = partial(marginal_density, dropout=dropout_for(100, 30))
+    errors = []
+    for density in (None, without):
+        fitted = NCMLDensityEstimator(density, max_steps=300, random_state=seed).fit(holed[:100])
+        errors.append(np.abs(fitted.complete(holed[100:], seed) - X[100:])[np.isnan(holed[100:])].mean())
+    assert errors[0] < 0.9 * errors[1]

@@ -51,22 +51,22 @@ def default_density(
     return MADE(event_shape, process, **_settings(process, dropout), linear_components=linear_components)
 
 
-def marginal_density(event_shape: Sequence[int], process: NoiseProcess, *, dropout: float = 0.0) -> MarginalMADE:
-    """The density of a table with gaps, of the same size; none of its components is linear, since it sees gaps as 0."""
-    return MarginalMADE(event_shape, process, **_settings(process, dropout))
+def marginal_density(
+    event_shape: Sequence[int], process: NoiseProcess, *, dropout: float = 0.0, linear_components: int = 0
+) -> MarginalMADE:
+    """The density of a table with gaps, of the same size; the arguments are those of :func:`default_density`."""
+    return MarginalMADE(event_shape, process, **_settings(process, dropout), linear_components=linear_components)
 
 
 def default_factory(z: Array, *, gaps: bool) -> DensityFactory:
     """What makes the default density of rows.
 
     Args:
-        z: The rows as the density sees them, ``(n, k)``.
-        gaps: Whether rows may have some, NaN.
+        z: The rows as the density sees them, ``(n, k)``, NaN in their gaps.
+        gaps: Whether rows may have some.
     """
-    dropout = dropout_for(*z.shape)
-    if gaps:
-        return partial(marginal_density, dropout=dropout)
-    return partial(default_density, dropout=dropout, linear_components=linear_components_for(z))
+    density = marginal_density if gaps else default_density
+    return partial(density, dropout=dropout_for(*z.shape), linear_components=linear_components_for(z))
 
 
 def dropout_for(rows: int, columns: int) -> float:
@@ -79,7 +79,7 @@ def dropout_for(rows: int, columns: int) -> float:
 
 
 def linear_components_for(z: Array) -> int:
-    """The linear components of the default density of rows without gaps: 2 if columns are nearly linear, or none.
+    """The linear components of the default densities: 2 if columns are nearly linear, or none.
 
     Nearly linear is a :func:`linear_gain` above half a nat: what is left of a column's standard deviation is less than
     .61 of it in the geometric mean. (A few columns that others make up can be enough.) From few rows the network alone
@@ -87,7 +87,7 @@ def linear_components_for(z: Array) -> int:
     would be learned by heart.
 
     Args:
-        z: The rows as the density sees them, ``(n, k)``.
+        z: The rows as the density sees them, ``(n, k)``, NaN in their gaps.
     """
     return LINEAR_COMPONENTS if linear_gain(z) > ENOUGH_GAIN else 0
 
@@ -99,23 +99,28 @@ def linear_gain(z: Array) -> float:
 
     with the predictions :math:`\hat z_{ni}` of ridge regression, the best of four penalties, and the means
     :math:`\bar z_{ni}`, both of the rows other than n: by so much the normal distribution of a column is likelier with
-    its mean regressed. Columns that it does not help count 0. Of more than 1,000 rows, or 32 columns, evenly spaced
+    its mean regressed. Columns that it does not help count 0. A column is regressed over the rows that have it, and in
+    those that do not, its prediction stands for it further on. Of more than 1,000 rows, or 32 columns, evenly spaced
     ones are taken.
 
     Args:
-        z: Rows without gaps, ``(n, k)``, of order one; two at least.
+        z: Rows of order one, ``(n, k)``, NaN in their gaps.
     """
     z = np.clip(z[:: -(-len(z) // MOST_ROWS)], -FAR, FAR)
-    rows, columns = z.shape
-    regressed = np.unique(np.linspace(1, columns - 1, min(columns - 1, MOST_COLUMNS)).astype(int))
+    known, filled = ~np.isnan(z), np.nan_to_num(z)
+    columns = z.shape[1]
     gains = []
-    for i in regressed:
-        if np.ptp(z[:, i]) == 0.0:
+    for i in np.unique(np.linspace(1, columns - 1, min(columns - 1, MOST_COLUMNS)).astype(int)):
+        there, column = known[:, i], filled[known[:, i], i]
+        rows = len(column)
+        if rows < 2 or np.ptp(column) == 0.0:
             gains.append(0.0)
             continue
-        whole = z[:, i].var() * (rows / (rows - 1)) ** 2
-        left = -RidgeCV(rows * np.array(PENALTIES)).fit(z[:, :i], z[:, i]).best_score_
-        gains.append(-0.5 * math.log(min(1.0, left / whole)))
+        regression = RidgeCV(rows * np.array(PENALTIES)).fit(filled[there, :i], column)
+        whole = column.var() * (rows / (rows - 1)) ** 2
+        gains.append(-0.5 * math.log(min(1.0, -regression.best_score_ / whole)))
+        if rows < len(z):
+            filled[~there, i] = regression.predict(filled[~there, :i])
     return sum(gains) / (len(gains) + 1)
 
 
