@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Any, cast
 
@@ -16,18 +15,17 @@ from torch import Tensor, nn
 
 from ncml.checks import check_count, check_positive, is_real, kind_of
 from ncml.density import CellDensity, sampleable
-from ncml.errors import ArgumentError, ArgumentTypeError, LatticeDataWarning
+from ncml.errors import ArgumentError, ArgumentTypeError
 from ncml.estimator.bounds import Bounds
 from ncml.estimator.columns import Columns
 from ncml.estimator.completion import completed, fillable, in_form
 from ncml.estimator.defaults import default_factory
 from ncml.estimator.form import Categories, TableForm
 from ncml.estimator.objective import DensityFactory, TableObjective, score_of_rows, seed_of, seeded, untrained_density
-from ncml.estimator.stopping import Watch
-from ncml.estimator.traits import Array, check_not_infinite
+from ncml.estimator.stopping import Watch, trained
+from ncml.estimator.traits import Array, check_not_infinite, weights_of
 from ncml.noise import LinearVESDE, NoiseProcess
 from ncml.objective import LogUniformTimes, TimeSampler
-from ncml.training import fit
 
 __all__ = ["NCMLDensityEstimator", "unfitted"]
 
@@ -149,22 +147,26 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         tags.input_tags.allow_nan = self.missing is not False
         return tags
 
-    def fit(self, X: Any, y: Any = None) -> NCMLDensityEstimator:  # noqa: ANN401 -- any table
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> NCMLDensityEstimator:  # noqa: ANN401 -- any table
         """Train on a table.
 
         Args:
             X: Rows, ``(n_samples, n_features)``: an array or a data frame, NaN for missing values.
             y: Ignored.
+            sample_weight: How much every row counts, ``(n_samples,)``, at least 0: a row of weight 2 is drawn twice as
+                often as one of weight 1, and counts twice among those held out. Rows of weight 0 are left out.
 
         Raises:
             ArgumentError: Infinite values, strings that are no declared categories, only constant columns, a column
-                without values, missing values with ``missing=False`` or a density that takes no mask, or a parameter
-                out of range.
+                without values, missing values with ``missing=False`` or a density that takes no mask, weights that are
+                negative or not one for each row, or a parameter out of range.
             UnsupportedError: Columns on a lattice, and a :class:`~ncml.density.CellDensity` without cells.
         """
         self.check_parameters()
         self._form = TableForm.of(X, self.categories)
         rows = self._validated(X, reset=True)
+        weights = weights_of(sample_weight, len(rows), fewest=2)
+        rows, weights = rows[weights > 0.0], weights[weights > 0.0]
         if self.missing is False:
             self._refuse_gaps(rows)
         wanted = bool(np.isnan(rows).any()) if self.missing is None else self.missing
@@ -189,27 +191,23 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             sobol = torch.quasirandom.SobolEngine(table.shape[1], scramble=True, seed=seed)
             self._points = sobol.draw(self.dequantisations)
             generator = torch.Generator(table.device).manual_seed(seed)
+            count = torch.from_numpy(weights)[order].to(density.device)
             watch = None
             if held:
                 look = partial(self.log_density_of, table[order[:held]], 0.0)
-                watch = Watch(density, look, steps=self.max_steps, patience=self.patience)
-            filled, mask = self._split(table[order[held:]])
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", LatticeDataWarning)  # the objective spreads such columns
-                self.losses_ = fit(
-                    density,
-                    objective,
-                    filled,
-                    mask,
-                    steps=self.max_steps,
-                    batch_size=self.batch_size,
-                    learning_rate=self.learning_rate,
-                    generator=generator,
-                    progress=bool(self.verbose),
-                    label="fit",
-                    callback=watch,
-                )
-        self.n_iter_, self.validation_score_ = (len(self.losses_), float("nan")) if watch is None else watch.finish()
+                watch = Watch(density, look, count[:held], steps=self.max_steps, patience=self.patience)
+            self.losses_, self.n_iter_, self.validation_score_ = trained(
+                density,
+                objective,
+                *self._split(table[order[held:]]),
+                watch,
+                row_weights=count[held:] if np.ptp(weights) > 0.0 else None,
+                steps=self.max_steps,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+                generator=generator,
+                progress=bool(self.verbose),
+            )
         density.double()  # float32 has a row's last digits depend on the rows beside it
         return self
 
@@ -228,9 +226,10 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         check_is_fitted(self)
         return self.log_densities_of(self._table(X), t)
 
-    def score(self, X: Any, y: Any = None) -> float:  # noqa: ANN401 -- any table
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: ANN401 -- any table
         """Mean log-density of the rows at t = 0, nats: what :class:`~sklearn.model_selection.GridSearchCV` compares."""
-        return float(self.score_samples(X).mean())
+        log_p = self.score_samples(X)
+        return float(np.average(log_p, weights=weights_of(sample_weight, len(log_p), fewest=1)))
 
     def gradient(self, X: Any, t: float = 0.0) -> Array:  # noqa: ANN401 -- any table
         r"""The score :math:`\partial_j \log p_t` in units of the columns' scales, ``(n_samples, n_features)``.

@@ -1,0 +1,180 @@
+"""Weights of rows: how often `fit` draws them, and what the density estimator makes of `sample_weight`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ncml import VPSDE, NCMLObjective
+from ncml.densities import MADE, MarginalMADE
+from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.estimator import NCMLDensityEstimator
+from ncml.estimator.stopping import Watch
+from ncml.training import fit
+from tests.problems import seeded
+
+PROCESS = VPSDE.at_noise(0.5)
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(60, 2))
+WEIGHTS = RNG.integers(1, 5, 60).astype(float)
+
+
+def small(event_shape, process, made=MADE):
+    return made(event_shape, process, hidden=(8,), components=2)
+
+
+def small_with_gaps(event_shape, process):
+    return small(event_shape, process, MarginalMADE)
+
+
+class Drawn(NCMLObjective):
+    """Remembers the batches that it was given."""
+
+    def __call__(self, density, x, *args, **kwargs):
+        SEEN.append(x[:, 0].clone())
+        return super().__call__(density, x, *args, **kwargs)
+
+
+SEEN: list[torch.Tensor] = []
+
+
+def drawn(weights, batch_size=100, steps=200):
+    """How often each row was."""
+    x = torch.arange(float(len(weights)))[:, None] / len(weights)
+    SEEN.clear()
+    made = small((1,), PROCESS)
+    row_weights = torch.tensor(weights)
+    fit(
+        made,
+        Drawn(PROCESS),
+        x,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=1e-6,
+        row_weights=row_weights,
+        generator=seeded(0),
+    )
+    return torch.cat(SEEN).mul(len(weights)).round().long().bincount(minlength=len(weights)).numpy()
+
+
+@pytest.mark.filterwarnings("ignore")  # rows on a lattice
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
+def test_rows_are_drawn_as_often_as_they_weigh(scale):
+    """A chi-squared test with a false-alarm rate of 1e-6."""
+    weights = np.array([0.0, 1.0, 2.0, 0.0, 5.0, 0.5, 0.0])
+    counts = drawn(scale * weights)
+    assert counts.sum() == 20_000
+    assert (counts[weights == 0.0] == 0).all()
+    some = weights > 0.0
+    expected = 20_000 * weights[some] / weights.sum()
+    assert (np.square(counts[some] - expected) / expected).sum() < chi2.isf(1e-6, some.sum() - 1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        (torch.ones(59), ArgumentError, r"row_weights: got shape \(59,\) on cpu; expected \(60,\)"),
+        (torch.ones(60, 1), ArgumentError, r"row_weights: got shape \(60, 1\)"),
+        (-torch.ones(60), ArgumentError, "row_weights: got negative numbers, .* expected weights >= 0"),
+        (torch.zeros(60), ArgumentError, "nothing but zeros"),
+        (torch.full((60,), torch.nan), ArgumentError, "NaN"),
+        (torch.full((60,), torch.inf), ArgumentError, "infinity"),
+        (torch.ones(60, dtype=torch.long), ArgumentTypeError, "row_weights: "),
+    ],
+)
+def test_wrong_weights_of_rows(weights, error, message):
+    made = small((2,), PROCESS)
+    before = [p.clone() for p in made.parameters()]
+    with pytest.raises(error, match=message):
+        fit(made, NCMLObjective(PROCESS), torch.from_numpy(X).float(), steps=1, row_weights=weights)
+    assert all(torch.equal(p, q) for p, q in zip(made.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("density", [small, small_with_gaps])
+def test_probabilities_are_those_of_the_weights(density):
+    """Of 200 zeros that weigh 3 and 200 ones that weigh 1, three quarters are zeros."""
+    values, weights = np.repeat([[0.0], [1.0]], 200, axis=0), np.repeat([3.0, 1.0], 200)
+    missing = density is small_with_gaps
+    estimator = NCMLDensityEstimator(density, max_steps=300, missing=missing, random_state=0)
+    share = [float(np.exp(estimator.fit(values, sample_weight=w).score_samples([[0.0]])[0])) for w in (None, weights)]
+    assert share == pytest.approx([0.5, 0.75], abs=0.04)
+
+
+def fitted(rows=X, **settings):
+    return NCMLDensityEstimator(small, max_steps=30, random_state=0).fit(rows, **settings)
+
+
+def test_rows_without_weight_are_as_if_they_were_not_there():
+    """Not even their values matter, nor gaps of theirs."""
+    far = np.full((5, 2), 1e6)
+    far[0] = np.nan
+    other = fitted(np.r_[X[:30], far, X[30:]], sample_weight=np.r_[WEIGHTS[:30], np.zeros(5), WEIGHTS[30:]])
+    one = fitted(sample_weight=WEIGHTS)
+    assert np.array_equal(other.score_samples(X), one.score_samples(X))
+    assert other.validation_score_ == one.validation_score_
+
+
+@pytest.mark.parametrize("weights", [np.ones(60), np.full(60, 0.3), [7] * 60])
+def test_equal_weights_change_nothing(weights):
+    assert np.array_equal(fitted(sample_weight=weights).score_samples(X), fitted().score_samples(X))
+
+
+@pytest.mark.parametrize("factor", [4.0, 2.0**-300, 2.0**900])
+def test_only_the_ratios_matter(factor):
+    one, other = fitted(sample_weight=WEIGHTS), fitted(sample_weight=factor * WEIGHTS)
+    assert np.array_equal(one.score_samples(X), other.score_samples(X))
+    assert not np.array_equal(one.score_samples(X), fitted().score_samples(X))
+    assert other.score(X, sample_weight=factor * WEIGHTS) == one.score(X, sample_weight=WEIGHTS)
+
+
+def test_the_score_is_a_weighted_mean():
+    estimator = fitted()
+    log_p = estimator.score_samples(X)
+    assert estimator.score(X) == log_p.mean()
+    assert estimator.score(X, sample_weight=WEIGHTS) == pytest.approx((WEIGHTS * log_p).sum() / WEIGHTS.sum())
+
+
+@pytest.mark.parametrize(
+    ("log_p", "value"), [([2.0, -1.0, 0.0], (3 * 2.0 - 2 * 1.0) / 6), ([2.0, -np.inf, 0.0], -np.inf)]
+)
+def test_held_out_rows_count_as_they_weigh(log_p, value):
+    made = small((2,), PROCESS)
+    watch = Watch(made, lambda: torch.tensor(log_p), torch.tensor([3.0, 2.0, 1.0]), steps=1, patience=1)
+    watch(1)
+    assert watch.best == pytest.approx((1.0, value) if np.isfinite(value) else (4 / 6, 1.5))
+    assert watch.finish() == (1, pytest.approx(value))
+
+
+def test_weights_pass_through_pipelines_and_searches():
+    estimator = NCMLDensityEstimator(small, max_steps=30, random_state=0)
+    scaler = StandardScaler()
+    pipeline = make_pipeline(scaler, estimator).fit(X, ncmldensityestimator__sample_weight=WEIGHTS)
+    alone = fitted(scaler.transform(X), sample_weight=WEIGHTS)
+    assert np.array_equal(pipeline.score_samples(X), alone.score_samples(scaler.transform(X)))
+    search = GridSearchCV(estimator, {"patience": [1, 2]}, cv=2).fit(X, sample_weight=WEIGHTS)
+    best = fitted(sample_weight=WEIGHTS)
+    assert np.array_equal(search.best_estimator_.score_samples(X), best.score_samples(X))
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        (WEIGHTS[1:], ArgumentError, r"sample_weight: got shape \(59,\); expected \(60,\), one for each row of X"),
+        (WEIGHTS[:, None], ArgumentError, r"sample_weight: got shape \(60, 1\)"),
+        (2.0, ArgumentError, r"sample_weight: got shape \(\)"),
+        (np.r_[WEIGHTS[1:], -1.0], ArgumentError, "sample_weight: got -1.0 for row 59; expected finite numbers >= 0"),
+        (np.r_[np.nan, WEIGHTS[1:]], ArgumentError, "sample_weight: got nan for row 0"),
+        (np.r_[np.inf, WEIGHTS[1:]], ArgumentError, "sample_weight: got inf for row 0"),
+        (np.zeros(60), ArgumentError, "sample_weight: got 0 weights above zero; expected 2 at least"),
+        (np.eye(60)[3], ArgumentError, "sample_weight: got 1 weights above zero; expected 2 at least"),
+        (["a"] * 60, ArgumentTypeError, "sample_weight: could not convert string to float: 'a'; expected numbers"),
+    ],
+)
+def test_wrong_sample_weights(weights, error, message):
+    with pytest.raises(error, match=message):
+        fitted(sample_weight=weights)
