@@ -61,10 +61,15 @@ def drawn(train, test, seed, steps, **settings):
     return [density.complete(test, seed + k) for k in range(DRAWS)]
 
 
+def linear_components(train, seed):
+    """Of the estimator's network for these rows."""
+    density = NCMLDensityEstimator(max_steps=1, random_state=seed).fit(train).density_
+    return density.hidden_settings()["linear_components"]
+
+
 def linear_or_not(train, test, seed, steps):
     """With linear components where the estimator has none, without them where it has some."""
-    own = NCMLDensityEstimator(max_steps=1, random_state=seed).fit(train).density_.hidden_settings()
-    linear = LINEAR_COMPONENTS - own["linear_components"]
+    linear = LINEAR_COMPONENTS - linear_components(train, seed)
     settings = {"dropout": dropout_for(*train.shape), "linear_components": linear}
     return drawn(train, test, seed, steps, fits=1, density=partial(marginal_density, **settings))
 
@@ -158,6 +163,7 @@ def main() -> None:
         X, title = read_rows(options.data, name), name.split("_", 1)[-1]
         rows: list[dict[str, dict[str, float]]] = report["tables"].get(title, {}).get("seeds", [])
         rows += [{} for _ in range(seeds - len(rows))]
+        linear = []
         for seed in range(seeds):
             rng = np.random.default_rng(seed)
             mixed = X[rng.permutation(len(X))]
@@ -168,6 +174,7 @@ def main() -> None:
             mean, scale = train.mean(0)[varied], train.std(0)[varied]
             train, test, others = ((x[:, varied] - mean) / scale for x in (train, test, others))
             holed = [np.where(rng.random(x.shape) < MISSING, np.nan, x) for x in (train, test)]
+            linear.append(linear_components(holed[0], seed))
             for method in options.methods:
                 start = time.process_time()
                 draws = METHODS[method](*holed, seed, steps)
@@ -176,7 +183,7 @@ def main() -> None:
             rows[seed] = {method: rows[seed][method] for method in METHODS if method in rows[seed]}
             shown = "  ".join(f"{method} {found['crps']:.3f}" for method, found in rows[seed].items())
             print(f"{name:16} seed {seed}  {shown}", flush=True)
-        report["tables"][title] = {"rows": len(X), "columns": X.shape[1], "seeds": rows}
+        report["tables"][title] = {"rows": len(X), "columns": X.shape[1], "linear": linear, "seeds": rows}
         if not options.quick:
             write_report(options.out, report)
 
