@@ -26,7 +26,8 @@ from torch import Tensor
 from ncml.density import CellDensity, NoiseConditionalDensity
 from ncml.errors import UnsupportedError
 from ncml.estimator.columns import ENDLESS, Columns
-from ncml.estimator.form import TableForm, is_frame
+from ncml.estimator.form import TableForm
+from ncml.estimator.frames import as_pandas, as_polars, is_frame
 from ncml.estimator.traits import Array
 from ncml.progress import progress_counter
 
@@ -112,6 +113,8 @@ def in_form(form: TableForm, filled: Array, rows: Array, X: Any) -> Any:  # noqa
         rows: What it was given, NaN where a value is missing.
         X: The same as the user's table.
     """
+    if form.schema is not None:
+        return as_polars(in_form(replace(form, schema=None), filled, rows, as_pandas(X)), form.schema)
     table, gaps = form.decode(filled), np.isnan(rows)
     held = np.asarray(form.encode(table), np.float64)  # within the range of its type
     changed, exact = (~gaps & (held != rows)).any(0), np.where(gaps, held, rows)

@@ -151,7 +151,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         """Train on a table.
 
         Args:
-            X: Rows, ``(n_samples, n_features)``: an array or a data frame, NaN for missing values.
+            X: Rows, ``(n_samples, n_features)``: an array or a data frame of pandas or polars, NaN for missing values.
             y: Ignored.
             sample_weight: How much every row counts, ``(n_samples,)``, at least 0: a row of weight 2 is drawn twice as
                 often as one of weight 1, and counts twice among those held out. Rows of weight 0 are left out.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import numbers
 import warnings
 from collections.abc import Iterable, Mapping
@@ -10,20 +9,28 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from ncml.errors import ArgumentError
 from ncml.estimator.advice import advice_on, names_rows
 from ncml.estimator.bounds import column_of
+from ncml.estimator.frames import (
+    CELLS,
+    Objects,
+    array_of,
+    as_pandas,
+    as_polars,
+    cells_of,
+    is_frame,
+    is_table,
+    objects_of,
+    schema_of,
+)
 from ncml.estimator.traits import Array, numpy_type
 
-__all__ = ["Categories", "TableForm", "is_frame", "rows_of"]
+__all__ = ["Categories", "TableForm"]
 
 Categories = Iterable[Any] | Mapping[Any, Iterable[Any]]
-Objects = NDArray[np.object_]
 SHOWN = 8
-CELLS = (str, bytes, datetime.date, datetime.timedelta, np.datetime64, np.timedelta64)  # the last are numbers to numpy
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +43,7 @@ class TableForm:
         frame: The data frame without its rows; None for arrays.
         dtype: Of an array; None for lists.
         kinds: Of columns of objects that are no categories: ``bool`` or ``int`` where they hold nothing else.
+        schema: Of a data frame of polars, which is one of pandas within.
     """
 
     labels: list[Any]
@@ -43,6 +51,7 @@ class TableForm:
     frame: Any
     dtype: Any
     kinds: dict[int, type]
+    schema: Any = None
 
     @classmethod
     def of(cls, X: Any, categories: Categories | None) -> TableForm:  # noqa: ANN401 -- any table
@@ -56,18 +65,19 @@ class TableForm:
         Raises:
             ArgumentError: It names no column, or values twice.
         """
+        schema, X = schema_of(X), as_pandas(X)
         if is_frame(X):
             labels, kinds = list(X.columns), list(X.dtypes)
             known = {j: list(kind.categories) for j, kind in enumerate(kinds) if hasattr(kind, "categories")}
         else:
             known = {}
-            X = _plain(X) if categories is None else _objects(X)
-            labels = list(range(X.shape[1] if _is_table(X) else 0))
+            X = array_of(X) if categories is None else objects_of(X)
+            labels = list(range(X.shape[1] if is_table(X) else 0))
         given = categories if isinstance(categories, Mapping) else dict.fromkeys(_listed(categories))
         for key, values in given.items() if labels else ():
             j = column_of(key, labels, "categories")
             if values is None:
-                known.setdefault(j, _in_order(_distinct(_present(_column(X, j)), key)))
+                known.setdefault(j, _in_order(_distinct(_present(cells_of(X, j)), key)))
                 continue
             if isinstance(values, str) or not isinstance(values, Iterable):
                 raise ArgumentError(f"categories: got {values!r} for {key!r}; expected a list of all its values")
@@ -76,14 +86,15 @@ class TableForm:
                 raise ArgumentError(f"categories: got {known[j]!r} for {key!r}; expected every value once")
         dtypes = list(X.dtypes) if is_frame(X) else [getattr(X, "dtype", None)] * len(labels)
         objects = [j for j, dtype in enumerate(dtypes) if isinstance(dtype, np.dtype) and dtype.kind == "O"]
-        held = {j: kind for j in objects if j not in known and (kind := _kind(_column(X, j))) is not None}
+        held = {j: kind for j in objects if j not in known and (kind := _kind(cells_of(X, j))) is not None}
         if is_frame(X):
-            return cls(labels, known, X.iloc[:0].copy(), None, held)
+            return cls(labels, known, X.iloc[:0].copy(), None, held, schema)
         return cls(labels, known, None, getattr(X, "dtype", None), held)
 
     def joined(self, X: Any, categories: Categories | None) -> TableForm:  # noqa: ANN401 -- any table
         """The form with the categories of further rows too, in columns whose values ``categories`` left open."""
-        X = X if is_frame(X) else _objects(X)
+        X = as_pandas(X, "Y")
+        X = X if is_frame(X) else objects_of(X)
         if self.differs(X):  # which encode refuses
             return self
         given = categories if isinstance(categories, Mapping) else {}
@@ -92,7 +103,7 @@ class TableForm:
         for j, values in self.categories.items():
             if j in closed:
                 continue
-            new = [v for v in _in_order(_distinct(_present(_column(X, j)), self.labels[j])) if v not in values]
+            new = [v for v in _in_order(_distinct(_present(cells_of(X, j)), self.labels[j])) if v not in values]
             known[j] = _in_order(values + new) if values == _in_order(values) else values + new
         return replace(self, categories=known)
 
@@ -126,11 +137,12 @@ class TableForm:
             ArgumentError: A category that is not known, a column of neither numbers nor categories, or columns of one
                 name.
         """
+        schema, X = schema_of(X, name), as_pandas(X, name)
         given, masked = getattr(X, "dtype", None), np.ma.is_masked(X)
         if is_frame(X):
             _check_names(X, name)
         else:
-            X = _objects(X) if self.categories else _plain(X)
+            X = objects_of(X) if self.categories else array_of(X)
             if not self.categories and getattr(getattr(X, "dtype", None), "kind", "f") not in "OUSmM":
                 return X
         if self.differs(X):
@@ -140,7 +152,7 @@ class TableForm:
             if j not in self.categories and is_frame(X) and getattr(X.dtypes.iloc[j], "kind", "O") in "biuf":
                 columns[j] = X.iloc[:, j].to_numpy(np.float64, na_value=np.nan)
                 continue
-            column = _column(X, j)
+            column = cells_of(X, j)
             if j in self.categories:
                 columns[j] = self._codes(column, j, name, gaps=gaps)
             elif (found := _numbers(column)) is not None:
@@ -148,14 +160,18 @@ class TableForm:
             else:
                 wrong.append(j)
         if not is_frame(X):
-            if not self.categories and not any(isinstance(v, CELLS) for j in wrong for v in _column(X, j)):
+            if not self.categories and not any(isinstance(v, CELLS) for j in wrong for v in cells_of(X, j)):
                 return X  # odd objects, which scikit-learn names
             if not wrong:
                 return np.stack(list(columns.values()), 1)
         if wrong:
-            kinds = "" if not is_frame(X) else f" ({', '.join(str(X.dtypes.iloc[j]) for j in wrong)})"
+            types = list(getattr(X, "dtypes", ())) if schema is None else list(schema.values())
+            kinds = f" ({', '.join(str(types[j]) for j in wrong)})" if types else ""
             advice = self._advice(X, wrong, name, gaps=gaps)
-            if ":" in advice and not is_frame(X) and given != np.dtype(object):  # which takes no numbers beside text
+            if ":" in advice and schema is not None:
+                made = f"pd.DataFrame({name}.to_dict(as_series=False))"
+                advice = f"make a data frame of pandas of it, {name} = {made}; {advice}"
+            elif ":" in advice and not is_frame(X) and given != np.dtype(object):  # which takes no numbers beside text
                 made = _made_of_objects(name, getattr(given, "kind", "O"), masked=masked)
                 advice = f"make an array of objects of it, {name} = {made}; {advice}"
             raise ArgumentError(
@@ -174,7 +190,7 @@ class TableForm:
         declared = [self.labels[j] for j in self.categories if j not in own]
         shared, advice = list(declared), []
         for j in wrong:
-            label, values = self.labels[j], _present(_column(X, j))
+            label, values = self.labels[j], _present(cells_of(X, j))
             place = f"{name}[{label!r}]" if is_frame(X) else f"{name}[:, {j}]"
             found = advice_on(label, values, place, gaps=gaps)
             if found is None:
@@ -198,7 +214,7 @@ class TableForm:
             held = {j: column if j in self.categories else _held(column, kinds[j]) for j, column in columns.items()}
             frame = type(self.frame)(held).astype(kinds)
             frame.columns = self.frame.columns
-            return frame
+            return frame if self.schema is None else as_polars(frame, self.schema)
         if not self.categories and getattr(self.dtype, "kind", "f") in "biuf":
             return rows if self.dtype is None else _held(rows, self.dtype).astype(self.dtype)
         table = np.empty(rows.shape, dtype=object)
@@ -225,7 +241,7 @@ class TableForm:
 
     def differs(self, X: Any) -> bool:  # noqa: ANN401 -- any table
         """Whether a table has other columns than this form."""
-        if not _is_table(X) or X.shape[1] != len(self.labels):
+        if not is_table(X) or X.shape[1] != len(self.labels):
             return True
         named = self.frame is not None and is_frame(X) and all(isinstance(label, str) for label in self.labels)
         return named and list(X.columns) != self.labels
@@ -248,18 +264,6 @@ class TableForm:
                 f"categories={{{self.labels[j]!r}: [...]}}, all values that can come"
             )
         return codes
-
-
-def is_frame(X: Any) -> bool:  # noqa: ANN401 -- any table
-    """Whether X is a data frame of pandas."""
-    return hasattr(X, "iloc") and hasattr(X, "columns")
-
-
-def rows_of(X: Any, index: NDArray[np.intp]) -> Any:  # noqa: ANN401 -- any table
-    """Some rows of a table, which stays what it is."""
-    if is_frame(X):
-        return X.iloc[index]
-    return (X if hasattr(X, "dtype") else _objects(X))[index]
 
 
 def _listed(categories: Categories | None) -> Iterable[Any]:
@@ -290,45 +294,6 @@ def _check_names(X: Any, name: str) -> None:  # noqa: ANN401 -- data frame
             f"{name}: got several columns named {twice}; expected a name for each; rename them, or leave out the "
             f"later ones, {name} = {name}.loc[:, ~{name}.columns.duplicated()]"
         )
-
-
-def _plain(X: Any) -> Any:  # noqa: ANN401 -- any table
-    """An array for a tensor, for a masked array, with NaN or None where it is masked, and for lists with text."""
-    if isinstance(X, torch.Tensor):
-        return (X.float() if X.dtype == torch.bfloat16 else X).detach().cpu().numpy()  # numpy has no bfloat16
-    if isinstance(X, np.ma.MaskedArray):
-        if not np.ma.is_masked(X):
-            return X.data
-        if X.dtype.kind in "mM":  # beside None they would become integers
-            times = X.data.copy()
-            times[np.ma.getmaskarray(X)] = np.array("NaT", X.dtype)
-            return times
-        gap: Any = np.nan if X.dtype.kind in "biuf" else None
-        return np.where(np.ma.getmaskarray(X), gap, X.data)
-    rows = X if isinstance(X, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in X) else ()
-    return np.asarray(X, dtype=object) if any(isinstance(value, CELLS) for row in rows for value in row) else X
-
-
-def _objects(X: Any) -> Any:  # noqa: ANN401 -- any table but a data frame
-    """An array; of lists one of their objects, so that numbers beside strings stay numbers."""
-    X = _plain(X)
-    return X if hasattr(X, "dtype") else np.asarray(X, dtype=object)
-
-
-def _is_table(X: Any) -> bool:  # noqa: ANN401 -- anything
-    """Whether X has rows and columns, and is not sparse."""
-    return getattr(X, "ndim", 0) == 2 and not hasattr(X, "toarray")
-
-
-def _column(X: Any, j: int) -> Objects:  # noqa: ANN401 -- array or data frame
-    """The values of a column, None for the gaps of a data frame."""
-    if not is_frame(X):
-        # Of dates numpy would make integers, of text and numbers Python's own.
-        return np.fromiter(X[:, j], object, len(X)) if X.dtype.kind in "mM" else np.asarray(X[:, j], dtype=object)
-    column = X.iloc[:, j]
-    values: Objects = column.to_numpy(object, copy=True)
-    values[column.isna().to_numpy(bool)] = None
-    return values
 
 
 def _held(column: Array, dtype: Any) -> Array:  # noqa: ANN401 -- a type of numpy or pandas

@@ -39,7 +39,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ncml.checks import check_count, is_real
 from ncml.errors import ArgumentError
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
-from ncml.estimator.form import TableForm, rows_of
+from ncml.estimator.form import TableForm
+from ncml.estimator.frames import rows_of
 from ncml.estimator.neighbours import MOST, Neighbours
 from ncml.estimator.objective import may_have_gaps, seed_if_none, times_of
 from ncml.estimator.traits import Array, check_not_infinite

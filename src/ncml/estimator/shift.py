@@ -28,7 +28,8 @@ from ncml.errors import ArgumentError, ColumnScaleWarning, LatticeDataWarning
 from ncml.estimator.columns import Columns
 from ncml.estimator.defaults import default_density
 from ncml.estimator.density import NCMLDensityEstimator, unfitted
-from ncml.estimator.form import TableForm, is_frame
+from ncml.estimator.form import TableForm
+from ncml.estimator.frames import is_frame
 from ncml.estimator.objective import TableObjective, score_of_rows, seed_if_none, seeded, times_of, untrained_density
 from ncml.estimator.traits import Array, check_not_infinite
 from ncml.objective import LadderTimes
