@@ -62,8 +62,9 @@ those of scikit-learn's imputers and the hot deck in {closer}.
 The estimator has linear components on {" and ".join(linear)}. Its score after one fit is better with than
 without in {sum(g < 1 for _, g in own)} of {len(own)} pairs, {1 - geometric_mean([g for _, g in own]):.0%} smaller in
 the mean. All the same chained equations, which are linear, are the best there: NCML's score after two fits is
-{geometric_mean(chained) - 1:.0%} larger in the mean. Elsewhere the estimator has none. It would be better with them in
-{sum(g > 1 for _, g in other)} of {len(other)} pairs, by {1 - 1 / geometric_mean([g for _, g in other]):.0%} in the mean.
+{geometric_mean(chained) - 1:.0%} larger in the mean. Elsewhere the estimator has none, and would be better with them
+in {sum(g > 1 for _, g in other)} of {len(other)} pairs, by {1 - 1 / geometric_mean([g for _, g in other]):.0%} in the
+mean.
 
 ## Continuous ranked probability score of the missing values
 
@@ -77,8 +78,8 @@ In standard deviations of the columns, mean over the seeds; the smallest in bold
 
 ## Seconds of a core
 
-To train and to fill 300 rows, {record["draws"]} times where draws are made. (Satellite, breast cancer and "linear or not"
-ran on another machine than the rest.)
+To train and to fill 300 rows, {record["draws"]} times where draws are made. (Satellite, breast cancer and "linear or
+not" ran on another machine than the rest.)
 
 {scores(tables, methods, "seconds", 1, bold=False)}
 """
