@@ -101,6 +101,21 @@ def test_integers_that_are_none_in_rows_to_fill_make_floats():
     assert filled["count"].to_list()[:2] == [2.5, 3.0]
 
 
+def test_what_is_there_stays_to_the_last_digit():
+    """Integers beyond 2^53 have more of them than floats."""
+    keys = [2**60 + 1001 * i for i in range(N)]
+    table = pl.DataFrame({"size": SIZES, "key": keys})
+    rows = table.with_columns(size=pl.Series(holed(SIZES)))
+    assert estimator().fit(table).complete(rows, random_state=0)["key"].to_list() == keys
+
+
+def test_draws_stay_within_the_range_of_a_type_with_gaps():
+    table = pl.DataFrame({"size": SIZES, "byte": pl.Series(holed(255 - COUNTS % 2), dtype=pl.UInt8)})
+    drawn = estimator(gaps=True).fit(table).sample(2000, random_state=0)["byte"]
+    assert drawn.dtype == pl.UInt8
+    assert (drawn == 255).sum() > 500
+
+
 def test_columns_are_named():
     polars = both(gaps=False)[0].with_columns(pl.col("kind").cast(pl.String), pl.col("size").exp())
     fitted = estimator(categories=["kind"], bounds={"size": (0.0, None)}).fit(polars)

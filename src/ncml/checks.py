@@ -30,6 +30,7 @@ __all__ = [
     "check_positive",
     "check_probability",
     "check_time",
+    "check_weights",
     "clamp_time",
     "is_real",
     "is_whole",
@@ -234,6 +235,33 @@ def check_nonnegative(value: float, name: str, expected: str = "a finite number 
     if not is_real(value) or not 0.0 <= value < math.inf:
         raise ArgumentError(f"{name}: got {value!r}; expected {expected}")
     return float(value)
+
+
+def check_weights(weights: Tensor, rows: int, name: str, *, fewest: int = 1) -> Tensor:
+    """Weights of rows as shares of the largest, in float64.
+
+    Args:
+        weights: What was given.
+        rows: How many there are.
+        name: The argument.
+        fewest: How many shares have to be above 0.
+    """
+    if not isinstance(weights, Tensor) or weights.is_complex():
+        got = f"dtype {weights.dtype}" if isinstance(weights, Tensor) else kind_of(weights)
+        raise ArgumentTypeError(f"{name}: got {got}; expected a tensor of real numbers, one for each row")
+    if weights.shape != (rows,):
+        raise ArgumentError(f"{name}: got shape {tuple(weights.shape)}; expected ({rows},), one for each row")
+    weights = weights.detach().double()
+    fine = (weights >= 0.0) & (weights < math.inf)
+    if not bool(fine.all()):
+        j = int(fine.logical_not().nonzero()[0])
+        raise ArgumentError(f"{name}: got {float(weights[j])} for row {j}; expected finite numbers >= 0")
+    largest = float(weights.max()) if rows else 0.0
+    shares = weights / largest if largest > 0.0 else weights
+    if (some := int(shares.count_nonzero())) < fewest:
+        seen = " beside the largest" if largest > 0.0 else ""
+        raise ArgumentError(f"{name}: got {some} weights above zero{seen}; expected {fewest} at least")
+    return shares
 
 
 def check_choice(value: object, name: str, known: Iterable[object]) -> None:

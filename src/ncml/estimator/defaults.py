@@ -31,6 +31,7 @@ SIZE: dict[str, Any] = {"hidden": (256, 256), "components": 8}
 LINEAR_COMPONENTS = 2
 ENOUGH_GAIN = 0.5  # nats per column
 MOST_ROWS, MOST_COLUMNS = 1000, 32  # regressed, so that it takes a small part of a fit's time
+FEWEST = 8  # rows that can show that they are linear, which a few are by chance
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of ridge regression, per row
 
 
@@ -58,18 +59,20 @@ def marginal_density(
     return MarginalMADE(event_shape, process, **_settings(process, dropout), linear_components=linear_components)
 
 
-def default_factory(z: Array, *, gaps: bool) -> DensityFactory:
-    """What makes the default density of rows.
+def default_factory(z: Array, weights: Array, *, gaps: bool) -> DensityFactory:
+    r"""What makes the default density of rows.
 
     Args:
         z: The rows as the density sees them, ``(n, k)``, NaN in their gaps.
+        weights: How much each counts, ``(n,)``: to dropout all are :math:`(\sum w)^2 / \sum w^2` rows, n if alike.
         gaps: Whether rows may have some.
     """
+    rows = float(weights.sum() ** 2 / np.square(weights).sum())
     density = marginal_density if gaps else default_density
-    return partial(density, dropout=dropout_for(*z.shape), linear_components=linear_components_for(z))
+    return partial(density, dropout=dropout_for(rows, z.shape[1]), linear_components=linear_components_for(z))
 
 
-def dropout_for(rows: int, columns: int) -> float:
+def dropout_for(rows: float, columns: int) -> float:
     r"""The dropout of the default densities for n rows of d columns: :math:`.5 - .1 \log_2 \frac n{5d}` within [0, .6].
 
     A few rows are soon learned by heart, which dropout delays: what it gains is on the page "Tables of few rows". From
@@ -99,9 +102,9 @@ def linear_gain(z: Array) -> float:
 
     with the predictions :math:`\hat z_{ni}` of ridge regression, the best of four penalties, and the means
     :math:`\bar z_{ni}`, both of the rows other than n: by so much the normal distribution of a column is likelier with
-    its mean regressed. Columns that it does not help count 0. A column is regressed over the rows that have it, and in
-    those that do not, its prediction stands for it further on. Of more than 1,000 rows, or 32 columns, evenly spaced
-    ones are taken.
+    its mean regressed. Columns that it does not help count 0. A column is regressed over the rows that have it, eight
+    at least, and in those that do not, its prediction stands for it further on (or 0, of columns that are not
+    regressed, such as the first). Of more than 1,000 rows, or 32 columns, evenly spaced ones are taken.
 
     Args:
         z: Rows of order one, ``(n, k)``, NaN in their gaps.
@@ -113,7 +116,7 @@ def linear_gain(z: Array) -> float:
     for i in np.unique(np.linspace(1, columns - 1, min(columns - 1, MOST_COLUMNS)).astype(int)):
         there, column = known[:, i], filled[known[:, i], i]
         rows = len(column)
-        if rows < 2 or np.ptp(column) == 0.0:
+        if rows < FEWEST or np.ptp(column) == 0.0:
             gains.append(0.0)
             continue
         regression = RidgeCV(rows * np.array(PENALTIES)).fit(filled[there, :i], column)

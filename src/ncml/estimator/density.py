@@ -23,7 +23,8 @@ from ncml.estimator.defaults import default_factory
 from ncml.estimator.form import Categories, TableForm
 from ncml.estimator.objective import DensityFactory, TableObjective, score_of_rows, seed_of, seeded, untrained_density
 from ncml.estimator.stopping import Watch, trained
-from ncml.estimator.traits import Array, check_not_infinite, weights_of
+from ncml.estimator.traits import Array, check_not_infinite
+from ncml.estimator.weights import mean_of, weighed
 from ncml.noise import LinearVESDE, NoiseProcess
 from ncml.objective import LogUniformTimes, TimeSampler
 
@@ -153,8 +154,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         Args:
             X: Rows, ``(n_samples, n_features)``: an array or a data frame of pandas or polars, NaN for missing values.
             y: Ignored.
-            sample_weight: How much every row counts, ``(n_samples,)``, at least 0: a row of weight 2 is drawn twice as
-                often as one of weight 1, and counts twice among those held out. Rows of weight 0 are left out.
+            sample_weight: How much every row counts, ``(n_samples,)``: how often it is drawn, and in the mean over
+                those held out. Rows of weight 0 are left out. The columns' scales are those of all others alike.
 
         Raises:
             ArgumentError: Infinite values, strings that are no declared categories, only constant columns, a column
@@ -163,10 +164,10 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             UnsupportedError: Columns on a lattice, and a :class:`~ncml.density.CellDensity` without cells.
         """
         self.check_parameters()
+        X, weights = weighed(X, sample_weight)
         self._form = TableForm.of(X, self.categories)
         rows = self._validated(X, reset=True)
-        weights = weights_of(sample_weight, len(rows), fewest=2)
-        rows, weights = rows[weights > 0.0], weights[weights > 0.0]
+        weights = np.ones(len(rows)) if weights is None else weights
         if self.missing is False:
             self._refuse_gaps(rows)
         wanted = bool(np.isnan(rows).any()) if self.missing is None else self.missing
@@ -184,24 +185,24 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         seed = seed_of(random)
         with seeded(seed):
             z = self.columns_.to_model(table)[0].numpy()
-            factory = default_factory(z, gaps=wanted) if self.density is None else self.density
+            factory = default_factory(z, weights, gaps=wanted) if self.density is None else self.density
             wants: dict[str, Any] = {"gaps": wanted, "cells": self.columns_.jittered, "device": self.device}
             density, self.marginal_ = untrained_density(factory, (table.shape[1],), process, **wants)
             self.density_, table = density, table.to(density.device)
             sobol = torch.quasirandom.SobolEngine(table.shape[1], scramble=True, seed=seed)
             self._points = sobol.draw(self.dequantisations)
             generator = torch.Generator(table.device).manual_seed(seed)
-            count = torch.from_numpy(weights)[order].to(density.device)
+            row_weights = torch.from_numpy(weights)[order].to(density.device)
             watch = None
             if held:
                 look = partial(self.log_density_of, table[order[:held]], 0.0)
-                watch = Watch(density, look, count[:held], steps=self.max_steps, patience=self.patience)
+                watch = Watch(density, look, row_weights[:held], steps=self.max_steps, patience=self.patience)
             self.losses_, self.n_iter_, self.validation_score_ = trained(
                 density,
                 objective,
                 *self._split(table[order[held:]]),
-                watch,
-                row_weights=count[held:] if np.ptp(weights) > 0.0 else None,
+                watch=watch,
+                row_weights=row_weights[held:] if np.ptp(weights) > 0.0 else None,
                 steps=self.max_steps,
                 batch_size=self.batch_size,
                 learning_rate=self.learning_rate,
@@ -227,9 +228,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
         return self.log_densities_of(self._table(X), t)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: ANN401 -- any table
-        """Mean log-density of the rows at t = 0, nats: what :class:`~sklearn.model_selection.GridSearchCV` compares."""
-        log_p = self.score_samples(X)
-        return float(np.average(log_p, weights=weights_of(sample_weight, len(log_p), fewest=1)))
+        """Mean log-density of the rows at t = 0, as they weigh, nats: what a grid search compares."""
+        return mean_of(self.score_samples(X), sample_weight)
 
     def gradient(self, X: Any, t: float = 0.0) -> Array:  # noqa: ANN401 -- any table
         r"""The score :math:`\partial_j \log p_t` in units of the columns' scales, ``(n_samples, n_features)``.

@@ -26,6 +26,7 @@ def trained(
     objective: NCMLObjective,
     x: Tensor,
     context: Tensor | None,
+    *,
     watch: Watch | None,
     **settings: Any,  # noqa: ANN401 -- those of ncml.training.fit
 ) -> tuple[list[float], int, float]:
@@ -59,7 +60,7 @@ class Watch:
         self.log_p, self.row_weights, self.steps, self.patience = log_p, row_weights, steps, patience
         self.average = EMA(density.parameters(), DECAY)
         self.best, self.at, self.bad = (0.0, -math.inf), 0, 0  # share of rows with a density, and its logarithm's mean
-        self.weights = [p.detach().clone() for p in self.average.average]
+        self.kept = [p.detach().clone() for p in self.average.average]
 
     def __call__(self, step: int) -> bool:
         self.average.update()
@@ -74,13 +75,13 @@ class Watch:
         self.bad += 1
         if value > self.best or self.at == 0:
             self.best, self.at, self.bad = value, step, 0
-            self.weights = [p.clone() for p in self.average.average]
+            self.kept = [p.clone() for p in self.average.average]
         return self.bad >= self.patience
 
     def finish(self) -> tuple[int, float]:
         """Put the best weights in place; the step they are of, and their likelihood."""
         with torch.no_grad():
-            for p, best in zip(self.average.parameters, self.weights, strict=True):
+            for p, best in zip(self.average.parameters, self.kept, strict=True):
                 p.copy_(best)
         share, mean = self.best
         return self.at, mean if share == 1.0 else -math.inf

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.errors import ArgumentError
 
 __all__ = [
     "HUGE",
@@ -21,7 +21,6 @@ __all__ = [
     "numpy_type",
     "spread",
     "tied_share",
-    "weights_of",
 ]
 
 Array = NDArray[np.float64]
@@ -31,7 +30,6 @@ MOST_ROUNDING = 0.05  # the same, of many steps, or in single precision
 MOST_STEPS = 2**20  # a finer lattice is as good as real numbers
 REPEATS = 2.0  # rows to each distinct value, on average, for a lattice that is not one of integers
 FEWEST = 8  # rows that can show that a column is an affine copy
-TINY = float(np.finfo(np.float64).tiny)
 HUGE = 1e150  # squares of larger numbers, and of the reciprocal of smaller ones, overflow
 
 
@@ -50,32 +48,6 @@ def check_not_infinite(rows: Array, names: Sequence[Any], name: str = "X", *, ga
             f"{name}: got infinity in {', '.join(infinite)}; expected finite numbers; leave these rows out{gap}"
         )
     return rows
-
-
-def weights_of(sample_weight: Any, rows: int, *, fewest: int) -> Array:  # noqa: ANN401 -- whatever numpy takes
-    """The argument ``sample_weight`` as shares of the largest weight, ``(rows,)``: ones if None.
-
-    Args:
-        sample_weight: What was given.
-        rows: How many there are.
-        fewest: How many have to have a weight above 0.
-    """
-    if sample_weight is None:
-        return np.ones(rows)
-    try:
-        weights = np.asarray(sample_weight, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ArgumentTypeError(f"sample_weight: {error}; expected numbers, one for each row of X") from error
-    if weights.shape != (rows,):
-        raise ArgumentError(f"sample_weight: got shape {weights.shape}; expected ({rows},), one for each row of X")
-    fine = (weights >= 0.0) & (weights < np.inf)
-    if not fine.all():
-        j = int(fine.argmin())
-        raise ArgumentError(f"sample_weight: got {weights[j]} for row {j}; expected finite numbers >= 0")
-    weights = weights / max(weights.max(initial=0.0), TINY)
-    if (some := np.count_nonzero(weights)) < fewest:
-        raise ArgumentError(f"sample_weight: got {some} weights above zero; expected {fewest} at least")
-    return weights
 
 
 def check_magnitudes(low: Array, high: Array, names: Sequence[Any]) -> None:

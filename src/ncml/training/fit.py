@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ncml.checks import check_context, check_count, check_floating, check_generator, check_positive, is_real
+from ncml.checks import check_context, check_count, check_generator, check_positive, check_weights, is_real
 from ncml.density import inner_density, unwrapped
 from ncml.density.lengths import check_lengths, positions_that_count, with_padding
 from ncml.errors import ArgumentError, ArgumentTypeError, NonFiniteError
@@ -53,7 +53,7 @@ def fit(
             the same machine with the same number of threads, training is repeated bit for bit.
         lengths: For densities over sequences, how many positions of each row count, ``(N,)``; what lies beyond them is
             not part of the loss, and may be anything, NaN too.
-        row_weights: How often every row is drawn relative to others, ``(N,)``, at least 0; alike if None.
+        row_weights: How often every row is drawn relative to others, ``(N,)``, at least 0; all alike if None.
         progress: Show a progress bar (needs tqdm).
         label: What the progress bar calls it.
         callback: Called after every step with the number of steps taken; a true result ends the training.
@@ -124,19 +124,9 @@ def fit(
 
 def _cumulative(row_weights: Tensor, x: Tensor) -> Tensor:
     """The shares that rows up to each have of the sum of weights: 1 from the last one with a weight on."""
-    check_floating(row_weights, "row_weights")
-    if row_weights.shape != x.shape[:1] or row_weights.device != x.device:
-        raise ArgumentError(
-            f"row_weights: got shape {tuple(row_weights.shape)} on {row_weights.device}; expected ({len(x)},) on "
-            f"{x.device}, one for each row of x"
-        )
-    sums = row_weights.detach().double().cumsum(0)
-    if not bool((row_weights >= 0.0).all()) or not 0.0 < float(sums[-1]) < math.inf:
-        raise ArgumentError(
-            "row_weights: got negative numbers, NaN, infinity or nothing but zeros; expected weights >= 0 with a "
-            "finite sum > 0; leave rows without a weight out"
-        )
-    return sums / sums[-1]
+    # On the CPU: CUDA has no sum of this kind that is repeated bit for bit.
+    sums = check_weights(row_weights, len(x), "row_weights").cpu().cumsum(0)
+    return (sums / sums[-1]).to(x.device)
 
 
 def _check_data(objective: NCMLObjective, x: Tensor, context: Tensor | None, generator: torch.Generator | None) -> None:
