@@ -90,7 +90,8 @@ autodoc_default_options = {
     "show-inheritance": True,
     "member-order": "bysource",
     "special-members": "__call__",
-    "exclude-members": "needs",  # a class as an attribute: it would be listed as an alias of that class
+    # A class as an attribute, which would be listed as an alias of it, and methods that scikit-learn adds.
+    "exclude-members": "needs, set_fit_request, set_score_request",
 }
 autodoc_inherit_docstrings = False  # an override is described once, in its base class
 autodoc_typehints_format = "short"
