@@ -339,3 +339,25 @@ def test_objects_of_one_kind_there_and_back():
     assert {type(v) for v in drawn["flag"]} == {bool}
     assert {type(v) for v in drawn["count"]} == {int}
     assert {type(v) for v in drawn["x"]} == {float}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        (pd.Categorical(["x", "y"] * 30), ["x", "m", "y"], "got 'm' for 'c', which is no value of its type, category"),
+        (np.array([0, 1] * 30, np.uint8), [0, 0.5, 1], "got 0.5 for 'c', which is no value of its type, uint8"),
+        (np.array([0, 1] * 30, np.uint8), [0, 1, 300], "got 300 for 'c', which is no value of its type, uint8"),
+        (pd.array([0, 1] * 30, dtype="Int8"), [0, 1, -200], "got -200 for 'c', which is no value of its type, Int8"),
+        (np.array([0, 1] * 30), [0, 1, "two"], "got 'two' for 'c', which is no value of its type, int64"),
+        (np.array([False, True] * 30), [0, 1, 2], "got 2 for 'c', which is no value of its type, bool"),
+    ],
+)
+def test_values_that_the_type_of_a_column_does_not_have_are_refused(column, values, message):
+    """Such draws would be other values, or gaps. As the message says, columns of text have any."""
+    table = pd.DataFrame({"c": column, "x": np.random.default_rng(0).normal(size=60)})
+    density = NCMLDensityEstimator(max_steps=1, categories={"c": values})
+    with pytest.raises(ArgumentError, match=f"categories: {message}; expected values that are"):
+        density.fit(table)
+    names = list(dict.fromkeys(map(str, [*table["c"].unique(), *values])))
+    density.set_params(categories={"c": names})
+    assert set(density.fit(table.assign(c=table["c"].astype(str))).sample(50)["c"]) <= set(names)

@@ -141,6 +141,63 @@ def test_rounds_reach_the_law_from_two_candidates(monkeypatch):
         assert_frequencies(*frequencies_of_pairs(made, 0, 1, off=1.0, rounds=0))
 
 
+def moved_alone(monkeypatch):
+    """The first draw is the better of two candidates; afterwards values only move."""
+    monkeypatch.setattr(module, "CANDIDATES", 2)
+    plain = module._redrawn
+    monkeypatch.setattr(module, "_redrawn", lambda *args, first: plain(*args, first=True) if first else args[2])
+
+
+@pytest.mark.parametrize(("columns", "off"), [(REAL, 1.0), (bent_columns(), 0.5)], ids=["real", "bounded and tied"])
+@pytest.mark.parametrize("kind", [MADE, MarginalMADE])
+def test_moves_alone_reach_the_law(kind, columns, off, monkeypatch):
+    moved_alone(monkeypatch)
+    made = network(kind, 3)
+    assert_frequencies(*frequencies_of_pairs(made, 0, 1, columns=columns, off=off, rounds=30))
+
+
+@pytest.mark.parametrize("bug", ["none are made", "all places weigh the same", "what a row has is left out"])
+def test_the_law_sees_wrong_moves(bug, monkeypatch):
+    """The last with two places beside what a row has, which seldom is the best of many."""
+    moved_alone(monkeypatch)
+    made = network(MADE, 3)
+    if bug == "none are made":
+        monkeypatch.setattr(module, "MOVES", 0)
+    elif bug == "all places weigh the same":
+        monkeypatch.setattr(made, "log_cells", lambda x, *_: torch.zeros(len(x), dtype=F64))
+    else:
+        monkeypatch.setattr(module, "PLACES", 3)
+        softmax, without = torch.Tensor.softmax, torch.tensor([-torch.inf, 0.0, 0.0], dtype=F64)
+        monkeypatch.setattr(torch.Tensor, "softmax", lambda w, dim: softmax(w + without if w.shape[1] == 3 else w, dim))
+    with pytest.raises(AssertionError):
+        assert_frequencies(*frequencies_of_pairs(made, 0, 1, off=1.0, rounds=30))
+
+
+def test_counts_move_by_whole_steps_to_their_probabilities(monkeypatch):
+    """A count beside a category that is known, within bounds and without."""
+    moved_alone(monkeypatch)
+    for bounds, first in ((None, -60), ({"count": (0, 12)}, 0)):
+        columns, made, p = counts_and_kinds(4.0, bounds, first)
+        rows = np.tile([NAN, 1.0], (3000, 1))
+        found = completed(made, columns, rows, None, rounds=30, seed=0)[:, 0]
+        assert np.array_equal(found, np.round(found))
+        counts = torch.bincount(torch.from_numpy(found - first).long(), minlength=len(p))
+        assert_frequencies(counts, torch.from_numpy(p[:, 1] / p[:, 1].sum()))
+
+
+def test_a_value_that_a_later_one_settles_is_found():
+    """A copy but for a hundredth: candidates that do not know it come within a tenth at best, and not always."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=600)
+    X = np.column_stack([a, a + 0.01 * rng.normal(size=600)])
+    holed = X.copy()
+    holed[:300, 0] = NAN
+    found = NCMLDensityEstimator(max_steps=1000, random_state=0).fit(X).complete(holed, random_state=0)
+    errors = np.abs(found - X)[:300, 0]
+    assert np.median(errors) < 0.02
+    assert (errors < 0.1).mean() > 0.97
+
+
 def test_integers_and_categories_have_their_probabilities():
     """A count and a category together, given the real number between them; the count alone, given both."""
     rng = np.random.default_rng(3)

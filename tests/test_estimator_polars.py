@@ -107,6 +107,25 @@ def test_what_is_there_stays_to_the_last_digit():
     table = pl.DataFrame({"size": SIZES, "key": keys})
     rows = table.with_columns(size=pl.Series(holed(SIZES)))
     assert estimator().fit(table).complete(rows, random_state=0)["key"].to_list() == keys
+    holed_keys = table.with_columns(key=pl.Series(holed(np.array(keys))))
+    for one, other in ((table, holed_keys), (holed_keys, rows)):  # integers with gaps have another type in pandas
+        filled = estimator(gaps=True, missing=True).fit(one).complete(other, random_state=0)
+        assert filled.schema == table.schema
+        assert filled.filter(~HOLES)["key"].to_list() == table.filter(~HOLES)["key"].to_list()
+
+
+def test_values_that_a_type_does_not_have_are_refused():
+    table = both(gaps=False)[0]
+    with pytest.raises(ArgumentError, match=r"got 'top' for 'grade', which is no value of its type, Enum\(.*low.*\);"):
+        estimator(categories={"grade": ["low", "high", "top"]}).fit(table)
+
+
+def test_a_subclass_is_a_data_frame_too():
+    class Table(pl.DataFrame):
+        pass
+
+    fitted = estimator().fit(Table(both(gaps=False)[0]))
+    assert fitted.sample(2, random_state=0).schema == both(gaps=False)[0].schema
 
 
 def test_draws_stay_within_the_range_of_a_type_with_gaps():
@@ -173,6 +192,10 @@ def test_dates_are_refused_with_code_that_works():
 def test_lazy_frames_are_to_be_collected():
     with pytest.raises(ArgumentTypeError, match=r"X: got a LazyFrame of polars; expected a DataFrame"):
         estimator().fit(both(gaps=False)[0].lazy())
+    with pytest.raises(ArgumentTypeError, match=r"X: got a LazyFrame of polars; expected a DataFrame"):
+        estimator().fit(both(gaps=False)[0].lazy(), sample_weight=np.ones(N))
+    with pytest.raises(ArgumentTypeError, match=r"X: got a Series of polars; expected a DataFrame$"):
+        estimator().fit(both(gaps=False)[0]["size"])
 
 
 def test_pandas_is_asked_for(monkeypatch):

@@ -246,9 +246,10 @@ def check_weights(weights: Tensor, rows: int, name: str, *, fewest: int = 1) -> 
         name: The argument.
         fewest: How many shares have to be above 0.
     """
-    if not isinstance(weights, Tensor) or weights.is_complex():
-        got = f"dtype {weights.dtype}" if isinstance(weights, Tensor) else kind_of(weights)
-        raise ArgumentTypeError(f"{name}: got {got}; expected a tensor of real numbers, one for each row")
+    if not isinstance(weights, Tensor):
+        raise ArgumentTypeError(f"{name}: got {kind_of(weights)}; expected a tensor of numbers, one for each row")
+    if weights.is_complex():
+        raise ArgumentTypeError(f"{name}: got complex numbers; expected real ones, one for each row")
     if weights.shape != (rows,):
         raise ArgumentError(f"{name}: got shape {tuple(weights.shape)}; expected ({rows},), one for each row")
     weights = weights.detach().double()
@@ -259,8 +260,7 @@ def check_weights(weights: Tensor, rows: int, name: str, *, fewest: int = 1) -> 
     largest = float(weights.max()) if rows else 0.0
     shares = weights / largest if largest > 0.0 else weights
     if (some := int(shares.count_nonzero())) < fewest:
-        seen = " beside the largest" if largest > 0.0 else ""
-        raise ArgumentError(f"{name}: got {some} weights above zero{seen}; expected {fewest} at least")
+        raise ArgumentError(f"{name}: got {some} above zero, as shares of the largest; expected {fewest} at least")
     return shares
 
 

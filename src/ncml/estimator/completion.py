@@ -11,6 +11,13 @@ importance resampling). Rounds then bring it closer: for a random part S of a ro
 drawn, all others staying as they are, and what the row has now is one of them. Such a round leaves the conditional law
 as it is, whatever K, so that the rows come to it (iterated sampling importance resampling, `Andrieu, Lee and Vihola,
 2018 <https://arxiv.org/abs/1312.6432>`_).
+
+Candidates that know only the values before rarely meet a narrow law which those behind them settle. So after every
+round a row moves a few times: for a part S of its missing values and a size s, both random, a centre
+:math:`c = x_S + s\, \epsilon` is drawn and places :math:`c + s\, \epsilon_k` around it, with normal :math:`\epsilon`;
+one of these and :math:`x_S` is picked in proportion to the density. Seen from the centre all of them are alike but for
+the density, so that a move leaves the law as it is too (Tjelmeland, 2004, *Using all Metropolis-Hastings proposals to
+estimate mean values*). On a lattice the steps are whole ones, and categories do not move.
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ncml.density import CellDensity, NoiseConditionalDensity
@@ -28,12 +36,14 @@ from ncml.errors import UnsupportedError
 from ncml.estimator.columns import ENDLESS, Columns
 from ncml.estimator.form import TableForm
 from ncml.estimator.frames import as_pandas, as_polars, is_frame
-from ncml.estimator.traits import Array
+from ncml.estimator.traits import Array, numpy_type
 from ncml.progress import progress_counter
 
 __all__ = ["completed", "fillable", "in_form"]
 
 CANDIDATES = 16  # K
+MOVES, PLACES = 8, 8  # moves after each round, and from how many places each chooses
+FINEST = 1e-3  # size of a move's steps, in scales; the largest is 1
 AT_ONCE = 512  # rows
 FARTHEST = 1e12  # in scales: beyond, single precision overflows in the network, and nothing was learned
 
@@ -69,7 +79,7 @@ def completed(
         columns: The columns.
         rows: The rows.
         context: Of a single row, ``(1, ...)``, or None.
-        rounds: How often values are drawn anew after the first time.
+        rounds: How often values are drawn anew after the first time, and moved.
         draws: How many are made, of which the median is taken, or the commonest category.
         seed: Of what is drawn.
         progress: Show a progress bar.
@@ -88,11 +98,13 @@ def completed(
                 u = torch.rand(gaps.shape, device=part.device, generator=generator).masked_fill(~gaps, 1.0)
                 some = gaps & ((u < 0.5) | (u == u.amin(1, keepdim=True))) if step else gaps
                 part = _redrawn(density, columns, part, some, context, generator, first=step == 0)
+                for _ in range(MOVES):
+                    part = _moved(density, columns, part, gaps, context, generator)
                 counter.update()
             filled.append(part.cpu())
     if filled:
         drawn = torch.cat(filled).unflatten(0, (-1, draws))
-        coded = torch.from_numpy(np.isin(columns.kept, list(columns.coded)))
+        coded = torch.from_numpy(_coded(columns))
         y[incomplete] = torch.where(coded, drawn.mode(1).values, drawn.median(1).values)  # both are draws
     gaps = np.isnan(rows)
     table = np.where(gaps, columns.from_model(columns.to_model(y)[0]), rows)
@@ -127,11 +139,16 @@ def in_form(form: TableForm, filled: Array, rows: Array, X: Any) -> Any:  # noqa
         return table
     table = table.set_axis(X.index) if is_frame(X) else table
     for j, label in enumerate(table.columns):
-        if is_frame(X) and X.dtypes.iloc[j] == table.dtypes.iloc[j]:
-            table[label] = X.iloc[:, j].where(~gaps[:, j], table.iloc[:, j])
+        if is_frame(X) and numpy_type(X.dtypes.iloc[j]) == numpy_type(kind := table.dtypes.iloc[j]):
+            table[label] = X.iloc[:, j].where(~gaps[:, j], table.iloc[:, j]).astype(kind)
         elif changed[j]:
             table[label] = exact[:, j]
     return table
+
+
+def _coded(columns: Columns) -> NDArray[np.bool_]:
+    """Which of the columns in use are codes of categories."""
+    return np.isin(columns.kept, list(columns.coded))
 
 
 @torch.no_grad()
@@ -165,3 +182,35 @@ def _redrawn(
     picked += torch.arange(0, len(z), CANDIDATES, device=z.device)
     new = columns.standardise(columns.from_model(drawn[picked])).clip(-FARTHEST, FARTHEST)
     return torch.where(redraw, torch.from_numpy(new).to(y), y)
+
+
+@torch.no_grad()
+def _moved(
+    density: CellDensity,
+    columns: Columns,
+    y: Tensor,
+    gaps: Tensor,
+    context: Tensor | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Rows with some of their missing values moved by steps of one size, random for every row."""
+    n, k = y.shape
+    how: dict[str, Any] = {"device": y.device, "dtype": y.dtype, "generator": generator}
+    free = gaps & ~torch.from_numpy(_coded(columns)).to(y.device)
+    u = torch.rand(n, k, **how).masked_fill(~free, 1.0)
+    free &= (u < 0.5) | (u == u.amin(1, keepdim=True))
+    size = FINEST ** torch.rand(n, 1, 1, **how)
+    width = torch.from_numpy(np.where(np.isfinite(columns.origin), columns.width / columns.scale, 0.0)).to(y)
+
+    def steps(count: int) -> Tensor:
+        out = size * torch.randn(n, count, k, **how)
+        return torch.where(width > 0.0, (out / width).round() * width, out).masked_fill(~free[:, None], 0.0)
+
+    places = y[:, None] + steps(1) + steps(PLACES)
+    places[:, 0] = y
+    z, low, high, log_det = columns.cells(places.flatten(0, 1), None, density.dtype)
+    context = None if context is None else context.expand(len(z), *context.shape[1:])
+    log_w = (density.log_cells(z, low, high, 0.0, context).double() + log_det).view(n, PLACES)
+    log_w[:, 0] = log_w[:, 0].clamp(min=-1e300)  # where it stays if none has a density
+    picked = torch.multinomial(log_w.softmax(1), 1, generator=generator)[:, 0]
+    return places[torch.arange(n, device=y.device), picked]

@@ -24,7 +24,7 @@ from ncml.estimator.form import Categories, TableForm
 from ncml.estimator.objective import DensityFactory, TableObjective, score_of_rows, seed_of, seeded, untrained_density
 from ncml.estimator.stopping import Watch, trained
 from ncml.estimator.traits import Array, check_not_infinite
-from ncml.estimator.weights import mean_of, weighed
+from ncml.estimator.weights import weighted
 from ncml.noise import LinearVESDE, NoiseProcess
 from ncml.objective import LogUniformTimes, TimeSampler
 
@@ -164,7 +164,7 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             UnsupportedError: Columns on a lattice, and a :class:`~ncml.density.CellDensity` without cells.
         """
         self.check_parameters()
-        X, weights = weighed(X, sample_weight)
+        X, weights = weighted(X, sample_weight, fewest=2)
         self._form = TableForm.of(X, self.categories)
         rows = self._validated(X, reset=True)
         weights = np.ones(len(rows)) if weights is None else weights
@@ -229,7 +229,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: ANN401 -- any table
         """Mean log-density of the rows at t = 0, as they weigh, nats: what a grid search compares."""
-        return mean_of(self.score_samples(X), sample_weight)
+        X, weights = weighted(X, sample_weight, fewest=1)
+        return float(np.average(self.score_samples(X), weights=weights))
 
     def gradient(self, X: Any, t: float = 0.0) -> Array:  # noqa: ANN401 -- any table
         r"""The score :math:`\partial_j \log p_t` in units of the columns' scales, ``(n_samples, n_features)``.
@@ -281,8 +282,8 @@ class NCMLDensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc] #
             X: Rows, ``(n_samples, n_features)``, NaN where a value is missing, whether the training table had gaps or
                 not. That it is missing is taken to say nothing of the value.
             random_state: Seed.
-            rounds: How often missing values are drawn anew, in part and given the others, by 16 candidates each. More
-                come nearer to the density where many are missing, or those that are there are unlikely.
+            rounds: How often missing values are drawn anew, in part and given the others, and moved. More come nearer
+                to the density where many are missing, or those that are there are unlikely.
             draws: 1 fills with a draw. Of more the median is taken, of an even number the lower one in the middle, and
                 of categories the commonest: nearer to the truth value by value, but rows vary less than whole ones.
 

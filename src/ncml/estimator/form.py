@@ -63,7 +63,7 @@ class TableForm:
                 a data frame, columns of the dtype ``category`` are some anyway.
 
         Raises:
-            ArgumentError: It names no column, or values twice.
+            ArgumentError: It names no column, values twice, or ones that the column's type does not have.
         """
         schema, X = schema_of(X), as_pandas(X)
         if is_frame(X):
@@ -73,6 +73,7 @@ class TableForm:
             known = {}
             X = array_of(X) if categories is None else objects_of(X)
             labels = list(range(X.shape[1] if is_table(X) else 0))
+        dtypes = list(X.dtypes) if is_frame(X) else [getattr(X, "dtype", None)] * len(labels)
         given = categories if isinstance(categories, Mapping) else dict.fromkeys(_listed(categories))
         for key, values in given.items() if labels else ():
             j = column_of(key, labels, "categories")
@@ -84,7 +85,12 @@ class TableForm:
             known[j] = list(values)
             if len(_distinct(known[j], key)) < len(known[j]):
                 raise ArgumentError(f"categories: got {known[j]!r} for {key!r}; expected every value once")
-        dtypes = list(X.dtypes) if is_frame(X) else [getattr(X, "dtype", None)] * len(labels)
+            if other := [value for value in known[j] if not _missing(value) and not _fits(value, dtypes[j])]:
+                kind = dtypes[j] if schema is None else list(schema.values())[j]
+                raise ArgumentError(
+                    f"categories: got {other[0]!r} for {key!r}, which is no value of its type, {kind}; expected values "
+                    f"that are; change the type, to one of text for instance"
+                )
         objects = [j for j, dtype in enumerate(dtypes) if isinstance(dtype, np.dtype) and dtype.kind == "O"]
         held = {j: kind for j in objects if j not in known and (kind := _kind(cells_of(X, j))) is not None}
         if is_frame(X):
@@ -310,6 +316,18 @@ def _held(column: Array, dtype: Any) -> Array:  # noqa: ANN401 -- a type of nump
     # The largest 64-bit integer is no float: the next float below it is.
     high = float(whole.max) if float(whole.max) == whole.max else float(np.nextafter(float(whole.max), 0.0))
     return np.rint(column.clip(float(whole.min), high))
+
+
+def _fits(value: Any, dtype: Any) -> bool:  # noqa: ANN401 -- a cell, and a type of numpy or pandas
+    """Whether a column of some type can have a value."""
+    if hasattr(dtype, "categories"):
+        return value in list(dtype.categories)
+    kind = getattr(dtype, "kind", "O")
+    if kind not in "biuf":
+        return True
+    if not isinstance(value, (numbers.Real, np.bool_)):
+        return False
+    return kind == "f" or float(_held(np.array([float(value)]), dtype)[0]) == float(value)
 
 
 def _numbers(column: Objects) -> Array | None:

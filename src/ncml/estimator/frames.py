@@ -46,14 +46,13 @@ def schema_of(X: Any, name: str = "X") -> Any:  # noqa: ANN401 -- any table
         name: The argument that it is.
 
     Raises:
-        ArgumentTypeError: It is a lazy one.
+        ArgumentTypeError: It is a lazy one, or a series.
     """
-    if type(X).__module__.partition(".")[0] != "polars":
+    if all(kind.__module__.partition(".")[0] != "polars" for kind in type(X).__mro__):
         return None
-    if type(X).__name__ != "DataFrame":
-        raise ArgumentTypeError(
-            f"{name}: got a {type(X).__name__} of polars; expected a DataFrame, as .collect() makes"
-        )
+    if not hasattr(X, "get_column"):
+        made = ", as .collect() makes" if hasattr(X, "collect") else ""
+        raise ArgumentTypeError(f"{name}: got a {type(X).__name__} of polars; expected a DataFrame{made}")
     return X.schema
 
 
