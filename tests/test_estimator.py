@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ncml import VPSDE, SampleableDensity
 from ncml.densities import MADE, MarginalMADE
-from ncml.errors import ArgumentError, ArgumentTypeError
+from ncml.errors import ArgumentError, ArgumentTypeError, MissingExtraError
 from ncml.estimator import Columns, NCMLDensityEstimator, NCMLImputer, NCMLOutlierDetector
 from ncml.estimator.defaults import default_density, dropout_for
 from ncml.objective import AtZero
@@ -55,6 +56,12 @@ def test_contract_of_scikit_learn(estimator, check):
 def test_devices_that_are_not_there_are_named(device):
     with pytest.raises(ArgumentError, match=f"device: got '{device}', which torch cannot use"):
         NCMLDensityEstimator(Tiny(), max_steps=1, device=device).fit(np.random.default_rng(0).normal(size=(20, 2)))
+
+
+def test_a_bar_without_tqdm_is_refused_in_words_of_the_estimator_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(MissingExtraError, match=r"tqdm is not installed; pip install tqdm, or .*verbose=0"):
+        NCMLDensityEstimator(Tiny(), max_steps=1, verbose=1).fit(np.random.default_rng(0).normal(size=(20, 2)))
 
 
 class Normal(SampleableDensity):

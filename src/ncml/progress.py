@@ -69,6 +69,6 @@ def _tqdm() -> Any:  # noqa: ANN401 -- a class
         from tqdm.auto import tqdm
     except ImportError as error:
         raise MissingExtraError(
-            "progress=True: tqdm is not installed; pip install 'ncml[demo]', or progress=False"
+            "progress: tqdm is not installed; pip install tqdm, or ask for no bar (progress=False, or verbose=0)"
         ) from error
     return tqdm
