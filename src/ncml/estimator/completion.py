@@ -197,6 +197,8 @@ def _moved(
     n, k = y.shape
     how: dict[str, Any] = {"device": y.device, "dtype": y.dtype, "generator": generator}
     free = gaps & ~torch.from_numpy(_coded(columns)).to(y.device)
+    if not bool(free.any()):
+        return y
     u = torch.rand(n, k, **how).masked_fill(~free, 1.0)
     free &= (u < 0.5) | (u == u.amin(1, keepdim=True))
     size = FINEST ** torch.rand(n, 1, 1, **how)
