@@ -78,8 +78,8 @@ In standard deviations of the columns, mean over the seeds; the smallest in bold
 
 ## Seconds of a core
 
-To train and to fill 300 rows, {record["draws"]} times where draws are made. (Satellite, breast cancer and "linear or
-not" ran on another machine than the rest.)
+To train and to fill 300 rows, {record["draws"]} times where draws are made. (The others' on annthyroid to vowels are of
+another machine than the rest.)
 
 {scores(tables, methods, "seconds", 1, bold=False)}
 """
