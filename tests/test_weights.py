@@ -102,16 +102,8 @@ def test_objectives_with_the_same_generator_see_the_same_rows():
     [
         (torch.ones(59), ArgumentError, r"row_weights: got shape \(59,\); expected \(60,\), one for each row"),
         (torch.ones(60, 1), ArgumentError, r"row_weights: got shape \(60, 1\)"),
-        (
-            torch.linspace(-1.0, 5.0, 60),
-            ArgumentError,
-            r"row_weights: got -1.0 for row 0; expected finite numbers >= 0",
-        ),
-        (
-            torch.zeros(60),
-            ArgumentError,
-            "row_weights: got 0 above zero, as shares of the largest",
-        ),
+        (torch.linspace(-1.0, 5.0, 60), ArgumentError, "row_weights: got -1.0 for row 0; expected finite numbers >="),
+        (torch.zeros(60), ArgumentError, "row_weights: got 0 above zero, as shares .*; expected 1 at least"),
         (torch.full((60,), torch.nan), ArgumentError, "row_weights: got nan for row 0"),
         (torch.full((60,), torch.inf), ArgumentError, "row_weights: got inf for row 0"),
         (torch.ones(60, dtype=torch.cfloat), ArgumentTypeError, "row_weights: got complex numbers; expected real ones"),
@@ -197,7 +189,7 @@ def test_the_score_is_a_weighted_mean():
     assert estimator.score(rows, sample_weight=WEIGHTS) == -np.inf
     weights = np.r_[0.0, WEIGHTS[1:]]
     assert estimator.score(rows, sample_weight=weights) == pytest.approx(np.average(log_p[1:], weights=WEIGHTS[1:]))
-    with pytest.raises(ArgumentError, match="sample_weight: got 0 above zero, as shares of the largest"):
+    with pytest.raises(ArgumentError, match=r"sample_weight: got 0 above zero, .* expected 1 at least"):
         estimator.score(rows, sample_weight=np.zeros(60))
 
 
@@ -244,11 +236,7 @@ def test_weights_pass_through_pipelines_and_searches():
         (np.r_[np.nan, WEIGHTS[1:]], ArgumentError, "sample_weight: got nan for row 0"),
         (np.r_[np.inf, WEIGHTS[1:]], ArgumentError, "sample_weight: got inf for row 0"),
         (np.zeros(60), ArgumentError, "sample_weight: got 0 above zero, .* expected 2 at least"),
-        (
-            np.eye(60)[3],
-            ArgumentError,
-            "sample_weight: got 1 above zero, as shares of the largest; expected 2",
-        ),
+        (np.eye(60)[3], ArgumentError, "sample_weight: got 1 above zero, .* expected 2 at least"),
         (1j * WEIGHTS, ArgumentTypeError, "sample_weight: got complex numbers; expected real ones"),
         (["a"] * 60, ArgumentTypeError, r"sample_weight: could not convert string to float: .*'a'.*; expected numbers"),
     ],

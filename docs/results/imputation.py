@@ -78,8 +78,8 @@ In standard deviations of the columns, mean over the seeds; the smallest in bold
 
 ## Seconds of a core
 
-To train and to fill 300 rows, {record["draws"]} times where draws are made. (The others' on annthyroid to vowels are of
-another machine than the rest.)
+To train and to fill 300 rows, {record["draws"]} times where draws are made. (On annthyroid to vowels scikit-learn's
+imputers and the hot deck ran on another machine than the rest.)
 
 {scores(tables, methods, "seconds", 1, bold=False)}
 """

@@ -95,8 +95,8 @@ def completed(
         for part in parts:
             gaps, part = part.isnan(), part.nan_to_num()
             for step in range(1 + rounds):
-                u = torch.rand(gaps.shape, device=part.device, generator=generator).masked_fill(~gaps, 1.0)
-                some = gaps & ((u < 0.5) | (u == u.amin(1, keepdim=True))) if step else gaps
+                u = torch.rand(gaps.shape, device=part.device, generator=generator)
+                some = _part(gaps, u) if step else gaps
                 part = _redrawn(density, columns, part, some, context, generator, first=step == 0)
                 for _ in range(MOVES):
                     part = _moved(density, columns, part, gaps, context, generator)
@@ -151,6 +151,12 @@ def _coded(columns: Columns) -> NDArray[np.bool_]:
     return np.isin(columns.kept, list(columns.coded))
 
 
+def _part(marked: Tensor, u: Tensor) -> Tensor:
+    """Of the marked values in each row a random half, one at least, by uniform numbers u."""
+    u = u.masked_fill(~marked, 1.0)
+    return marked & ((u < 0.5) | (u == u.amin(1, keepdim=True)))
+
+
 @torch.no_grad()
 def _redrawn(
     density: CellDensity,
@@ -199,8 +205,7 @@ def _moved(
     free = gaps & ~torch.from_numpy(_coded(columns)).to(y.device)
     if not bool(free.any()):
         return y
-    u = torch.rand(n, k, **how).masked_fill(~free, 1.0)
-    free &= (u < 0.5) | (u == u.amin(1, keepdim=True))
+    free = _part(free, torch.rand(n, k, **how))
     size = FINEST ** torch.rand(n, 1, 1, **how)
     width = torch.from_numpy(np.where(np.isfinite(columns.origin), columns.width / columns.scale, 0.0)).to(y)
 
